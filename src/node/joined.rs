@@ -83,6 +83,9 @@ impl JoinedNode {
         let mut dirty = std::mem::take(&mut self.dirty);
         settle::settle(&mut dirty, self);
         self.dirty = dirty;
+        for turn in self.replica.take_link_turns() {
+            self.disk.audit.note(&turn);
+        }
         self.connections
             .poll_accepted(&self.replica, Instant::now());
     }

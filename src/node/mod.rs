@@ -198,6 +198,8 @@ async fn run(config: Config) -> Result<(), ApiError> {
         }
         _ => error.into(),
     })?;
+    let dir = dir.with_audit();
+    let audit = dir.audit().clone();
     let listener = unix_server::bind(&config.socket).await;
     let listener = listener.map_err(|error| match error.code() {
         ErrorCode::Permission if !has_rights => without_rights(&error.to_string()),
@@ -213,8 +215,11 @@ async fn run(config: Config) -> Result<(), ApiError> {
     let (commands, receiver) = mpsc::channel(64);
     let path = config.socket.clone();
     tasks.spawn("local API", {
-        let commands = commands.clone();
-        async move { api::serve(listener, &path, commands).await }
+        let api = api::LocalApi {
+            commands: commands.clone(),
+            audit: audit.clone(),
+        };
+        async move { api::serve(listener, &path, api).await }
     });
     if let Some(listen) = config.metrics.listen {
         // This task may end, since meshd runs without metrics if their port is taken.
@@ -234,6 +239,7 @@ async fn run(config: Config) -> Result<(), ApiError> {
     let _ = std::fs::remove_file(&config.socket);
     Box::pin(agent.stop()).await;
     tasks.stop().await;
+    audit.stop().await;
     ended
 }
 

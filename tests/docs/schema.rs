@@ -10,7 +10,7 @@ use crate::reference::{cell, check, head};
 use crate::{read, repository, walk};
 
 /// The commands, the types that they print, and the files of the schemas.
-const DOCUMENTS: [(&str, &str, &str); 9] = [
+const DOCUMENTS: [(&str, &str, &str); 10] = [
     ("meshctl status --json", "Status", "status"),
     ("meshctl status --system --json", "SystemList", "system"),
     ("meshctl why web-1 --json", "Why", "why"),
@@ -20,9 +20,14 @@ const DOCUMENTS: [(&str, &str, &str); 9] = [
     ("meshctl token list --json", "TokenList", "tokens"),
     ("meshctl token create --json", "Created", "token"),
     ("meshctl doctor --json", "Report", "doctor"),
+    (
+        "meshctl audit --verify --json",
+        "VerifiedAudit",
+        "audit-verify",
+    ),
 ];
 /// The files of the types.
-const SOURCES: [&str; 7] = [
+const SOURCES: [&str; 8] = [
     "src/protocol/local.rs",
     "src/protocol/local/paths.rs",
     "src/protocol/admin.rs",
@@ -30,6 +35,7 @@ const SOURCES: [&str; 7] = [
     "src/cli/token/create.rs",
     "src/cli/doctor/mod.rs",
     "src/cli/doctor/explain.rs",
+    "src/cli/audit/findings.rs",
 ];
 /// Types that are a JSON string.
 const STRINGS: [&str; 14] = [

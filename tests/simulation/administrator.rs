@@ -111,6 +111,7 @@ pub(crate) fn addresses(mesh: &PublicKey) -> MeshAddresses {
     MeshAddresses {
         prefix_v4: "10.210.0.0/16".parse().expect("it is a prefix"),
         prefix_v6: unique_local_prefix(mesh),
+        audit: meshd::os::audit::Audit::none(),
         node_block_v4: 24,
         node_block_v6: 64,
     }
@@ -207,7 +208,7 @@ impl World {
                 mesh_key: Some(self.administrator.mesh.public()),
                 records: vec![envelope.clone()],
             };
-            match hub.submit(submit, now) {
+            match hub.submit(submit, meshd::os::audit::Who::Daemon, now) {
                 Ok(_) => {
                     self.truth.note_signed(envelope);
                     self.truth

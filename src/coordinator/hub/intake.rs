@@ -4,7 +4,7 @@
 use super::claims::{self, Arrival};
 use super::effects::effect_of;
 use super::errors::{fault, no_mesh};
-use super::members::NamesBefore;
+use super::members::{Administered, Caused, NamesBefore, Submitted};
 use super::published::{PublishRefused, Published};
 use super::writer::{Turn, note_failure};
 use crate::coordinator::store::{StoreError, Write};
@@ -91,10 +91,15 @@ impl Turn<'_> {
                 }
             };
             let taken = taken.map_err(|error| self.fail(error))?;
-            for change in taken.changes {
-                change.log();
+            let audit = &self.view.setup.audit;
+            for record in &taken.administered {
+                audit.note(&Submitted(record, &self.by));
+            }
+            for change in &taken.changes {
+                audit.note(&Caused(change, &self.by));
             }
             published.accepted += taken.accepted;
+            published.has_events |= !(taken.administered.is_empty() && taken.changes.is_empty());
             published.refused.extend(taken.refused);
         }
         Ok(published)
@@ -141,6 +146,13 @@ impl Turn<'_> {
                 Origin::Stream(_) | Origin::Administrator => None,
             };
             published.changes = names.changes(ledger, &writes, absent);
+            if origin == Origin::Administrator {
+                let records = writes.iter().zip(&replaced);
+                let records = records.filter_map(|(write, replaced)| {
+                    Administered::of(ledger, &write.key, replaced.is_first())
+                });
+                published.administered = records.collect();
+            }
         }
         let first = last.saturating_sub(writes.len() as u64) + 1;
         for (revision, write) in (first..).zip(writes) {

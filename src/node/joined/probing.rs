@@ -6,7 +6,7 @@ use super::{JoinedNode, calling, relaying, streaming, stun};
 use crate::model::NodeAddress;
 use crate::node::contact::Contact;
 use crate::node::paths::{PathAction, SteerAction};
-use crate::node::transitions::peers::PeerChange;
+use crate::node::transitions::peers::{PathChange, PeerChange};
 use crate::os::clock;
 use crate::path::peer::Action as Steer;
 use crate::path::watch::Reach;
@@ -131,7 +131,7 @@ fn log_turns(node: &mut JoinedNode, now: Instant) {
             endpoint: status.and_then(|status| status.endpoint),
             why: &contact.reason(),
         };
-        change.log();
+        node.disk.audit.note(&change);
     }
 }
 
@@ -196,8 +196,9 @@ fn steer(node: &JoinedNode, member: &Member, action: Steer) {
         Steer::Open => steering.open(key),
         Steer::Probe(path) => tunnel.probing().probe_path(key, own, address, Some(&path)),
         Steer::Use(path, gap) => {
-            tracing::debug!(peer = %member.name, %path, "packets to a peer take another path");
-            steering.use_path(key, &path, gap);
+            let (peer, path) = (&member.name, &path);
+            node.disk.audit.note(&PathChange { peer, path });
+            steering.use_path(key, path, gap);
         }
         Steer::Watch(patience, heard, sent) => {
             steering.set_patience(key, patience);

@@ -44,7 +44,7 @@ impl Stages for JoinedNode {
         let before = std::mem::replace(&mut self.netmap, self.replica.ledger().netmap());
         let id = self.id();
         for change in members::changes(&before, &self.netmap, &id, self.replica.ledger()) {
-            change.log();
+            self.disk.audit.note(&change);
         }
         let others: Vec<&Member> = self
             .netmap

@@ -85,6 +85,7 @@ use self::uplink::{AGAIN_AFTER_REFUSAL, Uplink};
 use crate::model::PublicKey;
 use crate::model::address::Block;
 use crate::model::time::{Now, next_version};
+use crate::node::transitions::coordinator::LinkChange;
 use crate::protocol::control::RefusedReason;
 use crate::protocol::local::Problem;
 use crate::protocol::url::CoordinatorUrl;
@@ -406,6 +407,11 @@ impl Replica {
     /// The next action for the shell.
     pub fn poll_effect(&mut self) -> Option<Effect> {
         self.uplink.poll().or_else(|| self.effects.pop_front())
+    }
+
+    /// The transitions of the control stream since the last call.
+    pub(in crate::node) fn take_link_turns(&mut self) -> Vec<LinkChange> {
+        self.uplink.link.take_turns()
     }
 
     /// What changed since the last call.

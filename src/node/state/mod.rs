@@ -31,6 +31,7 @@ use crate::containers::ContainerId;
 use crate::model::address::Block;
 use crate::model::time::UnixSeconds;
 use crate::model::{KeyProof, Label, PublicKey, SigningKey, WireGuardKey};
+use crate::os::audit::Audit;
 use crate::os::file;
 use crate::os::file::FileError;
 use crate::os::random;
@@ -44,9 +45,9 @@ const NEWCOMERS: &str = "newcomers.json";
 /// The maximum size of a state file in bytes. It does not apply to the file of records.
 const MAX_FILE: u64 = 4 * 1024 * 1024;
 
-/// The state directory.
+/// The state directory, and the log of events that lies in it.
 #[derive(Debug, Clone)]
-pub struct StateDir(PathBuf);
+pub struct StateDir(PathBuf, Audit);
 
 /// State that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -279,7 +280,20 @@ impl StateDir {
     /// The directory cannot be created, belongs to another user, or can be read by other users.
     pub fn open(path: &Path) -> Result<Self, StateError> {
         file::private_dir(path)?;
-        Ok(Self(path.to_owned()))
+        Ok(Self(path.to_owned(), Audit::none()))
+    }
+
+    /// The same directory, with the log of events in it, which is continued.
+    #[must_use]
+    pub fn with_audit(self) -> Self {
+        let audit = Audit::open(&self.0);
+        Self(self.0, audit)
+    }
+
+    /// The log of events. It records nothing unless [`StateDir::with_audit`] was called.
+    #[must_use]
+    pub fn audit(&self) -> &Audit {
+        &self.1
     }
 
     /// The path of the file `name` in the directory.

@@ -41,11 +41,7 @@ impl Event {
 
     /// An event with the result of an action.
     #[must_use]
-    pub fn of_result<T, E: std::fmt::Display>(
-        who: Who,
-        what: What,
-        result: &Result<T, E>,
-    ) -> Self {
+    pub fn of_result<T, E: std::fmt::Display>(who: Who, what: What, result: &Result<T, E>) -> Self {
         let result = match result {
             Ok(_) => Outcome::Done,
             Err(error) => Outcome::Failed(Text::from(error.to_string().as_str())),
@@ -104,6 +100,8 @@ pub enum Who {
         #[serde(skip_serializing_if = "Option::is_none")]
         token: Option<PublicKey>,
     },
+    /// The administrator, whose mesh key signed what caused the event.
+    Administrator,
     /// A member of the mesh.
     Member { name: Label, id: PublicKey },
 }
@@ -142,6 +140,23 @@ pub enum LocalCall {
     UndrainService,
 }
 
+impl LocalCall {
+    /// The call as the log has it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Join => "join",
+            Self::Leave => "leave",
+            Self::Rename => "rename",
+            Self::RotateKey => "rotate_key",
+            Self::AddService => "add_service",
+            Self::RemoveService => "remove_service",
+            Self::DrainService => "drain_service",
+            Self::UndrainService => "undrain_service",
+        }
+    }
+}
+
 /// What happened, and to what.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "what", content = "object", rename_all = "snake_case")]
@@ -156,16 +171,29 @@ pub enum What {
     /// The daemon was stopped in order.
     Stopped {},
     /// So many events are not in the log, because it could not be written.
-    EventsLost { count: u64, reason: Text },
+    EventsLost {
+        count: u64,
+        reason: Text,
+    },
     /// So many events of one kind are not in the log, because too many objects had such events.
-    LeftOut { kind: &'static str, count: u64 },
+    LeftOut {
+        kind: &'static str,
+        count: u64,
+    },
     /// The oldest file was removed, with all lines up to this number. The digest is that of its last line.
-    LogTrimmed { through: u64, digest: LineDigest },
+    LogTrimmed {
+        through: u64,
+        digest: LineDigest,
+    },
 
     /// The coordinator received the mesh record for the first time.
-    MeshMade { mesh_key: PublicKey },
+    MeshMade {
+        mesh_key: PublicKey,
+    },
     /// The coordinator received a newer mesh record.
-    MeshChanged { version: u64 },
+    MeshChanged {
+        version: u64,
+    },
     TokenMade {
         token: PublicKey,
         uses: u32,
@@ -173,7 +201,9 @@ pub enum What {
         ephemeral: bool,
         expires_at: UnixSeconds,
     },
-    TokenRevoked { token: PublicKey },
+    TokenRevoked {
+        token: PublicKey,
+    },
     JoinRefused {
         #[serde(skip_serializing_if = "Option::is_none")]
         node: Option<Label>,
@@ -189,28 +219,46 @@ pub enum What {
         id: PublicKey,
         reason: &'static str,
     },
-    NodeLeft { node: Label, id: PublicKey },
+    NodeLeft {
+        node: Label,
+        id: PublicKey,
+    },
     NodeRenamed {
         node: Label,
         id: PublicKey,
         before: Label,
     },
     /// The node has had no control stream to this coordinator for a minute.
-    NodeAway { node: Label, id: PublicKey },
+    NodeAway {
+        node: Label,
+        id: PublicKey,
+    },
     /// A node that was away has a control stream again.
-    NodeBack { node: Label, id: PublicKey },
+    NodeBack {
+        node: Label,
+        id: PublicKey,
+        away_seconds: u64,
+    },
     /// `mesh-coordinator restore` put this backup in the place of the store.
-    Restored { backup: Text },
+    Restored {
+        backup: Text,
+    },
     /// The store lacks records that it had, so it is filled again from the nodes.
-    StoreWentBack { reason: Text },
+    StoreWentBack {
+        reason: Text,
+    },
     /// A policy is in force from now on. `digest` is the SHA-256 of its text, in hexadecimal digits.
-    PolicyApplied { version: u64, digest: String },
+    PolicyApplied {
+        version: u64,
+        digest: String,
+    },
 
     /// A process called the local API to change something. The node's own transitions follow as events of their own.
     LocalCall {
         call: LocalCall,
+        /// The name of what is to be changed.
         #[serde(skip_serializing_if = "Option::is_none")]
-        of: Option<Text>,
+        name: Option<Text>,
     },
     /// This node joined a mesh.
     Joined {
@@ -219,7 +267,10 @@ pub enum What {
         address: Ipv4Addr,
     },
     /// This node left its mesh.
-    Left { node: Label, id: PublicKey },
+    Left {
+        node: Label,
+        id: PublicKey,
+    },
     NodeJoined {
         node: Label,
         id: PublicKey,
@@ -250,21 +301,55 @@ pub enum What {
         #[serde(skip_serializing_if = "Option::is_none")]
         endpoint: Option<SocketAddr>,
     },
-    PeerNotReached { peer: Label, reason: Text },
-    PeerLost { peer: Label, reason: Text },
-    PeerBack { peer: Label, away_seconds: u64 },
+    PeerNotReached {
+        peer: Label,
+        reason: Text,
+    },
+    PeerLost {
+        peer: Label,
+        reason: Text,
+    },
+    PeerBack {
+        peer: Label,
+        away_seconds: u64,
+    },
     /// Packets to a peer take another path.
-    PathChanged { peer: Label, path: Text },
-    ContainerRefused { container: Text, reason: Text },
-    EngineConnected { version: Text },
-    EngineLost { reason: Text },
-    CoordinatorConnected { url: Text },
-    CoordinatorAway { url: Text, reason: Text },
-    CoordinatorBack { url: Text, away_seconds: u64 },
+    PathChanged {
+        peer: Label,
+        path: Text,
+    },
+    ContainerRefused {
+        container: Text,
+        reason: Text,
+    },
+    EngineConnected {
+        version: Text,
+    },
+    EngineLost {
+        reason: Text,
+    },
+    CoordinatorConnected {
+        url: Text,
+    },
+    CoordinatorAway {
+        url: Text,
+        reason: Text,
+    },
+    CoordinatorBack {
+        url: Text,
+        away_seconds: u64,
+    },
     /// A policy is in force on this node from now on.
-    PolicyInForce { version: u64, digest: String },
+    PolicyInForce {
+        version: u64,
+        digest: String,
+    },
     /// The first packet was denied from one class of addresses to another one since the policy is in force.
-    PairDenied { from: Text, to: Text, port: Text },
+    PairDenied {
+        from: Text,
+        to: Text,
+        port: Text,
+    },
 }
 
 /// Whether the file with the last number was found at the start.

@@ -218,8 +218,8 @@ pub fn read_head(directory: &Path) -> HeadText {
     let mut text = String::new();
     // The file has one length, and no other one is read.
     let most = head_text(Chain::EMPTY).len() as u64 + 1;
-    let read = File::open(directory.join(HEAD))
-        .and_then(|file| file.take(most).read_to_string(&mut text));
+    let read =
+        File::open(directory.join(HEAD)).and_then(|file| file.take(most).read_to_string(&mut text));
     match read {
         Ok(_) => parse_head(&text).map_or(HeadText::Unreadable, HeadText::Read),
         Err(error) if error.kind() == io::ErrorKind::NotFound => HeadText::Missing,

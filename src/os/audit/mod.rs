@@ -25,4 +25,4 @@ pub mod recording;
 pub mod verify;
 
 pub use event::{Event, LocalCall, Outcome, Text, Transition, What, Who};
-pub use recording::Audit;
+pub use recording::{Audit, append};

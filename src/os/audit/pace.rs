@@ -83,9 +83,7 @@ impl Class {
     fn make_room(&mut self, now: Instant) -> bool {
         if self.objects.len() >= MAX_OBJECTS {
             self.objects.retain(|_, object| {
-                object
-                    .bucket
-                    .fill(OBJECT_BURST, OBJECT_INTERVAL, now);
+                object.bucket.fill(OBJECT_BURST, OBJECT_INTERVAL, now);
                 object.held.is_some() || object.bucket.left < OBJECT_BURST
             });
         }
@@ -260,7 +258,11 @@ mod tests {
             }
             written.extend(pace.poll(now, SystemTime::UNIX_EPOCH));
         }
-        assert!(written.len() <= CLASS_BURST as usize + 100, "{}", written.len());
+        assert!(
+            written.len() <= CLASS_BURST as usize + 100,
+            "{}",
+            written.len()
+        );
         written.extend(pace.drain(SystemTime::UNIX_EPOCH));
         let told: u64 = written
             .iter()

@@ -24,8 +24,11 @@ impl OpenFiles {
             attempt += 1;
             let before = earlier(directory)?;
             match Self::open_all(directory, &before) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound && attempt < MAX_ATTEMPTS => {}
-                opened if attempt >= MAX_ATTEMPTS || earlier(directory)? == before => return opened,
+                Err(error) if error.kind() == io::ErrorKind::NotFound && attempt < MAX_ATTEMPTS => {
+                }
+                opened if attempt >= MAX_ATTEMPTS || earlier(directory)? == before => {
+                    return opened;
+                }
                 _ => {}
             }
         }
@@ -80,7 +83,9 @@ fn read_line(file: &mut BufReader<File>) -> io::Result<Read> {
             });
         }
         let end = buffer.iter().position(|byte| *byte == b'\n');
-        let part = buffer.get(..end.unwrap_or(buffer.len())).unwrap_or_default();
+        let part = buffer
+            .get(..end.unwrap_or(buffer.len()))
+            .unwrap_or_default();
         let room = (MAX_LINE + 1).saturating_sub(line.len());
         line.extend(part.iter().take(room));
         let consumed = part.len() + usize::from(end.is_some());

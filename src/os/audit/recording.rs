@@ -304,7 +304,7 @@ impl Thread {
         let before = queue.fault.take();
         if let Err(error) = &result {
             queue.lost = queue.lost.saturating_add(count);
-            queue.fault = Some(error.to_string());
+            queue.fault = Some(crate::os::usage::without_numbers(&error.to_string()));
         }
         let lost = queue.lost;
         drop(queue);
@@ -318,6 +318,18 @@ impl Thread {
             _ => {}
         }
     }
+}
+
+/// Appends one event to the log in a directory that no daemon uses.
+///
+/// # Errors
+/// The system returned an error.
+pub fn append(directory: &Path, event: Event) -> io::Result<()> {
+    let Opened {
+        files, chain, size, ..
+    } = Files::open(directory)?;
+    let now = clock::wall();
+    Recorder::new(files, chain, size).write(&[Entry { at: now, event }], now)
 }
 
 /// Opens the log, and writes the line of the start.

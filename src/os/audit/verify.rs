@@ -7,8 +7,6 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
-
 use super::digest::LineDigest;
 use super::line::{Chain, Line};
 
@@ -16,7 +14,7 @@ use super::line::{Chain, Line};
 pub const MAX_FINDINGS: usize = 10_000;
 
 /// Where a line stands.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
     pub file: String,
     /// The number of the line in its file, from 1.
@@ -24,8 +22,7 @@ pub struct Place {
 }
 
 /// What is wrong with a line.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Finding {
     /// The content of the line is not what was written.
     Edited { n: u64, place: Place },
@@ -186,14 +183,18 @@ impl Verifier {
         let n = self.number_of(&line, &place);
         let after = self.window[1].as_ref().map(|seen| seen.n);
         let found = self.settle_unreadable(after, n);
-        if !self.numbers.handle(n, after, found, &self.window[1], &place) {
+        if !self
+            .numbers
+            .handle(n, after, found, &self.window[1], &place)
+        {
             let extra = Finding::Extra {
                 n,
                 place: place.clone(),
             };
             return self.findings.push((n, extra));
         }
-        self.links.handle(n, digest, line.prev, place.clone(), self.head);
+        self.links
+            .handle(n, digest, line.prev, place.clone(), self.head);
         self.push(Seen {
             n,
             place,

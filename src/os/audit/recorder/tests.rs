@@ -38,7 +38,10 @@ impl Sink for Memory {
     }
 
     fn excess(&mut self) -> io::Result<Option<Chain>> {
-        let oldest = self.files.first().filter(|_| self.files.len() > self.max_files);
+        let oldest = self
+            .files
+            .first()
+            .filter(|_| self.files.len() > self.max_files);
         Ok(oldest.map(|file| {
             let line = file.trim_ascii_end().split(|b| *b == b'\n').next_back();
             let line = line.expect("a line");
@@ -111,7 +114,7 @@ fn the_chain_goes_on_over_files_and_the_removal_of_the_oldest_one_is_in_it() {
 #[test]
 fn a_full_disk_costs_the_events_of_that_time_and_the_log_says_how_many() {
     let mut recorder = recorder(3);
-    let mut write = |recorder: &mut Recorder<Memory>, n, is_full| {
+    let write = |recorder: &mut Recorder<Memory>, n, is_full| {
         recorder.sink.is_full = is_full;
         let entries = [entry(n), entry(n + 1)];
         let written = recorder.write(&entries, SystemTime::UNIX_EPOCH);

@@ -85,7 +85,11 @@ fn each_line_whose_content_is_edited_is_named() {
     for n in 1..=20 {
         let place = at(n);
         let mut other_content = lines.clone();
-        replace(&mut other_content[index(n)], r#""result":"ok""#, r#""result":"no""#);
+        replace(
+            &mut other_content[index(n)],
+            r#""result":"ok""#,
+            r#""result":"no""#,
+        );
         let mut other_number = lines.clone();
         let number = format!(r#""n":{n},"#);
         replace(&mut other_number[index(n)], &number, r#""n":77,"#);
@@ -175,7 +179,10 @@ fn a_block_of_lines_that_is_moved_is_named_by_its_first_line() {
     let mut changed = lines;
     let block: Vec<Vec<u8>> = changed.drain(4..7).collect();
     changed.splice(10..10, block);
-    let moved = Finding::Moved { n: 5, place: at(11) };
+    let moved = Finding::Moved {
+        n: 5,
+        place: at(11),
+    };
     assert_eq!(verify(&changed, Some(head)), [moved]);
 }
 
@@ -252,7 +259,10 @@ fn apply(lines: &mut Vec<Vec<u8>>, change: &Change) {
     }
     match change {
         Change::Delete(at) => drop(lines.remove(at.index(lines.len()))),
-        Change::Swap(a, b) => lines.swap(a.index(lines.len()), b.index(lines.len())),
+        Change::Swap(a, b) => {
+            let count = lines.len();
+            lines.swap(a.index(count), b.index(count));
+        }
         Change::Flip(at, byte, bits) => {
             let at = at.index(lines.len());
             let line = &mut lines[at];
