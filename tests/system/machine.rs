@@ -244,7 +244,11 @@ fn a_full_disk_on_a_node_is_reported_and_loses_nothing() {
             .all(|p| !p.why.contains("No space left"))
     });
     assert_lost_events_are_counted(&mesh.on(0, &["audit", "--json", "--file", "/run/state"]));
-    assert_eq!(mesh.on(0, &["audit", "--verify", "--file", "/run/state"]).code, 0);
+    assert_eq!(
+        mesh.on(0, &["audit", "--verify", "--file", "/run/state"])
+            .code,
+        0
+    );
     mesh.coordinator.take().expect("it runs").kill();
     mesh.kill_node(0);
     mesh.start_node(0);

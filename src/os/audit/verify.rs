@@ -204,12 +204,15 @@ impl Verifier {
 
     /// The number of a line. A line that continues the one before it, and has another number than the next one, has a wrong number.
     fn number_of(&mut self, line: &Line, place: &Place) -> u64 {
-        let Some(before) = &self.window[1] else {
-            return line.n;
+        let (expected, continues) = match &self.window[1] {
+            // Only the first line of a log has no line before it.
+            None => (1, line.prev == LineDigest::ZERO),
+            Some(before) => {
+                let open = self.links.open.get(&before.n);
+                let continues = open.is_some_and(|open| open.digest == line.prev);
+                (before.n.saturating_add(1), continues)
+            }
         };
-        let expected = before.n.saturating_add(1);
-        let open = self.links.open.get(&before.n);
-        let continues = open.is_some_and(|open| open.digest == line.prev);
         if line.n == expected || !continues || !self.numbers.is_free(expected) {
             return line.n;
         }
