@@ -7,8 +7,8 @@
 //! | `audit.head` | the number and the digest of the last line |
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::io::{self, Read as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use super::digest::LineDigest;
@@ -81,36 +81,61 @@ impl Files {
         })
     }
 
-    fn current(&mut self) -> io::Result<&mut File> {
+    /// Opens the current file, if that is not done or if somebody put another file in its place. Returns whether its last line was
+    /// cut off by somebody.
+    fn take_up(&mut self) -> io::Result<bool> {
+        let path = self.directory.join(CURRENT);
+        if let Some(file) = &self.current
+            && !is_at(file, &path)?
+        {
+            // The lines that follow are found in the new file, and what is missing before them is found as well.
+            self.current = None;
+            self.is_longer = false;
+        }
         if self.current.is_none() {
-            let path = self.directory.join(CURRENT);
             let file = private().read(true).open(&path)?;
             sync_parent(&path).map_err(io::Error::other)?;
             self.current = Some(file);
         }
-        self.current
-            .as_mut()
-            .ok_or_else(|| io::ErrorKind::NotFound.into())
+        let Some(file) = &self.current else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
+        if self.is_longer {
+            file.set_len(self.size)?;
+            self.is_longer = false;
+            return Ok(false);
+        }
+        let length = file.metadata()?.len();
+        if length == self.size || length == 0 {
+            self.size = length;
+            return Ok(false);
+        }
+        self.size = length;
+        let mut last = [0];
+        file.read_exact_at(&mut last, length - 1)?;
+        Ok(last != *b"\n")
     }
 }
 
 impl Sink for Files {
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let (size, is_longer) = (self.size, self.is_longer);
-        let file = self.current()?;
-        if is_longer {
-            file.set_len(size)?;
-        }
+        let bytes = if self.take_up()? {
+            &[b"\n", bytes].concat()
+        } else {
+            bytes
+        };
+        let size = self.size;
+        let Some(file) = &mut self.current else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
         let written = file
-            .seek(SeekFrom::Start(size))
-            .and_then(|_| file.write_all(bytes))
+            .write_all_at(bytes, size)
             .and_then(|()| file.sync_data());
         if let Err(error) = written {
             // A part of the lines may be in the file. If it cannot be removed now, that is done before the next write.
             self.is_longer = file.set_len(size).is_err();
             return Err(error);
         }
-        self.is_longer = false;
         self.size = size.saturating_add(bytes.len() as u64);
         Ok(())
     }
@@ -163,6 +188,16 @@ impl Sink for Files {
         };
         std::fs::remove_file(oldest)?;
         sync_parent(oldest).map_err(io::Error::other)
+    }
+}
+
+/// Whether the file at `path` is this open one.
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let own = file.metadata()?;
+    match std::fs::metadata(path) {
+        Ok(found) => Ok((found.dev(), found.ino()) == (own.dev(), own.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

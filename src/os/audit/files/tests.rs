@@ -8,6 +8,7 @@ use crate::os::audit::event::{Event, Text, What, Who};
 use crate::os::audit::pace::Entry;
 use crate::os::audit::reading::verify;
 use crate::os::audit::recorder::Recorder;
+use crate::os::audit::verify::{Finding, Place};
 
 fn entry(n: u64) -> Entry {
     let what = What::StoreWentBack {
@@ -93,7 +94,7 @@ fn lines_that_were_deleted_at_the_end_are_missing_also_after_the_next_start() {
     assert_eq!(found.len(), 1, "{found:?}");
     let is_named = matches!(
         found.first(),
-        Some(crate::os::audit::verify::Finding::Deleted {
+        Some(Finding::Deleted {
             first: 4,
             last: 5,
             ..
@@ -115,9 +116,78 @@ fn a_last_line_that_was_changed_is_named_also_after_the_next_start() {
     std::fs::write(&current, format!("{rest}\n{changed}\n")).expect("writable");
     assert_eq!(write(path, 2).head, HeadFound::Differs);
     let found = verify(path).expect("readable").verified.findings;
-    let is_named = matches!(
-        found.as_slice(),
-        [crate::os::audit::verify::Finding::Edited { n: 5, .. }]
-    );
+    let is_named = matches!(found.as_slice(), [Finding::Edited { n: 5, .. }]);
     assert!(is_named, "{found:?}");
+}
+
+#[test]
+fn a_file_that_is_replaced_cut_off_or_appended_to_under_a_running_log_is_continued_and_named() {
+    let change = |change: &dyn Fn(&Path, &str)| {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let opened = Files::open(directory.path()).expect("ours");
+        let mut recorder = Recorder::new(opened.files, opened.chain, opened.size);
+        let mut write = |n| {
+            let written = recorder.write(&[entry(n)], SystemTime::UNIX_EPOCH);
+            written.expect("there is room");
+        };
+        (1..=5).for_each(&mut write);
+        let current = directory.path().join(CURRENT);
+        let text = std::fs::read_to_string(&current).expect("there");
+        change(&current, &text);
+        (6..=8).for_each(&mut write);
+        let log = verify(directory.path()).expect("readable");
+        assert_eq!(log.verified.last, Some(8));
+        log.verified.findings
+    };
+    let without_second = |text: &str| {
+        let mut lines: Vec<&str> = text.lines().collect();
+        lines.remove(1);
+        lines.join("\n") + "\n"
+    };
+    let is_second = |found: &[Finding]| {
+        matches!(
+            found,
+            [Finding::Deleted {
+                first: 2,
+                last: 2,
+                ..
+            }]
+        )
+    };
+    // As `sed -i` does.
+    let replaced = change(&|path, text| {
+        let other = path.with_extension("new");
+        std::fs::write(&other, without_second(text)).expect("writable");
+        std::fs::rename(&other, path).expect("writable");
+    });
+    assert!(is_second(&replaced), "{replaced:?}");
+    let rewritten = change(&|path, text| {
+        std::fs::write(path, without_second(text)).expect("writable");
+    });
+    assert!(is_second(&rewritten), "{rewritten:?}");
+    let removed = change(&|path, _| std::fs::remove_file(path).expect("there"));
+    let all = [Finding::Deleted {
+        first: 1,
+        last: 5,
+        after: None,
+        before: Some(Place {
+            file: CURRENT.to_owned(),
+            line: 1,
+        }),
+    }];
+    assert_eq!(removed, all);
+    let cut = change(&|path, text| {
+        std::fs::write(path, &text[..text.len() - 10]).expect("writable");
+    });
+    assert!(
+        matches!(cut.as_slice(), [Finding::Unreadable { n: Some(5), .. }]),
+        "{cut:?}"
+    );
+    let added = change(&|path, text| {
+        std::fs::write(path, format!("{text}made up\n")).expect("writable");
+    });
+    assert!(
+        matches!(added.as_slice(), [Finding::Unreadable { n: None, .. }]),
+        "{added:?}"
+    );
 }
