@@ -169,7 +169,7 @@ impl Containers {
                 self.leases.idle(id, now);
                 self.name_instances();
                 let name = printable(&inspected.name);
-                self.refuse(id, name, refusal);
+                refuse(self, id, name, refusal);
             }
         }
     }
@@ -177,22 +177,7 @@ impl Containers {
     /// Handles a container whose description cannot be used, for the reason `why`.
     pub fn handle_unreadable(&mut self, id: &ContainerId, why: String, now: Instant) {
         self.forget(id, now);
-        self.refuse(id, id.short().to_owned(), Refusal::Unreadable(why));
-    }
-
-    fn refuse(&mut self, id: &ContainerId, name: String, refusal: Refusal) {
-        let why = refusal.to_string();
-        let before = self
-            .refused
-            .insert(id.clone(), (name.clone(), refusal.clone()));
-        if before != Some((name.clone(), refusal)) {
-            self.newly_refused.push((name, why));
-        }
-    }
-
-    /// The names of containers that were refused for a new reason since the last call, with the reasons.
-    pub fn take_newly_refused(&mut self) -> Vec<(String, String)> {
-        std::mem::take(&mut self.newly_refused)
+        refuse(self, id, id.short().to_owned(), Refusal::Unreadable(why));
     }
 
     fn expose(
@@ -513,6 +498,21 @@ fn open_ports(held: &Container, rules: Rules) -> Option<BTreeSet<(Protocol, NonZ
             Some(ports.map(|port| (port.protocol, port.number)).collect())
         }
     }
+}
+
+/// Stores that a container is not exposed.
+fn refuse(containers: &mut Containers, id: &ContainerId, name: String, refusal: Refusal) {
+    let why = refusal.to_string();
+    let refused = (name.clone(), refusal);
+    if containers.refused.get(id) != Some(&refused) {
+        containers.newly_refused.push((name, why));
+    }
+    containers.refused.insert(id.clone(), refused);
+}
+
+/// The names of containers that were refused for a new reason since the last call, with the reasons.
+pub fn take_newly_refused(containers: &mut Containers) -> Vec<(String, String)> {
+    std::mem::take(&mut containers.newly_refused)
 }
 
 #[cfg(test)]

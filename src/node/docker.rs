@@ -75,7 +75,7 @@ impl Docker {
             native: None,
             inventory_known: false,
             started: now,
-            audit: dir.audit().clone(),
+            audit: dir.audit.clone(),
             _task: EngineTask::start(config.sockets.clone(), config.rules, network, report),
         };
         (docker, DockerEvents { reports, probes })
@@ -124,7 +124,7 @@ impl Docker {
                 }
             }
         }
-        for (name, why) in self.containers.take_newly_refused() {
+        for (name, why) in containers::take_newly_refused(&mut self.containers) {
             let (name, why) = (&name, &why);
             self.audit.note(&ContainerRefused { name, why });
         }

@@ -67,6 +67,7 @@ use std::sync::Arc;
 use clap::{CommandFactory as _, Parser as _};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::os::audit::Audit;
 use crate::os::log;
 use crate::os::rights;
 use crate::os::signals::StopSignals;
@@ -192,14 +193,14 @@ async fn run(config: Config) -> Result<(), ApiError> {
     let mut signals = StopSignals::catch()
         .map_err(|error| ApiError::new(ErrorCode::Internal, error.to_string()))?;
     let has_rights = rights::has_net_admin();
-    let dir = StateDir::open(&config.state_dir).map_err(|error| match &error {
+    let mut dir = StateDir::open(&config.state_dir).map_err(|error| match &error {
         StateError::File(file) if file.is_permission() && !has_rights => {
             without_rights(&file.reason())
         }
         _ => error.into(),
     })?;
-    let dir = dir.with_audit();
-    let audit = dir.audit().clone();
+    dir.audit = Audit::open(&config.state_dir);
+    let audit = dir.audit.clone();
     let listener = unix_server::bind(&config.socket).await;
     let listener = listener.map_err(|error| match error.code() {
         ErrorCode::Permission if !has_rights => without_rights(&error.to_string()),

@@ -31,12 +31,12 @@ const MAX_EARLIER: usize = 10;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  sudo meshctl audit --since 1h        the events of the last hour
-  sudo meshctl audit --follow          the last events, and then each new one
-  sudo meshctl audit --verify          names lines that were deleted, moved or changed; exit 2 if there are any
-  sudo meshctl audit --file /var/lib/mesh-coordinator
+  meshctl audit --since 1h     the events of the last hour
+  meshctl audit --follow       the last events, and then each new one
+  meshctl audit --verify       names lines that were deleted, moved or changed; exit 2 if there are any
+  meshctl audit --file /var/lib/mesh-coordinator
 
-Without --file this is the log of meshd, or that of mesh-coordinator where there is no meshd.")]
+Run it as root. Without --file this is the log of meshd, or that of mesh-coordinator where there is no meshd.")]
 pub(super) struct AuditArguments {
     /// The state directory of the daemon, or its audit.jsonl
     #[arg(long, value_name = "PATH", value_parser = arguments::path)]

@@ -65,7 +65,7 @@ use super::enroll::{self, Proven};
 use super::store::{Store, StoreError};
 use crate::model::PublicKey;
 use crate::model::time::Now;
-use crate::os::audit::Who;
+use crate::os::audit::{Audit, Who};
 use crate::protocol::admin::Submit;
 use crate::protocol::api::ApiError;
 use crate::protocol::join::{JoinCheck, JoinRequest, JoinResponse};
@@ -121,6 +121,12 @@ impl Hub {
             now,
             by,
         }
+    }
+
+    /// The log of events.
+    #[must_use]
+    pub fn audit(&self) -> &Audit {
+        &self.view.setup.audit
     }
 
     /// Admits a node, for the machine `by`. Waits for the disk.

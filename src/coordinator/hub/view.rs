@@ -115,12 +115,6 @@ impl View {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The log of events.
-    #[must_use]
-    pub fn audit(&self) -> &Audit {
-        &self.setup.audit
-    }
-
     /// The hash of the TLS key that nodes pin.
     #[must_use]
     pub fn pin(&self) -> SpkiPin {
@@ -199,7 +193,7 @@ impl View {
     pub fn set_connected(&self, node: PublicKey, is_open: bool, now: Now) {
         let back = self.write().set_connected(node, is_open, now.monotonic);
         if let Some(back) = back {
-            self.audit().note(&Caused(&back, &Who::Daemon));
+            self.setup.audit.note(&Caused(&back, &Who::Daemon));
         }
     }
 

@@ -148,7 +148,7 @@ fn bare_status(agent: &Agent, state: NodeState) -> Status {
     let (problem, now) = (agent.join_problem.iter(), Instant::now());
     let problem = problem.map(|problem| problem.shown(now));
     Status {
-        problems: problem.chain(audit_problem(agent.dir.audit())).collect(),
+        problems: problem.chain(audit_problem(&agent.dir.audit)).collect(),
         ..report::bare_status(state)
     }
 }

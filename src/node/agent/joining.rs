@@ -178,7 +178,7 @@ impl Agent {
             id: admitted.identity.keys.identity.public(),
             address: admitted.identity.block.node_v4(),
         };
-        self.dir.audit().record(Event::done(Who::Daemon, what));
+        self.dir.audit.record(Event::done(Who::Daemon, what));
         let without = node
             .device
             .network

@@ -64,7 +64,7 @@ pub(super) fn finish(dir: &StateDir) -> Result<(), ApiError> {
 
 fn record_left(dir: &StateDir, node: Label, id: PublicKey) {
     let event = Event::done(Who::Daemon, What::Left { node, id });
-    dir.audit().record(event);
+    dir.audit.record(event);
 }
 
 impl Agent {

@@ -409,11 +409,6 @@ impl Replica {
         self.uplink.poll().or_else(|| self.effects.pop_front())
     }
 
-    /// The transitions of the control stream since the last call.
-    pub(in crate::node) fn take_link_turns(&mut self) -> Vec<LinkChange> {
-        self.uplink.link.take_turns()
-    }
-
     /// What changed since the last call.
     pub fn take_changes(&mut self) -> Changes {
         std::mem::take(&mut self.changes)
@@ -547,6 +542,11 @@ impl Replica {
             self.effects.extend(dials);
         }
     }
+}
+
+/// The transitions of the control stream since the last call.
+pub(in crate::node) fn take_link_turns(replica: &mut Replica) -> Vec<LinkChange> {
+    replica.uplink.link.take_turns()
 }
 
 #[cfg(test)]

@@ -47,7 +47,11 @@ const MAX_FILE: u64 = 4 * 1024 * 1024;
 
 /// The state directory, and the log of events that lies in it.
 #[derive(Debug, Clone)]
-pub struct StateDir(PathBuf, Audit);
+pub struct StateDir {
+    directory: PathBuf,
+    /// The log of events. It records nothing until it is opened.
+    pub(in crate::node) audit: Audit,
+}
 
 /// State that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -280,26 +284,16 @@ impl StateDir {
     /// The directory cannot be created, belongs to another user, or can be read by other users.
     pub fn open(path: &Path) -> Result<Self, StateError> {
         file::private_dir(path)?;
-        Ok(Self(path.to_owned(), Audit::none()))
-    }
-
-    /// The same directory, with the log of events in it, which is continued.
-    #[must_use]
-    pub fn with_audit(self) -> Self {
-        let audit = Audit::open(&self.0);
-        Self(self.0, audit)
-    }
-
-    /// The log of events. It records nothing unless [`StateDir::with_audit`] was called.
-    #[must_use]
-    pub fn audit(&self) -> &Audit {
-        &self.1
+        Ok(Self {
+            directory: path.to_owned(),
+            audit: Audit::none(),
+        })
     }
 
     /// The path of the file `name` in the directory.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
+        self.directory.join(name)
     }
 
     /// The node's identity, if it has joined.
@@ -309,7 +303,7 @@ impl StateDir {
     pub fn identity(&self) -> Result<Option<Identity>, StateError> {
         let damaged = |why: String| StateError::Identity {
             path: self.path("identity.json"),
-            dir: self.0.clone(),
+            dir: self.directory.clone(),
             why,
         };
         let Some(text) = self.read("identity.json")? else {
