@@ -437,15 +437,42 @@ impl Event {
 
 /// The source of a join, as it is counted: a host has an IPv6 network of its own, with any number of addresses.
 fn source_of(who: &Who) -> String {
-    match who {
-        Who::Joiner {
-            address: IpAddr::V6(address),
-            ..
-        } => {
+    let Who::Joiner { address, .. } = who else {
+        return String::new();
+    };
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => {
             let [a, b, c, d, ..] = address.segments();
             format!("{a:x}:{b:x}:{c:x}:{d:x}")
         }
-        Who::Joiner { address, .. } => address.to_string(),
-        _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_of_joins_is_an_address_or_the_network_of_an_ipv6_host() {
+        let of = |address: &str| {
+            let who = Who::Joiner {
+                address: address.parse().expect("a literal"),
+                token: None,
+            };
+            let refused = Event::done(who, What::JoinRefused { node: None });
+            refused.noise().map(|(_, source)| source)
+        };
+        assert_eq!(of("192.0.2.7"), of("::ffff:192.0.2.7"));
+        assert_ne!(of("192.0.2.7"), of("::ffff:192.0.2.8"));
+        assert_eq!(of("2001:db8::1"), of("2001:db8::ffff:1:2:3"));
+        assert_ne!(of("2001:db8::1"), of("2001:db8:0:1::1"));
+    }
+
+    #[test]
+    fn a_text_from_outside_has_a_bound_and_no_control_characters() {
+        let text = Text::from(format!("a\n\u{1b}[2J{}", "x".repeat(10_000)).as_str());
+        assert!(text.as_str().starts_with("a??[2Jx"));
+        assert_eq!(text.as_str().chars().count(), MAX_TEXT);
     }
 }
