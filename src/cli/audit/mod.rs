@@ -33,7 +33,7 @@ const MAX_EARLIER: usize = 10;
 Examples:
   meshctl audit --since 1h     the events of the last hour
   meshctl audit --follow       the last events, and then each new one
-  meshctl audit --verify       names lines that were deleted, moved or changed; exit 2 if there are any
+  meshctl audit --verify       name each line that was deleted, moved or changed
   meshctl audit --file /var/lib/mesh-coordinator
 
 Run it as root. Without --file this is the log of meshd, or that of mesh-coordinator where there is no meshd.")]
