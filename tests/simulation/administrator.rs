@@ -111,7 +111,6 @@ pub(crate) fn addresses(mesh: &PublicKey) -> MeshAddresses {
     MeshAddresses {
         prefix_v4: "10.210.0.0/16".parse().expect("it is a prefix"),
         prefix_v6: unique_local_prefix(mesh),
-        audit: meshd::os::audit::Audit::none(),
         node_block_v4: 24,
         node_block_v6: 64,
     }
@@ -127,6 +126,7 @@ impl World {
             domain: label("mesh"),
             prefix_v4: plan.prefix_v4,
             prefix_v6: plan.prefix_v6,
+            audit: meshd::os::audit::Audit::none(),
             node_block_v4: plan.node_block_v4,
         };
         let now = self.clock(self.sites[site].skew);

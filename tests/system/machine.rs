@@ -308,6 +308,14 @@ fn assert_lost_events_are_counted(audit: &Ended) {
         .filter_map(|event| event["object"]["count"].as_u64())
         .collect();
     assert!(lost.iter().any(|count| *count > 0), "{events:?}");
+    let is_failure = |event: &serde_json::Value| {
+        let result = event["result"].as_str().unwrap_or_default();
+        event["what"] == "local_call"
+            && event["object"] == serde_json::json!({"call": "add_service", "name": "web"})
+            && event["who"]["uid"] == 0
+            && result.starts_with("failed: ")
+    };
+    assert!(events.iter().any(is_failure), "{events:?}");
 }
 
 #[test]
