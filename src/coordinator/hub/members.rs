@@ -203,9 +203,11 @@ impl Transition for Caused<'_> {
             }
             MemberTurn::StayedAway | MemberTurn::Removed | MemberTurn::TokenRevoked => {
                 let reason = turn.removal().unwrap_or_default();
-                let by = match turn {
-                    MemberTurn::StayedAway => Who::Daemon,
-                    _ => self.1.clone(),
+                let by = match (turn, self.1) {
+                    (MemberTurn::StayedAway, _) => Who::Daemon,
+                    // A node sent the record, which the mesh key signed.
+                    (_, Who::Daemon) => Who::Administrator,
+                    (_, by) => by.clone(),
                 };
                 Event::done(by, What::NodeRemoved { node, id, reason })
             }

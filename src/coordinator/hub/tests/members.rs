@@ -230,3 +230,25 @@ fn a_member_without_a_stream_is_away_once_and_back_once() {
         ]
     );
 }
+
+#[test]
+fn a_removal_that_a_node_sends_is_an_event_of_the_administrator_and_shows_that_the_store_lost_it() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let hub = audited(directory.path());
+    submit(&hub, Some(MESH), mesh(&hub)).expect("signed");
+    submit(&hub, None, token(now() + HOUR)).expect("signed");
+    for (n, name) in [(10, "a"), (11, "b")] {
+        joins(&hub, n, name);
+    }
+    let before = events(directory.path()).len();
+    let removal = revocation(11, RevokedKind::Node);
+    hub.publish(&id(10), vec![removal]).expect("writable");
+    let event = |kind: &str, what: &str| (kind.to_owned(), what.to_owned(), "ok".to_owned());
+    assert_eq!(
+        events(directory.path()).split_off(before),
+        [
+            event("daemon", "store_went_back"),
+            event("administrator", "node_removed"),
+        ]
+    );
+}
