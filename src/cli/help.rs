@@ -20,7 +20,15 @@ const GROUPS: &[(&str, &[&str])] = &[
     ("Services", &["service", "rollout"]),
     (
         "Names and diagnosis",
-        &["resolve", "ping", "why", "netcheck", "doctor", "bugreport"],
+        &[
+            "resolve",
+            "ping",
+            "why",
+            "netcheck",
+            "doctor",
+            "audit",
+            "bugreport",
+        ],
     ),
     ("Other", &["demo", "completions", "help"]),
 ];

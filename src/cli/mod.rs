@@ -1,6 +1,7 @@
 //! meshctl: one file for each command. Data is written to stdout, messages to stderr. `--json` prints the answers of
 //! the APIs.
 
+mod audit;
 mod bugreport;
 mod client;
 mod completions;
@@ -148,6 +149,8 @@ enum Command {
     Resolve(resolve::ResolveArguments),
     /// Look a mesh name up from this host and from inside its containers, and show how to correct problems
     Doctor(doctor::DoctorArguments),
+    /// Show who changed what on this machine, and verify that nobody changed the log of that
+    Audit(audit::AuditArguments),
     /// Write a file without secrets for a report of a fault
     Bugreport(bugreport::BugreportArguments),
     /// Print a script that completes commands and names in a shell
@@ -214,6 +217,7 @@ fn run(cli: Cli, daemons: [clap::Command; 2]) -> Result<u8, CliError> {
             Command::Rollout(arguments) => rollout::run(arguments, &globals).await,
             Command::Resolve(arguments) => resolve::run(arguments, &globals).await,
             Command::Doctor(arguments) => doctor::run(&arguments, &globals).await,
+            Command::Audit(arguments) => audit::run(&arguments).await,
             Command::Bugreport(arguments) => bugreport::run(&arguments, &globals).await,
             Command::Completions(_) | Command::Demo(_) | Command::PackageFiles(_) => Ok(0),
         }

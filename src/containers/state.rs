@@ -79,6 +79,8 @@ pub struct Containers {
     leases: Leases,
     held: BTreeMap<ContainerId, Container>,
     refused: BTreeMap<ContainerId, (String, Refusal)>,
+    /// The names of containers that were refused for a new reason since they were last taken, with the reasons.
+    newly_refused: Vec<(String, String)>,
     /// The containers that are not exposed and have labels of meshd.
     unused: UnusedLabels,
     /// The containers that received their stop signal and have not ended, as far as is known.
@@ -104,6 +106,7 @@ impl Containers {
             context,
             held: BTreeMap::new(),
             refused: BTreeMap::new(),
+            newly_refused: Vec::new(),
             unused: UnusedLabels::default(),
             stopping: BTreeSet::new(),
             networks,
@@ -166,10 +169,7 @@ impl Containers {
                 self.leases.idle(id, now);
                 self.name_instances();
                 let name = printable(&inspected.name);
-                if self.refused.get(id) != Some(&(name.clone(), refusal.clone())) {
-                    tracing::warn!(container = %name, %refusal, "a container is not exposed");
-                }
-                self.refused.insert(id.clone(), (name, refusal));
+                refuse(self, id, name, refusal);
             }
         }
     }
@@ -177,9 +177,7 @@ impl Containers {
     /// Handles a container whose description cannot be used, for the reason `why`.
     pub fn handle_unreadable(&mut self, id: &ContainerId, why: String, now: Instant) {
         self.forget(id, now);
-        let refusal = Refusal::Unreadable(why);
-        self.refused
-            .insert(id.clone(), (id.short().to_owned(), refusal));
+        refuse(self, id, id.short().to_owned(), Refusal::Unreadable(why));
     }
 
     fn expose(
@@ -500,6 +498,21 @@ fn open_ports(held: &Container, rules: Rules) -> Option<BTreeSet<(Protocol, NonZ
             Some(ports.map(|port| (port.protocol, port.number)).collect())
         }
     }
+}
+
+/// Stores that a container is not exposed.
+fn refuse(containers: &mut Containers, id: &ContainerId, name: String, refusal: Refusal) {
+    let why = refusal.to_string();
+    let refused = (name.clone(), refusal);
+    if containers.refused.get(id) != Some(&refused) {
+        containers.newly_refused.push((name, why));
+    }
+    containers.refused.insert(id.clone(), refused);
+}
+
+/// The names of containers that were refused for a new reason since the last call, with the reasons.
+pub fn take_newly_refused(containers: &mut Containers) -> Vec<(String, String)> {
+    std::mem::take(&mut containers.newly_refused)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::connect_info::ConnectInfo;
 use axum::extract::{Path as UrlPath, State};
 use axum::response::Response;
 use axum::routing::get;
@@ -12,7 +13,7 @@ use tokio::net::UnixListener;
 use super::hub::Hub;
 use super::reply::{answer, crashed, document};
 use super::{Failure, without_rights};
-use crate::os::unix_server::failure;
+use crate::os::unix_server::{Caller, failure};
 use crate::os::{clock, unix_server};
 use crate::protocol::admin::{RecordList, Submit, Submitted};
 use crate::protocol::api::{ApiError, ErrorCode};
@@ -48,7 +49,11 @@ async fn mesh(State(hub): State<Arc<Hub>>) -> Response {
     document(hub.mesh_state())
 }
 
-async fn submit(State(hub): State<Arc<Hub>>, body: axum::body::Bytes) -> Response {
+async fn submit(
+    State(hub): State<Arc<Hub>>,
+    ConnectInfo(caller): ConnectInfo<Caller>,
+    body: axum::body::Bytes,
+) -> Response {
     let submit: Submit = match serde_json::from_slice(&body) {
         Ok(submit) => submit,
         Err(error) => {
@@ -58,7 +63,8 @@ async fn submit(State(hub): State<Arc<Hub>>, body: axum::body::Bytes) -> Respons
             ));
         }
     };
-    let result = tokio::task::spawn_blocking(move || hub.submit(submit, clock::now())).await;
+    let submit = move || hub.submit(submit, caller.who(), clock::now());
+    let result = tokio::task::spawn_blocking(submit).await;
     answer(
         result
             .unwrap_or_else(|_| Err(crashed()))

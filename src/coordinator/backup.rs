@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::running::lock;
 use super::{Config, Failure, store, tls};
+use crate::os::audit::{self, Event, Text, What, Who};
 use crate::os::file;
 use crate::os::progress::ProgressLine;
 use crate::protocol::api::ErrorCode;
@@ -58,10 +59,24 @@ pub(super) fn restore(config: &Config, from: &Path) -> Result<(), Failure> {
     })
     .map_err(failure)?;
     drop(progress);
+    note_restored(&config.state_dir, from);
     eprintln!(
         "restored; start mesh-coordinator, and the nodes tell it what has happened since the backup. Until they have, tokens older than this moment admit nobody"
     );
     Ok(())
+}
+
+/// Records who restored which backup. The store is restored already, so a log that cannot be written is no failure.
+fn note_restored(state_dir: &Path, from: &Path) {
+    let by = Who::Local {
+        uid: nix::unistd::getuid().as_raw(),
+        pid: i32::try_from(std::process::id()).ok(),
+    };
+    let backup = Text::of(&from.display());
+    let event = Event::done(by, What::Restored { backup });
+    if let Err(error) = audit::append(state_dir, event) {
+        tracing::warn!(%error, "the audit log does not say that the backup was restored");
+    }
 }
 
 fn refuse_etcd(config: &Config) -> Result<(), Failure> {

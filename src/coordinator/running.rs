@@ -15,6 +15,7 @@ use super::{
     Config, Failure, MarkKey, admin, limits, metrics, own_urls, public_url, server, store, stun,
     tls, without_rights,
 };
+use crate::os::audit::Audit;
 use crate::os::random;
 use crate::os::tasks::{self, TaskHandle, Tasks};
 use crate::os::watchdog::{Progress, ServiceWatchdog};
@@ -47,6 +48,7 @@ pub struct Coordinator {
     stop: watch::Sender<bool>,
     serve: TaskHandle,
     tasks: Tasks,
+    audit: Audit,
     /// Keeps other coordinators out of the state directory.
     _lock: Flock<File>,
 }
@@ -62,6 +64,7 @@ impl Coordinator {
             false => error.into(),
         })?;
         let lock = lock(&config.state_dir)?;
+        let audit = Audit::open(&config.state_dir);
         let listener = server::bind(config.listen).await?;
         // The address may differ from the configured one, because port 0 selects any free port.
         let listen = listener
@@ -72,8 +75,9 @@ impl Coordinator {
         let identity = tls::load_or_make(&config.state_dir, &subject, clock::wall())?;
         let hub = {
             let (config, urls) = (config.clone(), urls.clone());
-            let (pin, marks) = (identity.pin, identity.marks);
-            let open = move || open_hub(&config, &urls, pin, marks);
+            let (pin, marks, audit) = (identity.pin, identity.marks, audit.clone());
+            let setup = setup_of(&config, urls, pin, marks, audit);
+            let open = move || open_hub(&config, setup);
             let opened = tokio::task::spawn_blocking(open).await;
             Arc::new(opened.map_err(|e| Failure::new(ErrorCode::Internal, e))??)
         };
@@ -116,6 +120,7 @@ impl Coordinator {
             stop,
             serve,
             tasks,
+            audit,
             _lock: lock,
         })
     }
@@ -155,6 +160,7 @@ impl Coordinator {
         // The other tasks end below, and so does this one if it takes too long.
         let _ = tokio::time::timeout(DRAIN_LIMIT, self.serve.ended()).await;
         self.tasks.stop().await;
+        self.audit.stop().await;
         let _ = std::fs::remove_file(&self.admin_socket);
     }
 }
@@ -209,12 +215,13 @@ async fn feed_watchdog(hub: Arc<Hub>) {
     }
 }
 
-/// Removes ephemeral nodes that stay away, until the coordinator ends.
+/// Records which nodes are away, and removes ephemeral nodes that stay away, until the coordinator ends.
 async fn dismiss_absent(hub: Arc<Hub>) {
     for look in 0u64.. {
         tokio::time::sleep(DISMISSAL).await;
         let hub = Arc::clone(&hub);
         let dismissed = tokio::task::spawn_blocking(move || {
+            hub.note_away(clock::now());
             if look.is_multiple_of(PRESENCE) {
                 hub.announce_present()?;
             }
@@ -256,23 +263,28 @@ pub(super) fn lock(state_dir: &Path) -> Result<Flock<File>, Failure> {
     })
 }
 
-fn open_hub(
+fn setup_of(
     config: &Config,
-    urls: &[CoordinatorUrl],
+    urls: Vec<CoordinatorUrl>,
     pin: SpkiPin,
     marks: MarkKey,
-) -> Result<Hub, Failure> {
-    let setup = Setup {
-        urls: urls.to_vec(),
+    audit: Audit,
+) -> Setup {
+    Setup {
+        urls,
         pin,
         marks,
         domain: config.domain.clone(),
         prefix_v4: config.prefix_v4,
         node_block_v4: config.node_block_v4,
         prefix_v6: random_unique_local(),
-    };
+        audit,
+    }
+}
+
+fn open_hub(config: &Config, setup: Setup) -> Result<Hub, Failure> {
+    let pin = format!("{:?}", setup.pin);
     let opened = open_store(config).and_then(|mut store| {
-        let pin = format!("{pin:?}");
         if store.note_pin(&pin)? == pin {
             Hub::open(store, setup, clock::now())
         } else {

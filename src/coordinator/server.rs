@@ -32,6 +32,7 @@ use super::hub::Hub;
 use super::slots::{Slot, Slots};
 use super::{Failure, metrics, reply};
 use crate::model::Label;
+use crate::os::audit::{Event, Outcome, Text, Transition, What, Who};
 use crate::os::clock;
 use crate::os::tasks::Tasks;
 use crate::os::unix_server::failure;
@@ -202,16 +203,22 @@ async fn join(
     request: Request,
 ) -> Response {
     let mut name = None;
+    let mut by = Who::Joiner {
+        address: slot.address(),
+        token: None,
+    };
     let joined = async {
         let asked = join_request(&served, &slot, request).await?;
-        name = asked.name();
+        (name, by) = (asked.name(), asked.by(slot.address()));
         match asked {
             Asked::Proven(proven) => {
-                let join = move |hub: &Hub| hub.join_proven(&proven, clock::now());
+                let by = by.clone();
+                let join = move |hub: &Hub| hub.join_proven(&proven, by, clock::now());
                 served.write_for_unverified(join).await
             }
             Asked::Unproven(request) => {
-                let join = move |hub: &Hub| hub.join(&request, clock::now());
+                let by = by.clone();
+                let join = move |hub: &Hub| hub.join(&request, by, clock::now());
                 served.write_for_unverified(join).await
             }
         }
@@ -219,7 +226,14 @@ async fn join(
     let joined = joined.await;
     match &joined {
         Ok(_) => slot.handle_joined(),
-        Err(error) => log_refused(slot.address(), name.as_ref(), error),
+        Err(error) => {
+            let (node, error) = (name.as_ref(), error);
+            served.hub.audit().note(&JoinRefused {
+                by: &by,
+                node,
+                error,
+            });
+        }
     }
     reply::answer(joined)
 }
@@ -230,9 +244,13 @@ async fn check_join(
     request: Request,
 ) -> Response {
     let mut name = None;
+    let mut by = Who::Joiner {
+        address: slot.address(),
+        token: None,
+    };
     let checked = async {
         let asked = join_request(&served, &slot, request).await?;
-        name = asked.name();
+        (name, by) = (asked.name(), asked.by(slot.address()));
         match asked {
             Asked::Proven(proven) => {
                 let check = move |hub: &Hub| hub.check_proven(&proven, clock::now());
@@ -246,15 +264,44 @@ async fn check_join(
     };
     let checked = checked.await;
     if let Err(error) = &checked {
-        log_refused(slot.address(), name.as_ref(), error);
+        let (node, error) = (name.as_ref(), error);
+        served.hub.audit().note(&JoinRefused {
+            by: &by,
+            node,
+            error,
+        });
     }
     reply::answer(checked)
 }
 
-/// Logs a join that is refused. Anybody can cause that, so these lines are bounded like all warnings.
-fn log_refused(source: IpAddr, name: Option<&Label>, error: &ApiError) {
-    let node = name.map(tracing::field::display);
-    tracing::warn!(%source, node, reason = error.message, "join refused");
+/// A join that is refused. Anybody can cause that, so the lines of the log and the events are bounded.
+struct JoinRefused<'a> {
+    by: &'a Who,
+    /// The name that the node wants.
+    node: Option<&'a Label>,
+    error: &'a ApiError,
+}
+
+impl Transition for JoinRefused<'_> {
+    fn log(&self) {
+        let node = self.node.map(tracing::field::display);
+        let source = match self.by {
+            Who::Joiner { address, .. } => Some(tracing::field::display(address)),
+            _ => None,
+        };
+        tracing::warn!(source, node, reason = self.error.message, "join refused");
+    }
+
+    fn event(&self) -> Option<Event> {
+        let what = What::JoinRefused {
+            node: self.node.cloned(),
+        };
+        let result = Outcome::Refused(Text::from(self.error.message.as_str()));
+        Some(Event {
+            result,
+            ..Event::done(self.by.clone(), what)
+        })
+    }
 }
 
 /// A join request, whose signatures are verified once: at once if it carries a known token, otherwise in the writer's thread.
@@ -270,6 +317,15 @@ impl Asked {
             Self::Proven(proven) => Some(proven.name().clone()),
             Self::Unproven(request) => enroll::claimed_name(request),
         }
+    }
+
+    /// The machine that wants to join, with its token if it proved to have it.
+    fn by(&self, address: IpAddr) -> Who {
+        let token = match self {
+            Self::Proven(proven) => Some(proven.envelope().signer),
+            Self::Unproven(_) => None,
+        };
+        Who::Joiner { address, token }
     }
 }
 
@@ -317,7 +373,16 @@ mod tests {
         let source = IpAddr::from([192, 0, 2, 7]);
         let name = Label::parse("web-1").expect("a literal");
         let error = ApiError::new(ErrorCode::Forbidden, "the token\nexpired");
-        let refuse = || log_refused(source, Some(&name), &error);
+        let by = Who::Joiner {
+            address: source,
+            token: None,
+        };
+        let refused = JoinRefused {
+            by: &by,
+            node: Some(&name),
+            error: &error,
+        };
+        let refuse = || refused.log();
         let lines = captured::lines(refuse);
         assert_eq!(
             lines,

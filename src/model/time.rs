@@ -50,6 +50,27 @@ pub fn unix_milliseconds(time: SystemTime) -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// The last second of the year 9999, after which a date has more digits.
+const LAST_SECOND: u64 = 253_402_300_799;
+
+/// Returns the time in UTC with milliseconds, as RFC 3339 has it: `2026-11-30T13:27:44.123Z`. All such texts have the same length,
+/// so they can be compared as texts.
+#[must_use]
+pub fn utc(time: SystemTime) -> String {
+    let milliseconds = unix_milliseconds(time).min(LAST_SECOND * 1000);
+    let date = ::time::OffsetDateTime::from(UNIX_EPOCH + Duration::from_millis(milliseconds));
+    format!(
+        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z",
+        date.year(),
+        u8::from(date.month()),
+        date.day(),
+        date.hour(),
+        date.minute(),
+        date.second(),
+        date.millisecond()
+    )
+}
+
 /// Returns the pause before the next attempt, after an attempt failed and `earlier` others before it in a row: `first`, doubled for
 /// each of the earlier ones, and at most `longest`.
 #[must_use]
@@ -112,6 +133,16 @@ mod tests {
         let second = next_version(first, noon - Duration::from_secs(3600));
         assert_eq!(first, 1_800_000_000_000);
         assert_eq!(second, first + 1);
+    }
+
+    #[test]
+    fn a_time_is_a_text_of_one_length_whatever_the_clock_says() {
+        let at = |milliseconds| utc(UNIX_EPOCH + Duration::from_millis(milliseconds));
+        assert_eq!(at(0), "1970-01-01T00:00:00.000Z");
+        assert_eq!(at(1_709_164_800_000), "2024-02-29T00:00:00.000Z");
+        assert_eq!(at(1_796_045_264_123), "2026-11-30T13:27:44.123Z");
+        assert_eq!(at(u64::MAX / 2_000), "9999-12-31T23:59:59.000Z");
+        assert_eq!(utc(UNIX_EPOCH - Duration::from_secs(1)), at(0));
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! The local API: HTTP over a Unix socket, for root, meshd's own user and the members of the socket's group.
 //!
-//! This is a thin shell: it parses a request, sends a [`Command`] to the agent, and writes the answer.
+//! This is a thin shell: it parses a request, sends a [`Command`] to the agent, and writes the answer. A call that changes
+//! something is answered after its event is on disk.
 
 use std::path::Path;
 use std::time::Duration;
 
+use axum::extract::connect_info::ConnectInfo;
 use axum::extract::{Path as UrlPath, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
@@ -16,8 +18,10 @@ use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 
 use super::join_problem::JoinProblem;
+use super::transitions::local::LocalChange;
+use crate::os::audit::{Audit, LocalCall};
 use crate::os::unix_server;
-use crate::os::unix_server::failure;
+use crate::os::unix_server::{Caller, failure};
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::local::{
     AddService, Checkup, ContainerList, DeniedList, Join, Joined, KeyRotated, Left, Netcheck, Ping,
@@ -73,15 +77,20 @@ pub enum Command {
     Metrics(Reply<String>),
 }
 
+/// What the calls need.
+#[derive(Debug, Clone)]
+pub struct LocalApi {
+    /// The agent.
+    pub commands: mpsc::Sender<Command>,
+    /// The log of events.
+    pub audit: Audit,
+}
+
 /// Serves requests until the listener fails or the agent ends.
 ///
 /// # Errors
 /// The listener failed.
-pub async fn serve(
-    listener: UnixListener,
-    path: &Path,
-    commands: mpsc::Sender<Command>,
-) -> std::io::Result<()> {
+pub async fn serve(listener: UnixListener, path: &Path, api: LocalApi) -> std::io::Result<()> {
     let router = Router::new()
         .route("/v1/status", get(status))
         .route("/v1/system", get(system))
@@ -106,11 +115,12 @@ pub async fn serve(
         .route("/v1/netcheck", get(netcheck))
         .route("/v1/policy/denied", get(denied))
         .route("/v1/metrics", get(metrics))
-        .with_state(commands);
+        .with_state(api);
     unix_server::serve(listener, path, router).await
 }
 
-type Agent = State<mpsc::Sender<Command>>;
+type Agent = State<LocalApi>;
+type By = ConnectInfo<Caller>;
 
 async fn status(agent: Agent) -> Response {
     call(agent, Command::Status).await
@@ -120,65 +130,78 @@ async fn system(agent: Agent) -> Response {
     call(agent, Command::System).await
 }
 
-async fn join(agent: Agent, body: axum::body::Bytes) -> Response {
-    call_with(agent, &body, Command::Join).await
+async fn join(agent: Agent, by: By, body: axum::body::Bytes) -> Response {
+    let call = |join: &Join| (LocalCall::Join, join.name.clone());
+    change_with(agent, by, &body, call, Command::Join).await
 }
 
-async fn leave(agent: Agent) -> Response {
-    call(agent, Command::Leave).await
+async fn leave(agent: Agent, by: By) -> Response {
+    change(agent, by, (LocalCall::Leave, None), Command::Leave).await
 }
 
-async fn rotate_key(agent: Agent) -> Response {
-    call(agent, Command::RotateKey).await
+async fn rotate_key(agent: Agent, by: By) -> Response {
+    change(agent, by, (LocalCall::RotateKey, None), Command::RotateKey).await
 }
 
-async fn rename(agent: Agent, body: axum::body::Bytes) -> Response {
-    call_with(agent, &body, Command::Rename).await
+async fn rename(agent: Agent, by: By, body: axum::body::Bytes) -> Response {
+    let call = |rename: &Rename| (LocalCall::Rename, Some(rename.name.clone()));
+    change_with(agent, by, &body, call, Command::Rename).await
 }
 
 async fn services(agent: Agent) -> Response {
     call(agent, Command::Services).await
 }
 
-async fn add_service(agent: Agent, body: axum::body::Bytes) -> Response {
-    call_with(agent, &body, Command::AddService).await
+async fn add_service(agent: Agent, by: By, body: axum::body::Bytes) -> Response {
+    let call = |add: &AddService| (LocalCall::AddService, Some(add.name.clone()));
+    change_with(agent, by, &body, call, Command::AddService).await
 }
 
-async fn remove_service(agent: Agent, UrlPath(name): UrlPath<String>) -> Response {
-    remove(agent, name, None, None).await
+async fn remove_service(agent: Agent, by: By, UrlPath(name): UrlPath<String>) -> Response {
+    remove(agent, by, name, None, None).await
 }
 
-async fn remove_port(agent: Agent, UrlPath((name, port)): UrlPath<(String, String)>) -> Response {
-    remove(agent, name, Some(port), None).await
+async fn remove_port(
+    agent: Agent,
+    by: By,
+    UrlPath((name, port)): UrlPath<(String, String)>,
+) -> Response {
+    remove(agent, by, name, Some(port), None).await
 }
 
 async fn remove_protocol(
     agent: Agent,
+    by: By,
     UrlPath((name, port, protocol)): UrlPath<(String, String, String)>,
 ) -> Response {
-    remove(agent, name, Some(port), Some(protocol)).await
+    remove(agent, by, name, Some(port), Some(protocol)).await
 }
 
 async fn remove(
     agent: Agent,
+    by: By,
     name: String,
     port: Option<String>,
     protocol: Option<String>,
 ) -> Response {
+    let call = (LocalCall::RemoveService, Some(name.clone()));
     let remove = RemoveService {
         name,
         port,
         protocol,
     };
-    call(agent, |reply| Command::RemoveService(remove, reply)).await
+    let command = |reply| Command::RemoveService(remove, reply);
+    change(agent, by, call, command).await
 }
 
-async fn drain(agent: Agent, UrlPath(name): UrlPath<String>) -> Response {
-    call(agent, |reply| Command::Drain(name, true, reply)).await
+async fn drain(agent: Agent, by: By, UrlPath(name): UrlPath<String>) -> Response {
+    let call = (LocalCall::DrainService, Some(name.clone()));
+    change(agent, by, call, |reply| Command::Drain(name, true, reply)).await
 }
 
-async fn undrain(agent: Agent, UrlPath(name): UrlPath<String>) -> Response {
-    call(agent, |reply| Command::Drain(name, false, reply)).await
+async fn undrain(agent: Agent, by: By, UrlPath(name): UrlPath<String>) -> Response {
+    let call = (LocalCall::UndrainService, Some(name.clone()));
+    change(agent, by, call, |reply| Command::Drain(name, false, reply)).await
 }
 
 async fn containers(agent: Agent) -> Response {
@@ -210,7 +233,7 @@ async fn denied(agent: Agent) -> Response {
 }
 
 async fn metrics(State(agent): Agent) -> Response {
-    match send(&agent, Command::Metrics).await {
+    match send(&agent.commands, Command::Metrics).await {
         Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
         Err(error) => failure(error),
     }
@@ -245,10 +268,53 @@ async fn call<T: Serialize>(
     State(agent): Agent,
     command: impl FnOnce(Reply<T>) -> Command,
 ) -> Response {
-    match send(&agent, command).await {
+    answer(send(&agent.commands, command).await)
+}
+
+fn answer<T: Serialize>(result: Result<T, ApiError>) -> Response {
+    match result {
         Ok(answer) => Json(answer).into_response(),
         Err(error) => failure(error),
     }
+}
+
+/// A call that changes something, which is not answered before its event is on disk.
+async fn change<T: Serialize>(
+    State(agent): Agent,
+    ConnectInfo(by): By,
+    (call, name): (LocalCall, Option<String>),
+    command: impl FnOnce(Reply<T>) -> Command,
+) -> Response {
+    let result = send(&agent.commands, command).await;
+    agent.audit.note(&LocalChange {
+        by: &by.who(),
+        call,
+        of: name.as_deref(),
+        result: result.as_ref().map(drop),
+    });
+    agent.audit.flushed().await;
+    answer(result)
+}
+
+async fn change_with<B: DeserializeOwned, T: Serialize>(
+    agent: Agent,
+    by: By,
+    body: &[u8],
+    call: impl FnOnce(&B) -> (LocalCall, Option<String>),
+    command: impl FnOnce(B, Reply<T>) -> Command,
+) -> Response {
+    match serde_json::from_slice(body) {
+        Ok(body) => {
+            let call = call(&body);
+            change(agent, by, call, |reply| command(body, reply)).await
+        }
+        Err(error) => failure(unreadable(&error)),
+    }
+}
+
+fn unreadable(error: &serde_json::Error) -> ApiError {
+    let text = format!("the request cannot be read: {error}");
+    ApiError::new(ErrorCode::BadRequest, text)
 }
 
 async fn call_with<B: DeserializeOwned, T: Serialize>(
@@ -258,9 +324,6 @@ async fn call_with<B: DeserializeOwned, T: Serialize>(
 ) -> Response {
     match serde_json::from_slice(body) {
         Ok(body) => call(agent, |reply| command(body, reply)).await,
-        Err(error) => failure(ApiError::new(
-            ErrorCode::BadRequest,
-            format!("the request cannot be read: {error}"),
-        )),
+        Err(error) => failure(unreadable(&error)),
     }
 }

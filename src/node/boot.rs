@@ -312,7 +312,7 @@ fn run(
     let (lease_answers, leases) = mpsc::channel(1);
     let (verdict_events, verdicts) = mpsc::channel(256);
     let (docker, docker_events) = start_docker(&config, &identity, equipped.native, &dir).unzip();
-    let (writer, writes) = Writer::start(loaded.log, dir);
+    let (writer, writes) = Writer::start(loaded.log, dir.clone());
     // A kernel without IPv6 has nothing of it to guard.
     let guarded = equipped.ipv6 != Ipv6::Absent;
     let firewall = Firewall::start(guarded.then_some(loaded.scope.addresses.prefix_v6));
@@ -338,7 +338,7 @@ fn run(
         resolver,
         workloads: Workloads::new(config, registry, docker, firewall, verdict_events),
         connections: Connections::new(control, gossip, identity.pin, lease_answers),
-        disk: Disk::new(writer, loaded.damaged),
+        disk: Disk::new(writer, loaded.damaged, dir.audit),
         own_records: OwnRecords::default(),
         dirty: Dirty::all(),
         identity,

@@ -12,6 +12,7 @@ use super::replica::{Replica, WriteOutcome};
 use super::state::Identity;
 use super::state::writer::{Content, StateFile, Writer};
 use super::unwritten::{Part, Unwritten};
+use crate::os::audit::Audit;
 use crate::os::clock;
 use crate::protocol::local::Problem;
 
@@ -25,16 +26,31 @@ pub(super) struct Disk {
     pub(super) changes: Changes,
     /// The files whose write is outstanding.
     outstanding: BTreeSet<StateFile>,
+    /// The log of events.
+    pub(super) audit: Audit,
+}
+
+/// The problem of a log of events that cannot be written.
+pub(super) fn audit_problem(audit: &Audit) -> Option<Problem> {
+    audit.fault().map(|why| Problem {
+        what: format!(
+            "the audit log is not written; {} event(s) are missing from it",
+            audit.lost()
+        ),
+        why,
+        fix: "make room on the file system of the state directory, and correct the rights of audit.jsonl in it; meshd tries again by itself".into(),
+    })
 }
 
 impl Disk {
-    pub(super) fn new(writer: Writer, damaged: usize) -> Self {
+    pub(super) fn new(writer: Writer, damaged: usize, audit: Audit) -> Self {
         Self {
             writer,
             unwritten: Unwritten::default(),
             damaged,
             changes: Changes::default(),
             outstanding: BTreeSet::new(),
+            audit,
         }
     }
 

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use super::config;
 use super::state::StateDir;
-use super::transitions::engine::EngineChange;
+use super::transitions::engine::{ContainerRefused, EngineChange};
 use crate::containers;
 use crate::containers::engine::EngineFault;
 use crate::containers::inspect::Engine;
@@ -18,6 +18,7 @@ use crate::containers::{
     network,
 };
 use crate::model::ServiceName;
+use crate::os::audit::Audit;
 use crate::protocol::local::{Check, CheckProbe, ContainerRow, Problem};
 use crate::services::Checker;
 use crate::services::checks::{Outcome, Target};
@@ -41,6 +42,7 @@ pub(super) struct Docker {
     inventory_known: bool,
     started: Instant,
     stored: BTreeMap<ContainerId, Ipv4Addr>,
+    audit: Audit,
     _task: EngineTask,
 }
 
@@ -73,6 +75,7 @@ impl Docker {
             native: None,
             inventory_known: false,
             started: now,
+            audit: dir.audit.clone(),
             _task: EngineTask::start(config.sockets.clone(), config.rules, network, report),
         };
         (docker, DockerEvents { reports, probes })
@@ -88,7 +91,7 @@ impl Docker {
                         version: &engine.version,
                         podman: engine.podman,
                     };
-                    change.log();
+                    self.audit.note(&change);
                     self.engine = Some(engine);
                     self.fault = None;
                 }
@@ -115,11 +118,15 @@ impl Docker {
                     let is_expected = !is_absent || self.is_connected().is_some();
                     if is_expected && self.fault.as_ref() != Some(&fault) {
                         let why = fault.to_string();
-                        EngineChange::Lost { why: &why }.log();
+                        self.audit.note(&EngineChange::Lost { why: &why });
                     }
                     self.fault = Some(fault);
                 }
             }
+        }
+        for (name, why) in containers::take_newly_refused(&mut self.containers) {
+            let (name, why) = (&name, &why);
+            self.audit.note(&ContainerRefused { name, why });
         }
         self.set_probes();
     }

@@ -18,7 +18,7 @@ use super::host::Ipv6;
 use super::names::Names;
 use super::own_records::OwnRecords;
 use super::paths::Paths;
-use super::replica::{Replica, StreamEvent};
+use super::replica::{self, Replica, StreamEvent};
 use super::resolver::{NodeResolver, ResolverScope};
 use super::settle::{self, Dirty};
 use super::state::Identity;
@@ -83,6 +83,9 @@ impl JoinedNode {
         let mut dirty = std::mem::take(&mut self.dirty);
         settle::settle(&mut dirty, self);
         self.dirty = dirty;
+        for turn in replica::take_link_turns(&mut self.replica) {
+            self.disk.audit.note(&turn);
+        }
         self.connections
             .poll_accepted(&self.replica, Instant::now());
     }

@@ -68,6 +68,7 @@ use std::sync::Arc;
 use clap::{CommandFactory as _, Parser as _};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::os::audit::Audit;
 use crate::os::log;
 use crate::os::rights;
 use crate::os::signals::StopSignals;
@@ -193,12 +194,14 @@ async fn run(config: Config) -> Result<(), ApiError> {
     let mut signals = StopSignals::catch()
         .map_err(|error| ApiError::new(ErrorCode::Internal, error.to_string()))?;
     let has_rights = rights::has_net_admin();
-    let dir = StateDir::open(&config.state_dir).map_err(|error| match &error {
+    let mut dir = StateDir::open(&config.state_dir).map_err(|error| match &error {
         StateError::File(file) if file.is_permission() && !has_rights => {
             without_rights(&file.reason())
         }
         _ => error.into(),
     })?;
+    dir.audit = Audit::open(&config.state_dir);
+    let audit = dir.audit.clone();
     let listener = unix_server::bind(&config.socket).await;
     let listener = listener.map_err(|error| match error.code() {
         ErrorCode::Permission if !has_rights => without_rights(&error.to_string()),
@@ -214,8 +217,11 @@ async fn run(config: Config) -> Result<(), ApiError> {
     let (commands, receiver) = mpsc::channel(64);
     let path = config.socket.clone();
     tasks.spawn("local API", {
-        let commands = commands.clone();
-        async move { api::serve(listener, &path, commands).await }
+        let api = api::LocalApi {
+            commands: commands.clone(),
+            audit: audit.clone(),
+        };
+        async move { api::serve(listener, &path, api).await }
     });
     if let Some(listen) = config.metrics.listen {
         // This task may end, since meshd runs without metrics if their port is taken.
@@ -235,6 +241,7 @@ async fn run(config: Config) -> Result<(), ApiError> {
     let _ = std::fs::remove_file(&config.socket);
     Box::pin(agent.stop()).await;
     tasks.stop().await;
+    audit.stop().await;
     ended
 }
 

@@ -1,10 +1,11 @@
 //! The transitions of a node that an operator asks about. Each is a value, and has one line in the log, which `docs/logs.md`
-//! lists. Pure.
+//! lists, and one event in the audit log, which `docs/howto/audit.md` lists. Pure.
 
 pub(super) mod coordinator;
 pub(super) mod denials;
 pub(super) mod engine;
 pub(super) mod instances;
+pub(super) mod local;
 pub(super) mod members;
 pub(super) mod peers;
 pub(super) mod policy;

@@ -340,7 +340,11 @@ fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
 }
 
 /// A rename is on disk once its directory is.
-fn sync_parent(path: &Path) -> Result<(), FileError> {
+/// Waits until the entry of `path` in its directory is on disk.
+///
+/// # Errors
+/// The system returns an error.
+pub fn sync_parent(path: &Path) -> Result<(), FileError> {
     let parent = path
         .parent()
         .filter(|p| !p.as_os_str().is_empty())

@@ -1,8 +1,10 @@
-//! What the programs need of the operating system: arguments, progress on the terminal, files, configuration files, logs,
-//! metrics, signals, clocks, random numbers, supervised tasks, the HTTP client, Unix sockets, netlink, the watchdog, waiting for
-//! descriptors, UDP datagrams in batches, TLS, connections to a coordinator or through a proxy, and the rights of the process.
+//! What the programs need of the operating system: arguments, progress on the terminal, files, configuration files, logs, the
+//! audit log, metrics, signals, clocks, random numbers, supervised tasks, the HTTP client, Unix sockets, netlink, the watchdog,
+//! waiting for descriptors, UDP datagrams in batches, TLS, connections to a coordinator or through a proxy, and the rights of the
+//! process.
 
 pub mod arguments;
+pub mod audit;
 pub mod batch;
 pub mod clock;
 pub mod config_file;

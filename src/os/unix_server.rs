@@ -15,6 +15,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::serve::IncomingStream;
 use tokio::net::UnixListener;
 
+use super::audit::Who;
 use crate::protocol::api::{ApiError, ErrorCode, MAX_BODY};
 
 /// Why the socket cannot be served.
@@ -122,11 +123,25 @@ pub async fn serve(listener: UnixListener, path: &Path, router: Router) -> std::
     .await
 }
 
+/// The process that called, by the credentials that the kernel recorded when it connected.
 #[derive(Debug, Clone, Default)]
-struct Caller {
+pub struct Caller {
     user: Option<u32>,
+    process: Option<i32>,
     /// The primary group and the supplementary ones.
     groups: Vec<u32>,
+}
+
+impl Caller {
+    /// The caller, as events name it.
+    #[must_use]
+    pub fn who(&self) -> Who {
+        Who::Local {
+            // A caller without credentials is not served.
+            uid: self.user.unwrap_or(u32::MAX),
+            pid: self.process,
+        }
+    }
 }
 
 impl Connected<IncomingStream<'_, UnixListener>> for Caller {
@@ -138,6 +153,7 @@ impl Connected<IncomingStream<'_, UnixListener>> for Caller {
         groups.push(credentials.gid());
         Self {
             user: Some(credentials.uid()),
+            process: credentials.pid(),
             groups,
         }
     }

@@ -65,6 +65,11 @@ impl Coordinator {
         self.directory.path().join("s")
     }
 
+    /// The directory with its store and its log of events.
+    pub(crate) fn state_dir(&self) -> PathBuf {
+        self.directory.path().join("state")
+    }
+
     pub(crate) fn port(&self) -> u16 {
         self.port
     }

@@ -16,10 +16,14 @@ use crate::joins::request;
 /// Nodes that join at once, each again and again.
 const WRITERS: usize = 4;
 /// A mesh with room for all of them.
-const ROOM: &str = "[mesh]\nprefix_v4 = \"10.0.0.0/8\"\n";
+pub(crate) const ROOM: &str = "[mesh]\nprefix_v4 = \"10.0.0.0/8\"\n";
 
 /// Joins until the coordinator is gone; notes what it acknowledged.
-async fn write(token: JoinToken, name: String, acknowledged: Arc<Mutex<Vec<(PublicKey, String)>>>) {
+pub(crate) async fn write(
+    token: JoinToken,
+    name: String,
+    acknowledged: Arc<Mutex<Vec<(PublicKey, String)>>>,
+) {
     for n in 0.. {
         let request = request(&token, &format!("{name}-{n}"));
         let Ok((_, Record::Membership(member))) = Record::parse(&request.membership.payload) else {

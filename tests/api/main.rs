@@ -1,5 +1,6 @@
 //! The coordinator's HTTPS API, as nodes and others on the network find it.
 
+mod audit;
 mod coordinator;
 mod fixtures;
 mod hostile;

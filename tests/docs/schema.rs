@@ -10,7 +10,7 @@ use crate::reference::{cell, check, head};
 use crate::{read, repository, walk};
 
 /// The commands, the types that they print, and the files of the schemas.
-const DOCUMENTS: [(&str, &str, &str); 15] = [
+const DOCUMENTS: [(&str, &str, &str); 16] = [
     ("meshctl status --json", "Status", "status"),
     ("meshctl status --system --json", "SystemList", "system"),
     ("meshctl why web-1 --json", "Why", "why"),
@@ -34,9 +34,14 @@ const DOCUMENTS: [(&str, &str, &str); 15] = [
         "DeniedList",
         "policy-denied",
     ),
+    (
+        "meshctl audit --verify --json",
+        "VerifiedAudit",
+        "audit-verify",
+    ),
 ];
 /// The files of the types.
-const SOURCES: [&str; 13] = [
+const SOURCES: [&str; 14] = [
     "src/protocol/local.rs",
     "src/protocol/local/paths.rs",
     "src/protocol/local/policy.rs",
@@ -50,6 +55,7 @@ const SOURCES: [&str; 13] = [
     "src/cli/policy/diff.rs",
     "src/cli/policy/explain.rs",
     "src/cli/policy/show.rs",
+    "src/cli/audit/findings.rs",
 ];
 /// Types that are a JSON string.
 const STRINGS: [&str; 14] = [

@@ -80,6 +80,11 @@ fn nodes_leave_and_are_removed_as_the_page_says() {
 }
 
 #[test]
+fn events_are_shown_and_a_line_that_is_deleted_is_named_as_the_page_says() {
+    walk("docs/howto/audit.md", &[]);
+}
+
+#[test]
 #[cfg(feature = "etcd")]
 fn three_coordinators_share_an_etcd_as_the_page_says() {
     walk("docs/howto/etcd.md", &["etcd"]);

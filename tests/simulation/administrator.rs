@@ -126,6 +126,7 @@ impl World {
             domain: label("mesh"),
             prefix_v4: plan.prefix_v4,
             prefix_v6: plan.prefix_v6,
+            audit: meshd::os::audit::Audit::none(),
             node_block_v4: plan.node_block_v4,
         };
         let now = self.clock(self.sites[site].skew);
@@ -207,7 +208,7 @@ impl World {
                 mesh_key: Some(self.administrator.mesh.public()),
                 records: vec![envelope.clone()],
             };
-            match hub.submit(submit, now) {
+            match hub.submit(submit, meshd::os::audit::Who::Daemon, now) {
                 Ok(_) => {
                     self.truth.note_signed(envelope);
                     self.truth

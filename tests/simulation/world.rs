@@ -358,7 +358,7 @@ impl World {
         let Some(hub) = &self.sites[site].hub else {
             return;
         };
-        let answer = hub.join(request, now);
+        let answer = hub.join(request, meshd::os::audit::Who::Daemon, now);
         if let Ok(response) = &answer
             && let Err(why) = self.note_admitted(site, request, response)
         {

@@ -211,7 +211,14 @@ fn a_full_disk_on_a_node_is_reported_and_loses_nothing() {
     let add = |port: &str| mesh.on(0, &["service", "add", "web", "--port", port]);
     assert_eq!(add("80").code, 0);
     fill(&directory);
-    assert_refused(&add("81"), 78, &["/run/state", "No space left"]);
+    // Each attempt is an event as well. The last page of the log has room for some of them.
+    for _ in 0..20 {
+        assert_refused(&add("81"), 78, &["/run/state", "No space left"]);
+    }
+    mesh.wait_until("the audit log is a problem", || {
+        let problems = mesh.status(0).problems;
+        problems.iter().any(|p| p.what.contains("audit log"))
+    });
     // The node still accepts changes of others, and reports that they are not on disk. The last page of the file may
     // have some room left.
     for n in 0..30 {
@@ -236,6 +243,12 @@ fn a_full_disk_on_a_node_is_reported_and_loses_nothing() {
             .iter()
             .all(|p| !p.why.contains("No space left"))
     });
+    assert_lost_events_are_counted(&mesh.on(0, &["audit", "--json", "--file", "/run/state"]));
+    assert_eq!(
+        mesh.on(0, &["audit", "--verify", "--file", "/run/state"])
+            .code,
+        0
+    );
     mesh.coordinator.take().expect("it runs").kill();
     mesh.kill_node(0);
     mesh.start_node(0);
@@ -281,6 +294,28 @@ fn a_coordinator_with_a_full_disk_reports_that_and_writes_again_when_there_is_ro
         mesh.admin(&["token", "create"]).code == 0
     });
     assert_eq!(mesh.on(0, &["join", &token]).code, 0);
+    let log = ["audit", "--file", "/run/coordinator"];
+    assert_eq!(mesh.admin(&[&log[..], &["--verify"]].concat()).code, 0);
+}
+
+/// Holds that the log of events, which was on a full disk, says how many events it does not have.
+fn assert_lost_events_are_counted(audit: &Ended) {
+    let document: serde_json::Value = serde_json::from_str(&audit.stdout).expect("a document");
+    let events = document["events"].as_array().expect("a list");
+    let lost: Vec<u64> = events
+        .iter()
+        .filter(|event| event["what"] == "events_lost")
+        .filter_map(|event| event["object"]["count"].as_u64())
+        .collect();
+    assert!(lost.iter().any(|count| *count > 0), "{events:?}");
+    let is_failure = |event: &serde_json::Value| {
+        let result = event["result"].as_str().unwrap_or_default();
+        event["what"] == "local_call"
+            && event["object"] == serde_json::json!({"call": "add_service", "name": "web"})
+            && event["who"]["uid"] == 0
+            && result.starts_with("failed: ")
+    };
+    assert!(events.iter().any(is_failure), "{events:?}");
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::errors::fault;
 use super::intake::Origin;
+use super::members::{MemberChange, MemberTurn};
 use super::state::{Standing, State};
 use super::writer::Turn;
 use crate::model::PublicKey;
@@ -18,6 +19,46 @@ use crate::records::{Envelope, Ledger};
 
 /// How long an ephemeral node may be away. A restart, a move to another machine and an upgrade of the coordinator take less.
 pub(super) const MAX_ABSENCE: Duration = Duration::from_secs(600);
+
+/// How long a member may be without a stream before there is an event about it. A restart takes less.
+pub(super) const QUIET_ABSENCE: Duration = Duration::from_secs(60);
+
+/// The members that have become away, each once until it is back. Members that have had no stream since the start count only if
+/// no other coordinator may have theirs.
+pub(super) fn newly_away(state: &mut State, is_alone: bool, now: Instant) -> Vec<MemberChange> {
+    let Some(ledger) = &state.ledger else {
+        return Vec::new();
+    };
+    let (connected, absent, started) = (&state.connected, &state.absent, state.started);
+    let is_absent = |since: &Instant| now.saturating_duration_since(*since) >= QUIET_ABSENCE;
+    let since = |id: &PublicKey| match absent.get(id) {
+        Some(since) => Some(*since),
+        None => is_alone.then_some(started),
+    };
+    state
+        .away
+        .retain(|id, _| ledger.membership(id).is_some() && !ledger.is_revoked(id));
+    let new: Vec<(PublicKey, Instant)> = ledger
+        .memberships()
+        .map(|membership| membership.id)
+        .filter(|id| !connected.contains_key(id) && !state.away.contains_key(id))
+        .filter(|id| !ledger.is_revoked(id))
+        .filter_map(|id| Some((id, since(&id).filter(is_absent)?)))
+        .collect();
+    if new.is_empty() {
+        return Vec::new();
+    }
+    let names = ledger.names();
+    let mut changes = Vec::new();
+    for (id, since) in new {
+        if let Some(node) = names.get(&id) {
+            state.away.insert(id, (node.clone(), since));
+            let (node, turn) = (node.clone(), MemberTurn::Away);
+            changes.push(MemberChange { node, id, turn });
+        }
+    }
+    changes
+}
 
 /// Checks that an ephemeral member sends its own departure.
 pub(super) fn check_departure(

@@ -4,12 +4,11 @@
 use super::claims::{self, Arrival};
 use super::effects::effect_of;
 use super::errors::{fault, no_mesh};
-use super::members::NamesBefore;
+use super::members::{Administered, Caused, NamesBefore, Submitted};
 use super::published::{PublishRefused, Published};
 use super::writer::{Turn, note_failure};
 use crate::coordinator::store::{StoreError, Write};
 use crate::model::PublicKey;
-use crate::os::log::TRANSITION;
 use crate::protocol::admin::Submit;
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::records::batch::batches;
@@ -92,13 +91,15 @@ impl Turn<'_> {
                 }
             };
             let taken = taken.map_err(|error| self.fail(error))?;
-            for change in taken.changes {
-                change.log();
+            let audit = &self.view.setup.audit;
+            for record in &taken.administered {
+                audit.note(&Submitted(record, &self.by));
             }
-            if let Some(version) = taken.policy {
-                tracing::info!(target: TRANSITION, version, "policy applied");
+            for change in &taken.changes {
+                audit.note(&Caused(change, &self.by));
             }
             published.accepted += taken.accepted;
+            published.has_events |= !(taken.administered.is_empty() && taken.changes.is_empty());
             published.refused.extend(taken.refused);
         }
         Ok(published)
@@ -145,7 +146,13 @@ impl Turn<'_> {
                 Origin::Stream(_) | Origin::Administrator => None,
             };
             published.changes = names.changes(ledger, &writes, absent);
-            published.policy = policy_among(ledger, &writes);
+            if origin == Origin::Administrator {
+                let records = writes.iter().zip(&replaced);
+                let records = records.filter_map(|(write, replaced)| {
+                    Administered::of(ledger, &write.key, replaced.is_first())
+                });
+                published.administered = records.collect();
+            }
         }
         let first = last.saturating_sub(writes.len() as u64) + 1;
         for (revision, write) in (first..).zip(writes) {
@@ -200,13 +207,6 @@ impl Turn<'_> {
             }
         })
     }
-}
-
-/// The version of the policy that is among `writes`. `ledger` is the one after them.
-fn policy_among(ledger: &Ledger, writes: &[Write]) -> Option<u64> {
-    let is_written = writes.iter().any(|write| write.key == RecordKey::Policy);
-    let entry = ledger.entry(&RecordKey::Policy).filter(|_| is_written);
-    entry.map(|entry| entry.version)
 }
 
 /// Whether `ledger` would accept all of `records`.

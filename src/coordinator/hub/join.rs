@@ -1,12 +1,12 @@
 //! Joins: the ledger decides first, then the store, which spends a use of the token and leases a block.
 
 use super::errors::{fault, no_mesh};
+use super::members::Admitted as NodeAdmitted;
 use super::refill::Phase;
 use super::writer::{Turn, note_failure};
 use crate::coordinator::enroll::{self, Proven, Refusal};
 use crate::coordinator::store::{Admission, Admitted, StoreError};
 use crate::model::time::UnixSeconds;
-use crate::os::log::TRANSITION;
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::join::{JoinCheck, JoinResponse};
 use crate::records::{Envelope, RecordKey};
@@ -76,9 +76,14 @@ impl Turn<'_> {
             state.changes.push(admitted.revision, admission.key.clone());
             state.revision = admitted.revision;
             self.view.revision.send_replace(state.revision);
-            let (node, id) = (&admission.name, admission.node.short());
-            let token = admission.token.short();
-            tracing::info!(target: TRANSITION, %node, id, token, block = %block.v4, "node admitted");
+            let admitted = NodeAdmitted {
+                node: &admission.name,
+                id: admission.node,
+                token: admission.token,
+                block: block.v4,
+                by: &self.by,
+            };
+            self.view.setup.audit.note(&admitted);
         }
         Ok(JoinResponse {
             block,

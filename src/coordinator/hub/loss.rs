@@ -14,6 +14,7 @@ use super::view::View;
 use super::writer::Turn;
 use crate::coordinator::marks::Mark;
 use crate::model::PublicKey;
+use crate::os::audit::{Event, Text, What, Who};
 use crate::protocol::api::ApiError;
 use crate::records::envelope::Authentic;
 
@@ -60,7 +61,10 @@ impl Turn<'_> {
             ours,
             "the store went back in time: was its file replaced by an older copy?"
         );
-        self.begin_again()
+        let theirs = mark.revision;
+        self.begin_again(&format!(
+            "it has revision {ours}, and a node proves revision {theirs}"
+        ))
     }
 
     /// Treats the store as restored from a backup, if it lacks one of `records` that the mesh key signed.
@@ -74,14 +78,17 @@ impl Turn<'_> {
             return Ok(());
         };
         tracing::error!(
-            record = lacked,
+            record = %lacked,
             "the store lacks a record that the administrator signed: was its file deleted, or replaced by an older copy?"
         );
-        self.begin_again()
+        self.begin_again(&format!("it lacks the record {lacked}"))
     }
 
     /// Gives the store a new name and the state of one restored from a backup.
-    fn begin_again(&mut self) -> Result<(), ApiError> {
+    fn begin_again(&mut self, why: &str) -> Result<(), ApiError> {
+        let reason = Text::from(why);
+        let event = Event::done(Who::Daemon, What::StoreWentBack { reason });
+        self.view.setup.audit.record(event);
         let restored = self.writer.store.set_restored();
         restored
             .and_then(|()| self.reload())

@@ -1,13 +1,17 @@
-//! The transitions of members that have a line in the log: removed, left, renamed. Pure.
+//! The transitions of members that have a line in the log and an event: admitted, removed, left, renamed, away, back. Pure.
 
 use std::collections::HashMap;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
 
 use crate::coordinator::store::Write;
 use crate::model::{Label, PublicKey};
+use crate::os::audit::{Event, LineDigest, Transition, What, Who};
 use crate::os::log::TRANSITION;
 use crate::records::Ledger;
 use crate::records::envelope::Authentic;
-use crate::records::kinds::{Record, RecordKey, RevokedKind};
+use crate::records::kinds::{Record, RecordKey, RevokedKind, Token};
 
 /// A transition of a member.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +33,50 @@ pub enum MemberTurn {
     TokenRevoked,
     /// It had this name before.
     Renamed(Label),
+    /// It has had no stream for a minute.
+    Away,
+    /// It has a stream again, after so long.
+    Back(Duration),
+}
+
+impl MemberTurn {
+    /// Why the member was removed, if it was.
+    fn removal(&self) -> Option<&'static str> {
+        match self {
+            Self::StayedAway => Some("it is ephemeral and stayed away"),
+            Self::Removed => Some("the administrator removed it"),
+            Self::TokenRevoked => Some("the administrator revoked its token"),
+            Self::Left | Self::Renamed(_) | Self::Away | Self::Back(_) => None,
+        }
+    }
+}
+
+/// A node was admitted.
+#[derive(Debug)]
+pub(super) struct Admitted<'a> {
+    pub node: &'a Label,
+    pub id: PublicKey,
+    pub token: PublicKey,
+    pub block: Ipv4Net,
+    /// The machine that joined.
+    pub by: &'a Who,
+}
+
+impl Transition for Admitted<'_> {
+    fn log(&self) {
+        let (node, id, token) = (self.node, self.id.short(), self.token.short());
+        tracing::info!(target: TRANSITION, %node, id, token, block = %self.block, "node admitted");
+    }
+
+    fn event(&self) -> Option<Event> {
+        let what = What::NodeAdmitted {
+            node: self.node.clone(),
+            id: self.id,
+            token: self.token,
+            block: self.block,
+        };
+        Some(Event::done(self.by.clone(), what))
+    }
 }
 
 /// The names of all members before records are applied, if one of the records may change members.
@@ -115,20 +163,146 @@ fn member(key: &RecordKey) -> Option<&PublicKey> {
     }
 }
 
-impl MemberChange {
-    pub(super) fn log(&self) {
-        let (node, id) = (&self.node, self.id.short());
-        let removed = |reason: &str| {
-            tracing::info!(target: TRANSITION, %node, id, reason, "node removed");
-        };
-        match &self.turn {
+/// A transition of a member, and who caused it if the member itself did not.
+#[derive(Debug)]
+pub(super) struct Caused<'a>(pub &'a MemberChange, pub &'a Who);
+
+impl Transition for Caused<'_> {
+    fn log(&self) {
+        let MemberChange { node, id, turn } = self.0;
+        let id = id.short();
+        match turn {
             MemberTurn::Left => tracing::info!(target: TRANSITION, %node, id, "node left"),
-            MemberTurn::StayedAway => removed("it is ephemeral and stayed away"),
-            MemberTurn::Removed => removed("the administrator removed it"),
-            MemberTurn::TokenRevoked => removed("the administrator revoked its token"),
+            MemberTurn::StayedAway | MemberTurn::Removed | MemberTurn::TokenRevoked => {
+                let reason = turn.removal();
+                tracing::info!(target: TRANSITION, %node, id, reason, "node removed");
+            }
             MemberTurn::Renamed(before) => {
                 tracing::info!(target: TRANSITION, %node, id, %before, "node renamed");
             }
+            MemberTurn::Away => tracing::warn!(target: TRANSITION, %node, id, "node away"),
+            MemberTurn::Back(away) => {
+                let away_seconds = away.as_secs();
+                tracing::info!(target: TRANSITION, %node, id, away_seconds, "node back");
+            }
         }
+    }
+
+    fn event(&self) -> Option<Event> {
+        let MemberChange { node, id, turn } = self.0;
+        let (node, id) = (node.clone(), *id);
+        let itself = || Who::Member {
+            name: node.clone(),
+            id,
+        };
+        Some(match turn {
+            MemberTurn::Left => Event::done(itself(), What::NodeLeft { node, id }),
+            MemberTurn::Renamed(before) => {
+                let before = before.clone();
+                Event::done(itself(), What::NodeRenamed { node, id, before })
+            }
+            MemberTurn::StayedAway | MemberTurn::Removed | MemberTurn::TokenRevoked => {
+                let reason = turn.removal().unwrap_or_default();
+                let by = match (turn, self.1) {
+                    (MemberTurn::StayedAway, _) => Who::Daemon,
+                    // A node sent the record, which the mesh key signed.
+                    (_, Who::Daemon) => Who::Administrator,
+                    (_, by) => by.clone(),
+                };
+                Event::done(by, What::NodeRemoved { node, id, reason })
+            }
+            MemberTurn::Away => Event::done(Who::Daemon, What::NodeAway { node, id }),
+            MemberTurn::Back(away) => {
+                let away_seconds = away.as_secs();
+                let what = What::NodeBack {
+                    node: node.clone(),
+                    id,
+                    away_seconds,
+                };
+                Event::done(itself(), what)
+            }
+        })
+    }
+}
+
+/// The text of a record of the administrator that was accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Administered {
+    /// The mesh record, and the key that signs it, for the first time.
+    MeshMade(PublicKey),
+    /// A mesh record with this version replaced another one.
+    MeshChanged(u64),
+    TokenMade(Token),
+    TokenRevoked(PublicKey),
+    /// A policy with this version, and the digest of its text.
+    PolicyApplied(u64, Option<LineDigest>),
+}
+
+impl Administered {
+    /// What the record `key` is, which `ledger` holds now. `is_first` says whether it had none with this key before.
+    pub(super) fn of(ledger: &Ledger, key: &RecordKey, is_first: bool) -> Option<Self> {
+        Some(match &ledger.entry(key)?.record {
+            Record::Mesh(_) if is_first => Self::MeshMade(ledger.mesh_key()),
+            Record::Mesh(mesh) => Self::MeshChanged(mesh.version),
+            Record::Token(token) => Self::TokenMade(token.clone()),
+            Record::Policy(policy) => {
+                let text = policy.text.as_ref();
+                let digest = text.map(|text| LineDigest::of(text.as_bytes()));
+                Self::PolicyApplied(policy.version, digest)
+            }
+            Record::Revocation(revocation) if revocation.revoked == RevokedKind::Token => {
+                Self::TokenRevoked(revocation.id)
+            }
+            _ => return None,
+        })
+    }
+}
+
+/// An accepted record of the administrator, and who sent it.
+#[derive(Debug)]
+pub(super) struct Submitted<'a>(pub &'a Administered, pub &'a Who);
+
+impl Transition for Submitted<'_> {
+    fn log(&self) {
+        match self.0 {
+            Administered::MeshMade(key) => {
+                tracing::info!(target: TRANSITION, key = key.short(), "mesh made");
+            }
+            Administered::MeshChanged(version) => {
+                tracing::info!(target: TRANSITION, version, "mesh changed");
+            }
+            Administered::TokenMade(token) => {
+                let (id, uses, ephemeral) = (token.id.short(), token.uses, token.ephemeral);
+                tracing::info!(target: TRANSITION, token = id, uses, ephemeral, "token made");
+            }
+            Administered::TokenRevoked(id) => {
+                tracing::info!(target: TRANSITION, token = id.short(), "token revoked");
+            }
+            Administered::PolicyApplied(version, _) => {
+                tracing::info!(target: TRANSITION, version, "policy applied");
+            }
+        }
+    }
+
+    fn event(&self) -> Option<Event> {
+        let what = match self.0 {
+            Administered::MeshMade(mesh_key) => What::MeshMade {
+                mesh_key: *mesh_key,
+            },
+            Administered::MeshChanged(version) => What::MeshChanged { version: *version },
+            Administered::TokenMade(token) => What::TokenMade {
+                token: token.id,
+                uses: token.uses,
+                tags: token.tags.clone(),
+                ephemeral: token.ephemeral,
+                expires_at: token.expires_at,
+            },
+            Administered::TokenRevoked(token) => What::TokenRevoked { token: *token },
+            Administered::PolicyApplied(version, digest) => What::PolicyApplied {
+                version: *version,
+                digest: *digest,
+            },
+        };
+        Some(Event::done(self.1.clone(), what))
     }
 }

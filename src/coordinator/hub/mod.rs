@@ -6,7 +6,7 @@
 //! | `writer` | the store, its health, and the turn of the one writer |
 //! | `join`, `intake`, `loss`, `absence` | what a turn is used for |
 //! | `claims`, `refill`, `effects` | rules for records that nodes send |
-//! | `members` | the transitions of members that are logged |
+//! | `members` | the transitions of members that have events |
 //! | `reading`, `changes` | the parts of the records that a stream receives |
 //!
 //! There are two locks. A writer holds the lock of the store for as long as the disk takes, so that writes come one after the
@@ -52,7 +52,8 @@ use self::errors::fault;
 use self::intake::Origin;
 pub use self::listing::Size;
 use self::loaded::Loaded;
-pub use self::members::{MemberChange, MemberTurn};
+use self::members::Caused;
+pub use self::members::{Administered, MemberChange, MemberTurn};
 pub use self::published::{PublishRefused, Published};
 pub use self::reading::{Cursor, Part};
 pub use self::screening::{Proof, Screened};
@@ -64,6 +65,7 @@ use super::enroll::{self, Proven};
 use super::store::{Store, StoreError};
 use crate::model::PublicKey;
 use crate::model::time::Now;
+use crate::os::audit::{Audit, Who};
 use crate::protocol::admin::Submit;
 use crate::protocol::api::ApiError;
 use crate::protocol::join::{JoinCheck, JoinRequest, JoinResponse};
@@ -108,28 +110,52 @@ impl Hub {
 
     /// Waits for the turn to write.
     fn turn(&self, now: Now) -> Turn<'_> {
+        self.turn_by(Who::Daemon, now)
+    }
+
+    /// Waits for the turn to write what somebody asked for.
+    fn turn_by(&self, by: Who, now: Now) -> Turn<'_> {
         Turn {
             writer: self.writer(),
             view: &self.view,
             now,
+            by,
         }
     }
 
-    /// Admits a node. Waits for the disk.
+    /// The log of events.
+    #[must_use]
+    pub fn audit(&self) -> &Audit {
+        &self.view.setup.audit
+    }
+
+    /// Admits a node, for the machine `by`. Waits for the disk.
     ///
     /// # Errors
     /// One line for the person who joins the node.
-    pub fn join(&self, request: &JoinRequest, now: Now) -> Result<JoinResponse, ApiError> {
+    pub fn join(&self, request: &JoinRequest, by: Who, now: Now) -> Result<JoinResponse, ApiError> {
         // The signatures are verified before the writer's turn, so that nobody waits for that.
-        self.count_join(enroll::prove(request).and_then(|proven| self.turn(now).join(&proven)))
+        match enroll::prove(request) {
+            Ok(proven) => self.join_proven(&proven, by, now),
+            Err(error) => self.count_join(Err(error)),
+        }
     }
 
     /// Admits a node whose request was verified before.
     ///
     /// # Errors
     /// As for [`Hub::join`].
-    pub(super) fn join_proven(&self, proven: &Proven, now: Now) -> Result<JoinResponse, ApiError> {
-        self.count_join(self.turn(now).join(proven))
+    pub(super) fn join_proven(
+        &self,
+        proven: &Proven,
+        by: Who,
+        now: Now,
+    ) -> Result<JoinResponse, ApiError> {
+        let joined = self.turn_by(by, now).join(proven);
+        if joined.is_ok() {
+            self.audit().flush();
+        }
+        self.count_join(joined)
     }
 
     fn count_join(&self, result: Result<JoinResponse, ApiError>) -> Result<JoinResponse, ApiError> {
@@ -189,6 +215,9 @@ impl Hub {
             turn.notice_loss(&records)?;
             turn.take_in(records, Origin::Stream(*sender))?
         };
+        if published.has_events {
+            self.audit().flush();
+        }
         // A forged record ends the stream, so its key is not needed.
         let forged = forged
             .into_iter()
@@ -204,12 +233,15 @@ impl Hub {
         Ok(published)
     }
 
-    /// Accepts signed records of the administrator, all or none, and the mesh key the first time. Waits for the disk.
+    /// Accepts signed records of the administrator, all or none, and the mesh key the first time. `by` is the process that sends
+    /// them. Waits for the disk.
     ///
     /// # Errors
     /// Which record is refused and why.
-    pub fn submit(&self, submit: Submit, now: Now) -> Result<u64, ApiError> {
-        self.turn(now).submit(submit)
+    pub fn submit(&self, submit: Submit, by: Who, now: Now) -> Result<u64, ApiError> {
+        let submitted = self.turn_by(by, now).submit(submit);
+        self.audit().flush();
+        submitted
     }
 
     /// Treats the store as restored from a backup, if this mark proves that it went back in time. Waits for the disk.
@@ -244,6 +276,15 @@ impl Hub {
             return Ok(());
         }
         self.turn(now).dismiss(due)
+    }
+
+    /// Records which members have been without a stream for too long.
+    pub fn note_away(&self, now: Now) {
+        let is_alone = self.writer().store.followed().is_none();
+        let changes = absence::newly_away(&mut self.view.write(), is_alone, now.monotonic);
+        for change in &changes {
+            self.audit().note(&Caused(change, &Who::Daemon));
+        }
     }
 
     /// Tells the other coordinators which ephemeral nodes are connected to this one. Waits for the store.

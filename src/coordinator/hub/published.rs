@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::members::MemberChange;
+use super::members::{Administered, MemberChange};
 use crate::model::Label;
 use crate::protocol::control::RefusedReason;
 use crate::records::RecordKey;
@@ -17,8 +17,10 @@ pub struct Published {
     pub refused: Vec<(Option<RecordKey>, PublishRefused)>,
     /// The transitions of members, which are logged.
     pub changes: Vec<MemberChange>,
-    /// The version of the policy that was among the records.
-    pub policy: Option<u64>,
+    /// The records of the administrator, which have events.
+    pub administered: Vec<Administered>,
+    /// Whether there are events that have to be on disk before the sender receives an answer.
+    pub has_events: bool,
 }
 
 impl Published {

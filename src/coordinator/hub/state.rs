@@ -5,8 +5,9 @@ use std::time::Instant;
 
 use super::changes::Changes;
 use super::former::Former;
+use super::members::{MemberChange, MemberTurn};
 use super::refill::{Phase, Refill};
-use crate::model::PublicKey;
+use crate::model::{Label, PublicKey};
 use crate::records::envelope::Authentic;
 use crate::records::{Envelope, Ledger};
 
@@ -30,6 +31,8 @@ pub(super) struct State {
     pub connected: HashMap<PublicKey, usize>,
     /// When the last stream of a member closed, for members without a stream.
     pub absent: HashMap<PublicKey, Instant>,
+    /// Members that have had no stream for so long that there is an event about it: their names, and since when they have none.
+    pub away: HashMap<PublicKey, (Label, Instant)>,
     pub started: Instant,
     /// Set while the store has lost records and waits for the nodes to offer them.
     pub refill: Option<Refill>,
@@ -46,6 +49,7 @@ impl State {
             changes: Changes::new(),
             connected: HashMap::new(),
             absent: HashMap::new(),
+            away: HashMap::new(),
             started: now,
             refill: None,
             former: Former::default(),
@@ -77,7 +81,13 @@ impl State {
         Some(refill.phase(members, now))
     }
 
-    pub(super) fn set_connected(&mut self, node: PublicKey, is_open: bool, now: Instant) {
+    /// Handles that a stream of `node` was opened or closed. Returns the transition of a member that was away.
+    pub(super) fn set_connected(
+        &mut self,
+        node: PublicKey,
+        is_open: bool,
+        now: Instant,
+    ) -> Option<MemberChange> {
         let streams = self.connected.entry(node).or_default();
         *streams = if is_open {
             *streams + 1
@@ -86,13 +96,20 @@ impl State {
         };
         if *streams > 0 {
             self.absent.remove(&node);
-            return;
+            let (name, since) = self.away.remove(&node)?;
+            let away = now.saturating_duration_since(since);
+            return Some(MemberChange {
+                node: name,
+                id: node,
+                turn: MemberTurn::Back(away),
+            });
         }
         self.connected.remove(&node);
         let ledger = self.ledger.as_ref();
         if ledger.is_some_and(|ledger| ledger.membership(&node).is_some()) {
             self.absent.insert(node, now);
         }
+        None
     }
 
     /// Stores that a mark of `node` proves a membership that the store does not hold.

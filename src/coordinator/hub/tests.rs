@@ -17,6 +17,7 @@ use crate::coordinator::store::{Admitted, Contents, Sqlite};
 use crate::model::Label;
 use crate::model::time::UnixSeconds;
 use crate::model::{SigningKey, WireGuardKey};
+use crate::os::audit::Audit;
 use crate::os::clock;
 use crate::protocol::api::ErrorCode;
 use crate::protocol::token::SpkiPin;
@@ -59,7 +60,7 @@ impl Hub {
     }
 
     fn join(&self, request: &JoinRequest) -> Result<JoinResponse, ApiError> {
-        self.0.join(request, clock::now())
+        self.0.join(request, Who::Daemon, clock::now())
     }
 
     fn check_join(&self, request: &JoinRequest) -> Result<JoinCheck, ApiError> {
@@ -71,7 +72,7 @@ impl Hub {
     }
 
     fn submit(&self, submit: Submit) -> Result<u64, ApiError> {
-        self.0.submit(submit, clock::now())
+        self.0.submit(submit, Who::Daemon, clock::now())
     }
 
     fn store_departure(&self, node: &PublicKey, departure: &Envelope) -> Result<(), ApiError> {
@@ -113,6 +114,7 @@ fn setup() -> Setup {
         prefix_v4: "10.210.0.0/16".parse().expect("a literal"),
         node_block_v4: 24,
         prefix_v6: "fd00:1:2::/48".parse().expect("a literal"),
+        audit: Audit::none(),
     }
 }
 

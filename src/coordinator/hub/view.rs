@@ -6,10 +6,12 @@ use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use ipnet::{Ipv4Net, Ipv6Net};
 use tokio::sync::watch;
 
+use super::members::Caused;
 use super::state::{Standing, State};
 use crate::coordinator::MarkKey;
 use crate::model::time::Now;
 use crate::model::{Label, PublicKey};
+use crate::os::audit::{Audit, Who};
 use crate::protocol::admin::UrlProblem;
 use crate::protocol::token::SpkiPin;
 use crate::protocol::url::CoordinatorUrl;
@@ -33,6 +35,8 @@ pub struct Setup {
     pub node_block_v4: u8,
     /// The IPv6 prefix of a new mesh.
     pub prefix_v6: Ipv6Net,
+    /// The log of events.
+    pub audit: Audit,
 }
 
 /// Counts since the start.
@@ -187,7 +191,10 @@ impl View {
 
     /// Handles that a stream of `node` was opened or closed.
     pub fn set_connected(&self, node: PublicKey, is_open: bool, now: Now) {
-        self.write().set_connected(node, is_open, now.monotonic);
+        let back = self.write().set_connected(node, is_open, now.monotonic);
+        if let Some(back) = back {
+            self.setup.audit.note(&Caused(&back, &Who::Daemon));
+        }
     }
 
     /// Handles that a node has offered all records that it holds, to this store or to the one that it knew before.

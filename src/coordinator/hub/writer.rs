@@ -10,6 +10,7 @@ use super::view::View;
 use crate::coordinator::store::{News, Store, StoreError, Stored};
 use crate::model::PublicKey;
 use crate::model::time::Now;
+use crate::os::audit::Who;
 use crate::os::log::TRANSITION;
 use crate::protocol::api::ApiError;
 use crate::records::Ledger;
@@ -55,6 +56,8 @@ pub(super) struct Turn<'a> {
     pub writer: MutexGuard<'a, Writer>,
     pub view: &'a View,
     pub now: Now,
+    /// Who asked for the writes.
+    pub by: Who,
 }
 
 impl Turn<'_> {

@@ -8,6 +8,7 @@ use super::joining::JoinEnded;
 use super::{Agent, Phase};
 use crate::node::api::{Command, Reply};
 use crate::node::changes::{ChangeRequest, ServiceChange, parse_name};
+use crate::node::disk::audit_problem;
 use crate::node::joined::JoinedNode;
 use crate::node::{metrics, report, unattended};
 use crate::protocol::api::ApiError;
@@ -148,8 +149,9 @@ fn not_ready(agent: &Agent) -> Option<String> {
 /// The status of a node that is not in a mesh.
 fn bare_status(agent: &Agent, state: NodeState) -> Status {
     let (problem, now) = (agent.join_problem.iter(), Instant::now());
+    let problem = problem.map(|problem| problem.shown(now));
     Status {
-        problems: problem.map(|problem| problem.shown(now)).collect(),
+        problems: problem.chain(audit_problem(&agent.dir.audit)).collect(),
         ..report::bare_status(state)
     }
 }

@@ -14,6 +14,7 @@ use crate::node::boot;
 use crate::node::joined::JoinedNode;
 use crate::node::joining::{self, Admitted, Attempt, JoinContext};
 use crate::node::state::StateError;
+use crate::os::audit::{Event, What, Who};
 use crate::os::tasks::{TaskHandle, Tasks};
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::local::{Join, Joined, Problem, SCHEMA};
@@ -172,6 +173,12 @@ impl Agent {
             admitted.identity.block.node_v6().to_string(),
         ];
         tracing::info!(name = %admitted.identity.name, %v4, %v6, "joined");
+        let what = What::Joined {
+            node: admitted.identity.name.clone(),
+            id: admitted.identity.keys.identity.public(),
+            address: admitted.identity.block.node_v4(),
+        };
+        self.dir.audit.record(Event::done(Who::Daemon, what));
         let without = node
             .device
             .network

@@ -18,6 +18,7 @@ use crate::node::joined::{JoinedNode, NodeEvent};
 use crate::node::joining;
 use crate::node::state::StateDir;
 use crate::node::state::departing::Departing;
+use crate::os::audit::{Event, What, Who};
 use crate::os::clock;
 use crate::os::tasks::Tasks;
 use crate::path::watch::Reach;
@@ -44,11 +45,12 @@ pub(super) fn finish(dir: &StateDir) -> Result<(), ApiError> {
     if departing.is_empty() {
         return Ok(());
     }
-    if dir
-        .identity()?
-        .is_some_and(|identity| departing.contains(&identity.keys.identity.public()))
+    let identity = dir.identity()?;
+    if let Some(identity) =
+        identity.filter(|identity| departing.contains(&identity.keys.identity.public()))
     {
         tracing::info!("finishing an interrupted leave");
+        record_left(dir, identity.name, identity.keys.identity.public());
         dir.clear();
     }
     if dir
@@ -60,11 +62,20 @@ pub(super) fn finish(dir: &StateDir) -> Result<(), ApiError> {
     Ok(())
 }
 
+fn record_left(dir: &StateDir, node: Label, id: PublicKey) {
+    let event = Event::done(Who::Daemon, What::Left { node, id });
+    dir.audit.record(event);
+}
+
 impl Agent {
     pub(super) async fn leave(&mut self, reply: Reply<Left>) {
         match &mut self.phase {
-            Phase::Up(..) => {
+            Phase::Up(node, _) => {
+                let (name, id) = (node.identity.name.clone(), node.id());
                 let left = Box::pin(self.leave_mesh()).await;
+                if left.is_ok() {
+                    record_left(&self.dir, name, id);
+                }
                 let _ = reply.send(left);
             }
             Phase::Joining(_) | Phase::Unjoined => self.leave_join(reply),

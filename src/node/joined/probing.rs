@@ -7,7 +7,7 @@ use crate::model::NodeAddress;
 use crate::node::contact::Contact;
 use crate::node::paths::{PathAction, SteerAction};
 use crate::node::transitions::denials::FirstDenial;
-use crate::node::transitions::peers::PeerChange;
+use crate::node::transitions::peers::{PathChange, PeerChange};
 use crate::os::clock;
 use crate::path::peer::Action as Steer;
 use crate::path::watch::Reach;
@@ -49,7 +49,8 @@ pub(super) fn handle_news(node: &mut JoinedNode, now: Instant) {
         }
     }
     for denial in node.device.tunnel.filter().take_first_denials() {
-        FirstDenial::of(&denial, &node.netmap).log();
+        let first = FirstDenial::of(&denial, &node.netmap);
+        node.disk.audit.note(&first);
     }
     stun::handle_answers(node, now);
     stun::poll(node, now);
@@ -135,7 +136,7 @@ fn log_turns(node: &mut JoinedNode, now: Instant) {
             endpoint: status.and_then(|status| status.endpoint),
             why: &contact.reason(),
         };
-        change.log();
+        node.disk.audit.note(&change);
     }
 }
 
@@ -200,8 +201,9 @@ fn steer(node: &JoinedNode, member: &Member, action: Steer) {
         Steer::Open => steering.open(key),
         Steer::Probe(path) => tunnel.probing().probe_path(key, own, address, Some(&path)),
         Steer::Use(path, gap) => {
-            tracing::debug!(peer = %member.name, %path, "packets to a peer take another path");
-            steering.use_path(key, &path, gap);
+            let (peer, path) = (&member.name, &path);
+            node.disk.audit.note(&PathChange { peer, path });
+            steering.use_path(key, path, gap);
         }
         Steer::Watch(patience, heard, sent) => {
             steering.set_patience(key, patience);

@@ -90,7 +90,7 @@ fn log_instances(node: &JoinedNode, before: Option<&Service>, now: &Service) {
             turn,
             why: why.as_deref(),
         };
-        change.log();
+        node.disk.audit.note(&change);
     }
 }
 

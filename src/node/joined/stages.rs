@@ -43,7 +43,7 @@ impl Stages for JoinedNode {
     fn apply_members(&mut self) -> bool {
         let now = Instant::now();
         if let Some(change) = self.device.policy.follow(self.replica.ledger()) {
-            change.log();
+            self.disk.audit.note(&change);
             self.disk.write_policy(&self.device.policy);
         }
         let rules = self.device.policy.rules().clone();
@@ -53,7 +53,7 @@ impl Stages for JoinedNode {
         let concerns_firewall = subjects::changed(&before, &self.netmap) && enforce_policy(self);
         let id = self.id();
         for change in members::changes(&before, &self.netmap, &id, self.replica.ledger()) {
-            change.log();
+            self.disk.audit.note(&change);
         }
         let others: Vec<&Member> = self
             .netmap

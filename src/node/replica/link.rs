@@ -120,6 +120,8 @@ pub struct LinkState {
     refusal: Option<Refusal>,
     /// From where a coordinator last saw this node, and when.
     seen: Option<(IpAddr, Instant)>,
+    /// The transitions since they were last taken.
+    turns: Vec<LinkChange>,
 }
 
 impl LinkState {
@@ -134,7 +136,13 @@ impl LinkState {
             lost_at: None,
             refusal: None,
             seen: None,
+            turns: Vec::new(),
         }
+    }
+
+    /// The transitions since the last call.
+    pub(super) fn take_turns(&mut self) -> Vec<LinkChange> {
+        std::mem::take(&mut self.turns)
     }
 
     /// The stream to `url` opened. Returns whether this node was a duplicate until now.
@@ -143,12 +151,14 @@ impl LinkState {
         self.url = url.to_string();
         let change = match self.lost_at.take() {
             Some(at) => LinkChange::Back {
-                url: &self.url,
+                url: self.url.clone(),
                 away: now.saturating_duration_since(at),
             },
-            None => LinkChange::Connected { url: &self.url },
+            None => LinkChange::Connected {
+                url: self.url.clone(),
+            },
         };
-        change.log();
+        self.turns.push(change);
         self.last_received = Some(now);
         self.link = Link::Connected { since: now };
         answers.duplicate_proven
@@ -194,8 +204,8 @@ impl LinkState {
                 "no connection to the coordinator"
             );
         } else {
-            let (url, why) = (&self.url, &why);
-            LinkChange::Away { url, why }.log();
+            let (url, why) = (self.url.clone(), why.clone());
+            self.turns.push(LinkChange::Away { url, why });
         }
         self.answers.revoked |= refusal == Some(Refusal::Revoked);
         self.answers.duplicate_claimed |= refusal == Some(Refusal::Clone);
@@ -280,6 +290,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::os::audit::Transition as _;
     use crate::os::log::captured;
 
     #[test]
@@ -301,6 +312,7 @@ mod tests {
             }
             link.handle_received(at(22));
             link.handle_opened(&url, at(22));
+            link.take_turns().iter().for_each(LinkChange::log);
         });
         assert_eq!(
             lines,

@@ -85,6 +85,7 @@ use self::uplink::{AGAIN_AFTER_REFUSAL, Uplink};
 use crate::model::PublicKey;
 use crate::model::address::Block;
 use crate::model::time::{Now, next_version};
+use crate::node::transitions::coordinator::LinkChange;
 use crate::protocol::control::RefusedReason;
 use crate::protocol::local::Problem;
 use crate::protocol::url::CoordinatorUrl;
@@ -541,6 +542,11 @@ impl Replica {
             self.effects.extend(dials);
         }
     }
+}
+
+/// The transitions of the control stream since the last call.
+pub(in crate::node) fn take_link_turns(replica: &mut Replica) -> Vec<LinkChange> {
+    replica.uplink.link.take_turns()
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::peers::{narrow_paths, unreached};
 use crate::model::text::listed;
 use crate::model::{PublicKey, ServiceName};
+use crate::node::disk::audit_problem;
 use crate::node::joined::JoinedNode;
 use crate::protocol::local::Problem;
 use crate::records::netmap::Netmap;
@@ -128,6 +129,7 @@ fn found(node: &JoinedNode, damaged_services: Option<&str>, flagged: usize) -> F
     problems.extend(ProblemKind::Device, streams);
     problems.extend(ProblemKind::Dns, node.resolver.refused());
     problems.extend(ProblemKind::Disk, node.disk.unwritten());
+    problems.extend(ProblemKind::Disk, audit_problem(&node.disk.audit));
     problems.extend(ProblemKind::Records, node.own_records.problems());
     let now = Instant::now();
     problems.extend(ProblemKind::Records, node.replica.problems(now));

@@ -93,7 +93,7 @@ impl StateDir {
     /// The departures that no coordinator has acknowledged. A damaged file is left out.
     #[must_use]
     pub fn departing(&self) -> Vec<Departing> {
-        let Ok(entries) = std::fs::read_dir(&self.0) else {
+        let Ok(entries) = std::fs::read_dir(&self.directory) else {
             return Vec::new();
         };
         entries

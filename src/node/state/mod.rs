@@ -33,6 +33,7 @@ use crate::containers::ContainerId;
 use crate::model::address::Block;
 use crate::model::time::UnixSeconds;
 use crate::model::{KeyProof, Label, PublicKey, SigningKey, WireGuardKey};
+use crate::os::audit::Audit;
 use crate::os::file;
 use crate::os::file::FileError;
 use crate::os::random;
@@ -47,9 +48,13 @@ const POLICY: &str = "policy.json";
 /// The maximum size of a state file in bytes. It does not apply to the file of records.
 const MAX_FILE: u64 = 4 * 1024 * 1024;
 
-/// The state directory.
+/// The state directory, and the log of events that lies in it.
 #[derive(Debug, Clone)]
-pub struct StateDir(PathBuf);
+pub struct StateDir {
+    directory: PathBuf,
+    /// The log of events. It records nothing until it is opened.
+    pub(in crate::node) audit: Audit,
+}
 
 /// State that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -282,13 +287,16 @@ impl StateDir {
     /// The directory cannot be created, belongs to another user, or can be read by other users.
     pub fn open(path: &Path) -> Result<Self, StateError> {
         file::private_dir(path)?;
-        Ok(Self(path.to_owned()))
+        Ok(Self {
+            directory: path.to_owned(),
+            audit: Audit::none(),
+        })
     }
 
     /// The path of the file `name` in the directory.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
+        self.directory.join(name)
     }
 
     /// The node's identity, if it has joined.
@@ -298,7 +306,7 @@ impl StateDir {
     pub fn identity(&self) -> Result<Option<Identity>, StateError> {
         let damaged = |why: String| StateError::Identity {
             path: self.path("identity.json"),
-            dir: self.0.clone(),
+            dir: self.directory.clone(),
             why,
         };
         let Some(text) = self.read("identity.json")? else {

@@ -3,21 +3,22 @@
 use std::time::Duration;
 
 use super::seconds;
+use crate::os::audit::{Event, Text, Transition, What, Who};
 use crate::os::log::TRANSITION;
 
 /// A transition of the control stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::node) enum LinkChange<'a> {
+pub(in crate::node) enum LinkChange {
     /// It is open for the first time since the start.
-    Connected { url: &'a str },
+    Connected { url: String },
     /// It is lost, or the first attempt to open it failed.
-    Away { url: &'a str, why: &'a str },
+    Away { url: String, why: String },
     /// It is open again, after so long.
-    Back { url: &'a str, away: Duration },
+    Back { url: String, away: Duration },
 }
 
-impl LinkChange<'_> {
-    pub(in crate::node) fn log(&self) {
+impl Transition for LinkChange {
+    fn log(&self) {
         match self {
             Self::Connected { url } => {
                 tracing::info!(target: TRANSITION, url, "coordinator connected");
@@ -30,5 +31,22 @@ impl LinkChange<'_> {
                 tracing::info!(target: TRANSITION, url, away_seconds, "coordinator back");
             }
         }
+    }
+
+    fn event(&self) -> Option<Event> {
+        let what = match self {
+            Self::Connected { url } => What::CoordinatorConnected {
+                url: Text::from(url.as_str()),
+            },
+            Self::Away { url, why } => What::CoordinatorAway {
+                url: Text::from(url.as_str()),
+                reason: Text::from(why.as_str()),
+            },
+            Self::Back { url, away } => What::CoordinatorBack {
+                url: Text::from(url.as_str()),
+                away_seconds: away.as_secs(),
+            },
+        };
+        Some(Event::done(Who::Daemon, what))
     }
 }

@@ -1,6 +1,9 @@
 //! Packets that the policy denies.
 
+use std::net::IpAddr;
+
 use crate::model::Label;
+use crate::os::audit::{Event, Text, Transition, What, Who};
 use crate::os::log::TRANSITION;
 use crate::records::netmap::Netmap;
 use crate::tunnel::{Denial, Direction};
@@ -29,19 +32,36 @@ impl<'a> FirstDenial<'a> {
         }
     }
 
-    pub(in crate::node) fn log(&self) {
+    fn direction(&self) -> &'static str {
+        match self.denial.direction {
+            Direction::Outgoing => "out",
+            Direction::Incoming => "in",
+        }
+    }
+}
+
+impl Transition for FirstDenial<'_> {
+    fn log(&self) {
         let Denial {
-            from,
-            to,
-            asked,
-            direction,
+            from, to, asked, ..
         } = self.denial;
         let from_node = self.from_node.map(tracing::field::display);
         let to_node = self.to_node.map(tracing::field::display);
-        let direction = match direction {
-            Direction::Outgoing => "out",
-            Direction::Incoming => "in",
-        };
+        let direction = self.direction();
         tracing::warn!(target: TRANSITION, %from, from_node, %to, to_node, port = %asked, direction, "denied by the policy");
+    }
+
+    fn event(&self) -> Option<Event> {
+        let end = |address: IpAddr, node: Option<&Label>| match node {
+            Some(node) => Text::of(&format_args!("{address} of {node}")),
+            None => Text::of(&address),
+        };
+        let what = What::PairDenied {
+            from: end(self.denial.from, self.from_node),
+            to: end(self.denial.to, self.to_node),
+            port: Text::of(&self.denial.asked),
+            direction: self.direction(),
+        };
+        Some(Event::done(Who::Daemon, what))
     }
 }

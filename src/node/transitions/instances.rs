@@ -1,6 +1,7 @@
 //! The instances of this node's services: published, healthy or not, and withdrawn.
 
 use crate::model::{Label, ServiceName};
+use crate::os::audit::{Event, Text, Transition, What, Who};
 use crate::os::log::TRANSITION;
 use crate::records::kinds::{Health, Instance};
 
@@ -45,8 +46,34 @@ pub(in crate::node) struct InstanceChange<'a> {
     pub why: Option<&'a str>,
 }
 
-impl InstanceChange<'_> {
-    pub(in crate::node) fn log(&self) {
+impl Transition for InstanceChange<'_> {
+    fn event(&self) -> Option<Event> {
+        let service = Text::of(self.service);
+        let instance = self.instance.id.clone();
+        let reason = self.why.map(Text::from);
+        let what = match self.turn {
+            InstanceTurn::Published(health) => What::ServicePublished {
+                service,
+                instance,
+                health: health.as_str(),
+                source: self.instance.source.as_str(),
+            },
+            InstanceTurn::Health(health) => What::ServiceHealth {
+                service,
+                instance,
+                health: health.as_str(),
+                reason,
+            },
+            InstanceTurn::Withdrawn => What::ServiceWithdrawn {
+                service,
+                instance,
+                reason,
+            },
+        };
+        Some(Event::done(Who::Daemon, what))
+    }
+
+    fn log(&self) {
         let Self { service, why, .. } = self;
         let instance = &self.instance.id;
         match self.turn {

@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use crate::model::{Label, PublicKey};
+use crate::os::audit::{Event, Transition, What, Who};
 use crate::os::log::TRANSITION;
 use crate::records::Ledger;
 use crate::records::kinds::RecordKey;
@@ -70,8 +71,31 @@ pub(in crate::node) fn changes(
     changes
 }
 
-impl MemberChange {
-    pub(in crate::node) fn log(&self) {
+impl Transition for MemberChange {
+    fn event(&self) -> Option<Event> {
+        let (node, id) = (self.node.clone(), self.id);
+        let itself = Who::Member {
+            name: node.clone(),
+            id,
+        };
+        Some(match &self.turn {
+            MemberTurn::Joined(address) => {
+                let address = *address;
+                Event::done(itself, What::NodeJoined { node, id, address })
+            }
+            MemberTurn::Left => Event::done(itself, What::NodeLeft { node, id }),
+            MemberTurn::Removed => {
+                let reason = "the administrator removed it";
+                Event::done(Who::Administrator, What::NodeRemoved { node, id, reason })
+            }
+            MemberTurn::Renamed(before) => {
+                let before = before.clone();
+                Event::done(itself, What::NodeRenamed { node, id, before })
+            }
+        })
+    }
+
+    fn log(&self) {
         let (node, id) = (&self.node, self.id.short());
         match &self.turn {
             MemberTurn::Joined(address) => {

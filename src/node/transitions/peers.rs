@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::seconds;
-use crate::model::{Label, PublicKey};
+use crate::model::{Label, Path, PublicKey};
+use crate::os::audit::{Event, Text, Transition, What, Who};
 use crate::os::log::TRANSITION;
 use crate::path::watch::Reach;
 
@@ -81,8 +82,25 @@ pub(in crate::node) struct PeerChange<'a> {
     pub why: &'a str,
 }
 
-impl PeerChange<'_> {
-    pub(in crate::node) fn log(&self) {
+impl Transition for PeerChange<'_> {
+    fn event(&self) -> Option<Event> {
+        let (peer, reason) = (self.peer.clone(), Text::from(self.why));
+        let what = match self.turn {
+            PeerTurn::Reached => What::PeerReached {
+                peer,
+                endpoint: self.endpoint,
+            },
+            PeerTurn::NotReached => What::PeerNotReached { peer, reason },
+            PeerTurn::Lost => What::PeerLost { peer, reason },
+            PeerTurn::Back(away) => What::PeerBack {
+                peer,
+                away_seconds: away.as_secs(),
+            },
+        };
+        Some(Event::done(Who::Daemon, what))
+    }
+
+    fn log(&self) {
         let Self { peer, why, .. } = self;
         let endpoint = self.endpoint.map(tracing::field::display);
         match self.turn {
@@ -100,5 +118,28 @@ impl PeerChange<'_> {
                 tracing::info!(target: TRANSITION, %peer, endpoint, away_seconds, "peer back");
             }
         }
+    }
+}
+
+/// Packets to a peer take another path.
+#[derive(Debug)]
+pub(in crate::node) struct PathChange<'a> {
+    pub peer: &'a Label,
+    pub path: &'a Path,
+}
+
+impl Transition for PathChange<'_> {
+    /// A path may change often, and the audit log bounds that. The log has it for developers.
+    fn log(&self) {
+        let Self { peer, path } = self;
+        tracing::debug!(%peer, %path, "packets to a peer take another path");
+    }
+
+    fn event(&self) -> Option<Event> {
+        let what = What::PathChanged {
+            peer: self.peer.clone(),
+            path: Text::of(self.path),
+        };
+        Some(Event::done(Who::Daemon, what))
     }
 }

@@ -1,5 +1,6 @@
 //! Policies that come into force, and those that do not.
 
+use crate::os::audit::{Event, Text, Transition, What, Who};
 use crate::os::log::TRANSITION;
 
 /// A transition of the policy in force.
@@ -17,8 +18,8 @@ pub(in crate::node) enum PolicyChange {
     Closed { version: u64, why: String },
 }
 
-impl PolicyChange {
-    pub(in crate::node) fn log(&self) {
+impl Transition for PolicyChange {
+    fn log(&self) {
         match self {
             Self::InForce { version } => {
                 tracing::info!(target: TRANSITION, version, "policy in force");
@@ -34,5 +35,26 @@ impl PolicyChange {
                 tracing::warn!(target: TRANSITION, version, reason = why, "policy not understood, only control traffic passes");
             }
         }
+    }
+
+    fn event(&self) -> Option<Event> {
+        let what = match self {
+            Self::InForce { version } => What::PolicyInForce { version: *version },
+            Self::Ignored {
+                version,
+                in_force,
+                why,
+            } => What::PolicyNotUnderstood {
+                version: *version,
+                in_force: Some(*in_force),
+                reason: Text::from(why.as_str()),
+            },
+            Self::Closed { version, why } => What::PolicyNotUnderstood {
+                version: *version,
+                in_force: None,
+                reason: Text::from(why.as_str()),
+            },
+        };
+        Some(Event::done(Who::Daemon, what))
     }
 }

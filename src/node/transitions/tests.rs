@@ -5,15 +5,18 @@ use std::time::{Duration, Instant};
 
 use super::coordinator::LinkChange;
 use super::denials::FirstDenial;
-use super::engine::EngineChange;
+use super::engine::{ContainerRefused, EngineChange};
 use super::instances::{InstanceChange, InstanceTurn, turns};
+use super::local::LocalChange;
 use super::members::{MemberChange, MemberTurn, changes};
 use super::peers::{PeerChange, PeerTurn, PeerTurns};
 use super::policy::PolicyChange;
 use crate::model::{Protocol, ServiceName};
+use crate::os::audit::{LocalCall, Outcome, Text, Transition as _, Who};
 use crate::os::log::captured;
 use crate::path::watch::Reach;
 use crate::policy::Asked;
+use crate::protocol::api::{ApiError, ErrorCode};
 use crate::records::Ledger;
 use crate::records::kinds::{Departure, Health, Instance, Name, Record, RevokedKind};
 use crate::testbed::records::{
@@ -314,9 +317,14 @@ fn members_that_join_leave_are_removed_or_renamed_are_told_apart() {
 fn each_transition_of_the_coordinator_and_of_the_container_engine_is_one_line() {
     let url = "https://coord.example.com:7443";
     let lines = captured::lines(|| {
-        LinkChange::Connected { url }.log();
-        let why = "connection refused";
-        LinkChange::Away { url, why }.log();
+        let url = url.to_owned();
+        LinkChange::Connected { url: url.clone() }.log();
+        let why = "connection refused".to_owned();
+        let lost = LinkChange::Away {
+            url: url.clone(),
+            why,
+        };
+        lost.log();
         let away = Duration::from_secs(61);
         LinkChange::Back { url, away }.log();
         let version = "28.5";
@@ -334,6 +342,41 @@ fn each_transition_of_the_coordinator_and_of_the_container_engine_is_one_line() 
             "WARN container engine lost; containers stay as they are reason=\"it ended\"",
         ],
     );
+}
+
+#[test]
+fn each_call_that_changes_something_and_each_refused_container_is_one_line() {
+    let by = Who::Local {
+        uid: 1000,
+        pid: Some(42),
+    };
+    let error = ApiError::new(ErrorCode::Conflict, "it exists");
+    let change = |result| LocalChange {
+        by: &by,
+        call: LocalCall::AddService,
+        of: Some("db"),
+        result,
+    };
+    let refused = ContainerRefused {
+        name: "web",
+        why: "it has no network",
+    };
+    let lines = captured::lines(|| {
+        change(Ok(())).log();
+        change(Err(&error)).log();
+        refused.log();
+    });
+    assert_lines(
+        &lines,
+        &[
+            "INFO changed by a local caller call=add_service name=db uid=1000 pid=42",
+            "INFO a change by a local caller failed call=add_service name=db uid=1000 pid=42 reason=\"it exists\"",
+            "WARN a container is not exposed container=web reason=\"it has no network\"",
+        ],
+    );
+    let event = change(Err(&error)).event().expect("it has one");
+    assert_eq!(event.who, by);
+    assert_eq!(event.result, Outcome::Failed(Text::from("it exists")));
 }
 
 /// Compares the lines, and holds that the document lists the message and the values of each.

@@ -1,6 +1,8 @@
 //! Members that are admitted, removed, renamed or leave have one line in the log each, which `docs/logs.md` lists.
 
+use super::super::absence::QUIET_ABSENCE;
 use super::*;
+use crate::os::audit::line::Line;
 use crate::os::log::captured;
 use crate::records::kinds::Name;
 
@@ -133,4 +135,120 @@ fn a_store_that_takes_writes_again_has_one_line() {
         publish(&hub, vec![service(10, "web", 2)]).expect("room");
     });
     assert_eq!(logged, ["INFO store back; it accepts writes again"]);
+}
+
+/// A hub with a log of events in this directory.
+fn audited(directory: &std::path::Path) -> Hub {
+    let store = Sqlite::in_memory().expect("memory");
+    let setup = Setup {
+        audit: Audit::open(directory),
+        ..setup()
+    };
+    Hub::open(Box::new(store), setup).expect("readable")
+}
+
+/// The events in the log, without that of the start: who, what, and the result.
+fn events(directory: &std::path::Path) -> Vec<(String, String, String)> {
+    let text = std::fs::read_to_string(directory.join("audit.jsonl")).expect("there");
+    let lines = text.lines().skip(1).map(|line| {
+        let line = Line::parse(line.as_bytes()).expect("an event");
+        let kind = line.who.get("kind").and_then(|kind| kind.as_str());
+        let kind = kind.unwrap_or_default().to_owned();
+        (kind, line.what, line.result)
+    });
+    lines.collect()
+}
+
+#[test]
+fn what_the_administrator_and_the_nodes_do_is_an_event_before_it_is_acknowledged() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let hub = audited(directory.path());
+    let made = token(now() + HOUR);
+    let logged = lines(|| {
+        submit(&hub, Some(MESH), mesh(&hub)).expect("signed");
+        submit(&hub, None, made.clone()).expect("signed");
+    });
+    assert_eq!(logged.len(), 2, "{logged:?}");
+    let expected = |kind: &str, what: &str| (kind.to_owned(), what.to_owned(), "ok".to_owned());
+    let mut seen = vec![
+        expected("daemon", "mesh_made"),
+        expected("daemon", "token_made"),
+    ];
+    assert_eq!(events(directory.path()), seen);
+    let by = Who::Joiner {
+        address: [192, 0, 2, 7].into(),
+        token: None,
+    };
+    let asked = request(10, membership(10, "web", 1, now()));
+    hub.0.join(&asked, by, clock::now()).expect("a use left");
+    seen.push(expected("joiner", "node_admitted"));
+    assert_eq!(events(directory.path()), seen);
+    // The same records again are no event.
+    submit(&hub, None, made).expect("held");
+    publish(&hub, vec![departure(10)]).expect("writable");
+    seen.push(expected("member", "node_left"));
+    assert_eq!(events(directory.path()), seen);
+    let administrator = Who::Local {
+        uid: 0,
+        pid: Some(7),
+    };
+    let revoked = Submit {
+        mesh_key: None,
+        records: vec![revocation(TOKEN, RevokedKind::Token)],
+    };
+    hub.0
+        .submit(revoked, administrator, clock::now())
+        .expect("signed");
+    seen.push(expected("local", "token_revoked"));
+    assert_eq!(events(directory.path()), seen);
+}
+
+#[test]
+fn a_member_without_a_stream_is_away_once_and_back_once() {
+    let hub = hub();
+    joins(&hub, 10, "web");
+    hub.set_connected(id(10), true);
+    let at = |after| Now {
+        monotonic: Instant::now() + after,
+        ..clock::now()
+    };
+    let logged = lines(|| {
+        hub.0.note_away(at(QUIET_ABSENCE * 2));
+        hub.set_connected(id(10), false);
+        hub.0.note_away(at(QUIET_ABSENCE / 2));
+        hub.0.note_away(at(QUIET_ABSENCE));
+        hub.0.note_away(at(QUIET_ABSENCE * 2));
+        hub.0.set_connected(id(10), true, at(QUIET_ABSENCE * 3));
+        hub.set_connected(id(10), false);
+        hub.set_connected(id(10), true);
+    });
+    assert_eq!(
+        logged,
+        [
+            format!("WARN node away node=web id={}", short(10)),
+            format!("INFO node back node=web id={} away_seconds=180", short(10)),
+        ]
+    );
+}
+
+#[test]
+fn a_removal_that_a_node_sends_is_an_event_of_the_administrator_and_shows_that_the_store_lost_it() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let hub = audited(directory.path());
+    submit(&hub, Some(MESH), mesh(&hub)).expect("signed");
+    submit(&hub, None, token(now() + HOUR)).expect("signed");
+    for (n, name) in [(10, "a"), (11, "b")] {
+        joins(&hub, n, name);
+    }
+    let before = events(directory.path()).len();
+    let removal = revocation(11, RevokedKind::Node);
+    hub.publish(&id(10), vec![removal]).expect("writable");
+    let event = |kind: &str, what: &str| (kind.to_owned(), what.to_owned(), "ok".to_owned());
+    assert_eq!(
+        events(directory.path()).split_off(before),
+        [
+            event("daemon", "store_went_back"),
+            event("administrator", "node_removed"),
+        ]
+    );
 }

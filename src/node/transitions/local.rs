@@ -1,0 +1,47 @@
+//! Calls of the local API that change something.
+
+use crate::os::audit::{Event, LocalCall, Text, Transition, What, Who};
+use crate::os::log::TRANSITION;
+use crate::protocol::api::ApiError;
+
+/// A process of this machine called the local API.
+#[derive(Debug)]
+pub(in crate::node) struct LocalChange<'a> {
+    pub by: &'a Who,
+    pub call: LocalCall,
+    /// The name of what is to be changed, if the call has one. It is never a token.
+    pub of: Option<&'a str>,
+    pub result: Result<(), &'a ApiError>,
+}
+
+impl Transition for LocalChange<'_> {
+    fn log(&self) {
+        let (uid, pid) = match self.by {
+            Who::Local { uid, pid } => (Some(*uid), *pid),
+            _ => (None, None),
+        };
+        let call = self.call.as_str();
+        let name = self.of;
+        match self.result {
+            Ok(()) => {
+                tracing::info!(target: TRANSITION, call, name, uid, pid, "changed by a local caller")
+            }
+            Err(error) => {
+                let reason = &error.message;
+                tracing::info!(target: TRANSITION, call, name, uid, pid, reason, "a change by a local caller failed");
+            }
+        }
+    }
+
+    fn event(&self) -> Option<Event> {
+        let what = What::LocalCall {
+            call: self.call,
+            name: self.of.map(Text::from),
+        };
+        Some(Event::of_result(
+            self.by.clone(),
+            what,
+            &self.result.map_err(|error| &error.message),
+        ))
+    }
+}
