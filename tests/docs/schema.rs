@@ -47,6 +47,7 @@ const SOURCES: [&str; 14] = [
     "src/protocol/local/policy.rs",
     "src/protocol/admin.rs",
     "src/records/kinds/services.rs",
+    "src/model/protocol.rs",
     "src/cli/token/create.rs",
     "src/cli/doctor/mod.rs",
     "src/cli/doctor/explain.rs",
