@@ -1,6 +1,6 @@
 //! Rules as blocks: each class of one list reaches each class of another.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
 use foldhash::fast::RandomState;
 
@@ -59,6 +59,8 @@ pub(super) struct Builder<'p, 's> {
     lists: HashMap<&'p [Term], u32, RandomState>,
     members: HashMap<Members, u32, RandomState>,
     targets: HashMap<(Term, Kind), u32, RandomState>,
+    /// The sources and ports of rules for `same-project` whose blocks are made.
+    same_project: HashSet<(u32, Kind, Option<u32>), RandomState>,
 }
 
 impl<'p, 's> Builder<'p, 's> {
@@ -72,6 +74,7 @@ impl<'p, 's> Builder<'p, 's> {
             lists: HashMap::default(),
             members: HashMap::default(),
             targets: HashMap::default(),
+            same_project: HashSet::default(),
         }
     }
 
@@ -109,16 +112,12 @@ impl<'p, 's> Builder<'p, 's> {
 
     /// One block for each project of the sources.
     fn add_same_project(&mut self, from: u32, ports: &Ports) {
-        let index = self.index;
-        let sources = self.made.sources.get(from as usize);
-        let mut by_project: BTreeMap<&Label, Members> = BTreeMap::new();
-        for class in sources.into_iter().flatten() {
-            let projects = index.example(*class).into_iter();
-            let projects: BTreeSet<&Label> = projects.flat_map(|s| s.projects()).collect();
-            for project in projects {
-                by_project.entry(project).or_default().push(*class);
-            }
+        let (kind, fixed) = self.kind(ports);
+        if !self.same_project.insert((from, kind, fixed)) {
+            return;
         }
+        let sources = self.made.sources.get(from as usize);
+        let by_project = self.index.by_project(sources.map_or(&[], Vec::as_slice));
         for (project, sources) in by_project {
             let (kind, fixed) = self.kind(ports);
             let from = self.member_list(sources);

@@ -26,7 +26,12 @@ pub(super) struct Index<'s> {
     by_service: By<&'s ServiceName>,
     /// The classes with a service of this name in any project.
     by_name: By<&'s Label>,
-    by_project: By<&'s Label>,
+    /// The number of each project.
+    by_project: HashMap<&'s Label, usize, RandomState>,
+    /// The projects, and the classes with a service in each.
+    projects: Vec<(&'s Label, Members)>,
+    /// The numbers of the projects of each class, beginning with class 1.
+    projects_of: Vec<Vec<usize>>,
 }
 
 impl<'s> Index<'s> {
@@ -41,7 +46,9 @@ impl<'s> Index<'s> {
             by_tag: By::default(),
             by_service: By::default(),
             by_name: By::default(),
-            by_project: By::default(),
+            by_project: HashMap::default(),
+            projects: Vec::new(),
+            projects_of: Vec::new(),
         };
         for (place, subject) in examples.iter().enumerate() {
             if let Ok(class) = u16::try_from(place + 1) {
@@ -61,15 +68,48 @@ impl<'s> Index<'s> {
             push(&mut self.tagged, class);
             push(self.by_tag.entry(tag).or_default(), class);
         }
+        let mut own = Vec::new();
         for offered in &subject.services {
             let service = &offered.service;
             push(self.by_service.entry(service).or_default(), class);
             if let Some(project) = &service.project {
                 push(&mut self.in_projects, class);
                 push(self.by_name.entry(&service.name).or_default(), class);
-                push(self.by_project.entry(project).or_default(), class);
+                own.push(self.add_project(project, class));
             }
         }
+        own.sort_unstable();
+        own.dedup();
+        self.projects_of.push(own);
+    }
+
+    /// Adds a class to a project, and returns the number of the project.
+    fn add_project(&mut self, project: &'s Label, class: u16) -> usize {
+        let next = self.projects.len();
+        let number = *self.by_project.entry(project).or_insert(next);
+        if number == next {
+            self.projects.push((project, Members::new()));
+        }
+        if let Some((_, members)) = self.projects.get_mut(number) {
+            push(members, class);
+        }
+        number
+    }
+
+    /// The classes among `sources` in each project that has any of them.
+    pub(super) fn by_project(&self, sources: &[u16]) -> Vec<(&'s Label, Members)> {
+        let mut found: Vec<Members> = vec![Members::new(); self.projects.len()];
+        for class in sources {
+            let own = usize::from(*class).checked_sub(1);
+            let own = own.and_then(|place| self.projects_of.get(place));
+            for project in own.into_iter().flatten() {
+                if let Some(members) = found.get_mut(*project) {
+                    members.push(*class);
+                }
+            }
+        }
+        let named = self.projects.iter().map(|(project, _)| *project).zip(found);
+        named.filter(|(_, members)| !members.is_empty()).collect()
     }
 
     /// The subject that stands for a class.
@@ -103,7 +143,11 @@ impl<'s> Index<'s> {
                 self.by_service.get(&service)
             }
             Selector::InProject(Wild::Is(project), Wild::Any)
-            | Selector::Project(Wild::Is(project)) => self.by_project.get(project),
+            | Selector::Project(Wild::Is(project)) => {
+                let number = self.by_project.get(project);
+                let project = number.and_then(|number| self.projects.get(*number));
+                project.map(|(_, members)| members)
+            }
             Selector::InProject(Wild::Any, Wild::Is(name)) => self.by_name.get(name),
             Selector::InProject(Wild::Any, Wild::Any) | Selector::Project(Wild::Any) => {
                 Some(&self.in_projects)
