@@ -93,7 +93,8 @@ fn add(
             added: added.without(refused),
             removed: removed.without(refused),
         };
-        if !change.to.is_empty() && !(change.added.is_empty() && change.removed.is_empty()) {
+        let is_none = change.added.is_empty() && change.removed.is_empty();
+        if !is_none && !change.to.is_empty() {
             changes.push(change);
         }
     };

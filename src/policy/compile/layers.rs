@@ -116,14 +116,12 @@ impl<'b> Plan<'b> {
         let mut next = (0, 0);
         let mut renamed = HashMap::default();
         for block in self.blocks {
-            if !self.sources.contains_key(&block.from) {
-                self.sources.insert(block.from, Vec::new());
+            if self.sources.insert(block.from, Vec::new()).is_none() {
                 let members = blocks.sources.get(block.from as usize);
                 let members = members.into_iter().flatten().map(|class| (*class, 0));
                 split(&mut self.from, &mut next.0, &mut renamed, members);
             }
-            if !self.destinations.contains_key(&block.to) {
-                self.destinations.insert(block.to, Vec::new());
+            if self.destinations.insert(block.to, Vec::new()).is_none() {
                 let members = blocks.destinations.get(block.to as usize);
                 let members = members.into_iter().flatten().copied();
                 split(&mut self.to, &mut next.1, &mut renamed, members);
