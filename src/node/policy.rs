@@ -28,6 +28,8 @@ pub(super) struct PolicyInForce {
     examined: Option<Signature>,
     ignored: Option<Ignored>,
     table: Arc<Table>,
+    /// The policy that is tried beside the one in force.
+    tried: Option<Arc<Policy>>,
     /// Whether the file of the record is out of date.
     is_unwritten: bool,
 }
@@ -49,6 +51,7 @@ impl PolicyInForce {
             examined: None,
             ignored: None,
             table: Arc::new(Table::closed()),
+            tried: None,
             is_unwritten: false,
         };
         if let Some(record) = record.filter(|r| r.signer == *mesh_key && r.is_authentic()) {
@@ -104,6 +107,13 @@ impl PolicyInForce {
         };
         match policy {
             Ok(policy) => {
+                // A text that is not understood is tried by the nodes that understand it.
+                let tried = match &parsed {
+                    Record::Policy(policy) => policy.tried.as_deref(),
+                    _ => None,
+                };
+                let tried = tried.and_then(|text| Policy::parse(text).ok());
+                self.tried = tried.map(Arc::new);
                 self.rules = Rules::Policy(Arc::new(policy));
                 self.version = Some(version);
                 self.ignored = None;
@@ -142,6 +152,12 @@ impl PolicyInForce {
         };
         self.table = Arc::new(table);
         Arc::clone(&self.table)
+    }
+
+    /// Compiles the policy that is tried, if there is one, for the subjects of `netmap`.
+    pub(super) fn compile_tried(&self, netmap: &Netmap) -> Option<Arc<Table>> {
+        let tried = self.tried.as_deref()?;
+        Some(Arc::new(Table::compile(Some(tried), &subjects(netmap))))
     }
 
     /// The table that is enforced.

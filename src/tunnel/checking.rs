@@ -10,6 +10,7 @@ use super::packet::Ip;
 use super::peer::Peer;
 use super::shared::Shared;
 use super::table::Table;
+use crate::policy::Asked;
 
 /// What the tunnel knows about the members of the mesh.
 struct Known<'a> {
@@ -60,19 +61,17 @@ fn is_allowed_in(
         return false;
     };
     let known = Known { shared, table };
-    match guard.incoming((packet, &ip), &known, memo, now) {
-        Verdict::Pass => true,
-        Verdict::Deny(asked) => {
-            let denial = Denial {
-                from: ip.source,
-                to: ip.destination,
-                asked,
-                direction: Direction::Incoming,
-            };
-            note(shared, denial, Sender::Member(peer.member), now);
-            false
-        }
-    }
+    let verdict = guard.incoming((packet, &ip), &known, memo, now);
+    passes(verdict, |asked, is_tried| {
+        let denial = Denial {
+            from: ip.source,
+            to: ip.destination,
+            asked,
+            direction: Direction::Incoming,
+            is_tried,
+        };
+        note(shared, denial, Sender::Member(peer.member), now);
+    })
 }
 
 /// Whether a packet from the device passes, whose header is `ip`. A packet that does not is counted and listed.
@@ -97,16 +96,30 @@ fn is_allowed_out(
     now: Instant,
 ) -> bool {
     let known = Known { shared, table };
-    match guard.outgoing((packet, ip), &known, memo, now) {
+    let verdict = guard.outgoing((packet, ip), &known, memo, now);
+    passes(verdict, |asked, is_tried| {
+        let denial = Denial {
+            from: ip.source,
+            to: ip.destination,
+            asked,
+            direction: Direction::Outgoing,
+            is_tried,
+        };
+        note(shared, denial, Sender::Own(ip.source), now);
+    })
+}
+
+/// Whether a packet with this verdict passes. `note` lists what is denied, or would be.
+#[inline]
+fn passes(verdict: Verdict, note: impl FnOnce(Asked, bool)) -> bool {
+    match verdict {
         Verdict::Pass => true,
+        Verdict::WouldDeny(asked) => {
+            note(asked, true);
+            true
+        }
         Verdict::Deny(asked) => {
-            let denial = Denial {
-                from: ip.source,
-                to: ip.destination,
-                asked,
-                direction: Direction::Outgoing,
-            };
-            note(shared, denial, Sender::Own(ip.source), now);
+            note(asked, false);
             false
         }
     }
@@ -114,7 +127,9 @@ fn is_allowed_out(
 
 #[cold]
 fn note(shared: &Shared, denial: Denial, sender: Sender, now: Instant) {
-    shared.drops.add(DropReason::Policy);
+    if !denial.is_tried {
+        shared.drops.add(DropReason::Policy);
+    }
     let denials = shared.wakes.denials.lock();
     let mut denials = denials.unwrap_or_else(PoisonError::into_inner);
     if denials.note(denial, sender, now) {

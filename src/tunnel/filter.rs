@@ -33,15 +33,18 @@ impl Filter<'_> {
         (self.0).change_settings(|table| table.own_networks = networks.into());
     }
 
-    /// Sets the policy. It is in force from the next batch of packets on, for established connections too. Before the first call
-    /// everything passes.
-    pub fn set_policy(&self, policy: Arc<Table>) {
+    /// Sets the policy, and another one that is tried: what that one would deny is listed, and passes. Both hold from the next batch
+    /// of packets on, for established connections too. Before the first call everything passes.
+    pub fn set_policy(&self, policy: Arc<Table>, tried: Option<Arc<Table>>) {
         self.0.change_settings(|table| {
-            table.guard = match table.guard.take() {
-                _ if policy.allows_everything() => None,
-                Some(guard) => Some(guard.with(policy)),
-                None => Some(Guard::new(policy)),
-            };
+            let guard = table.guard.take();
+            let guard = guard.as_ref();
+            let is_needed = tried.is_some() || !policy.allows_everything();
+            table.guard = is_needed.then(|| {
+                let former = guard.and_then(Guard::tried);
+                let tried = tried.map(|policy| Guard::or_new(former, policy));
+                Guard::or_new(guard, policy).trying(tried)
+            });
         });
     }
 

@@ -22,13 +22,15 @@ use crate::records::kinds::{MeshPolicy, Record};
 
 /// The maximum number of nodes that a message names.
 const MAX_NAMED: usize = 8;
+/// The policy that allows what no policy allows.
+const OPEN: &str = "language = 1\ndefault = \"allow\"\n";
 
 /// The arguments of `meshctl policy apply`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   meshctl policy apply shop.toml
-  meshctl policy apply shop.toml --dry-run    checks everything, and changes nothing
+  meshctl policy apply shop.toml --dry-run    nothing is denied by it; nodes list what would be
 
 The tests in the file run first; one that fails prevents the change. Keep the file: `meshctl policy show` prints what is in force.")]
 pub(in crate::cli) struct ApplyArguments {
@@ -38,7 +40,7 @@ pub(in crate::cli) struct ApplyArguments {
     /// Apply it although some nodes have a version of meshd that knows no policies, and do not keep to it
     #[arg(long)]
     force: bool,
-    /// Check everything, and change nothing
+    /// Do not enforce it: each node lists what it would deny, in `meshctl policy denied`, beside what the policy in force denies
     #[arg(long)]
     dry_run: bool,
     /// One JSON document on stdout
@@ -50,7 +52,7 @@ pub(in crate::cli) struct ApplyArguments {
 #[derive(Debug, Serialize)]
 struct Applied {
     schema: u32,
-    /// Whether the coordinator has the policy now. It is false with `--dry-run`.
+    /// Whether the policy is in force from now on. It is false with `--dry-run`.
     applied: bool,
     /// The version of the policy.
     version: u64,
@@ -80,7 +82,7 @@ pub(in crate::cli) async fn run(
     if !without.is_empty() && !arguments.force {
         return Err(not_everywhere(&without));
     }
-    if live.text() == Some(policy.text()) {
+    if live.text() == Some(policy.text()) && live.tried().is_none() && !arguments.dry_run {
         eprintln!(
             "version {} of the policy is this one already; nothing changed",
             live.version()
@@ -88,17 +90,23 @@ pub(in crate::cli) async fn run(
         return report(&arguments, live.version(), without);
     }
     let version = next_version(live.version(), clock::wall());
-    let record = Record::Policy(MeshPolicy::new(version, policy.text()));
+    let record = Record::Policy(match arguments.dry_run {
+        true => MeshPolicy::new(version, in_force(&live)?).trying(policy.text()),
+        false => MeshPolicy::new(version, policy.text()),
+    });
     let envelope = Envelope::seal(&record, &key);
     if envelope.payload.len() > MAX_PAYLOAD {
         return Err(too_long(envelope.payload.len()));
     }
-    if arguments.dry_run {
-        eprintln!("{} can be applied; nothing was changed", path.display());
-        return report(&arguments, version, without);
-    }
     submit(envelope, version, globals).await?;
-    say(&policy, version, &without);
+    if arguments.dry_run {
+        eprintln!(
+            "each node tries {} as soon as it has received it: `meshctl policy denied` there lists what would be denied, and it passes; apply the file without --dry-run to enforce it",
+            path.display()
+        );
+    } else {
+        say(&policy, version, &without);
+    }
     report(&arguments, version, without)
 }
 
@@ -123,6 +131,14 @@ async fn submit(envelope: Envelope, version: u64, globals: &Globals) -> Result<(
         )),
         _ => Err(error),
     }
+}
+
+/// The text of the policy in force. While there is none, it is one that changes nothing.
+fn in_force(live: &Live) -> Result<&str, CliError> {
+    Ok(match live.policy("apply")? {
+        Some(_) => live.text().unwrap_or(OPEN),
+        None => OPEN,
+    })
 }
 
 fn say(policy: &Policy, version: u64, without: &[Label]) {

@@ -24,7 +24,7 @@ pub(in crate::cli) async fn run(json: bool, globals: &Globals) -> Result<u8, Cli
     Ok(0)
 }
 
-const HEADINGS: [&str; 7] = ["FROM", "TO", "ASKED", "WAY", "COUNT", "FIRST", "LAST"];
+const HEADINGS: [&str; 8] = ["FROM", "TO", "ASKED", "WAY", "RESULT", "COUNT", "FIRST", "LAST"];
 
 fn row(denied: &DeniedRow, now: UnixSeconds) -> Vec<String> {
     let ago = |at: UnixSeconds| format!("{} ago", table::age(now.0.saturating_sub(at.0)));
@@ -37,6 +37,7 @@ fn row(denied: &DeniedRow, now: UnixSeconds) -> Vec<String> {
             DeniedDirection::Incoming => "in".to_owned(),
             DeniedDirection::Other => "-".to_owned(),
         },
+        if denied.passed { "would be denied" } else { "denied" }.to_owned(),
         denied.count.to_string(),
         ago(denied.first_at),
         ago(denied.last_at),
@@ -74,6 +75,7 @@ mod tests {
             to: end("10.210.2.64", Some("db-1"), &["db", "database.shop"]),
             asked: "5432/tcp".into(),
             direction: DeniedDirection::Incoming,
+            passed: false,
             count: 3,
             first_at: UnixSeconds(1000),
             last_at: UnixSeconds(1060),
@@ -85,6 +87,7 @@ mod tests {
                 "db shop/database (10.210.2.64)",
                 "5432/tcp",
                 "in",
+                "denied",
                 "3",
                 "63 s ago",
                 "3 s ago"

@@ -51,6 +51,11 @@ impl Live {
         self.ledger.policy()?.text.as_deref()
     }
 
+    /// The text of the policy that is tried beside it.
+    pub(super) fn tried(&self) -> Option<&str> {
+        self.ledger.policy()?.tried.as_deref()
+    }
+
     /// The policy of the mesh; none if there is none.
     ///
     /// # Errors

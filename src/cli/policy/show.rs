@@ -14,6 +14,8 @@ struct Shown {
     version: Option<u64>,
     /// It is null if there is no policy, or one in a form of a later version.
     text: Option<String>,
+    /// The policy that is tried beside it, with `meshctl policy apply --dry-run`.
+    tried: Option<String>,
 }
 
 pub(super) async fn run(json: bool, globals: &Globals) -> Result<u8, CliError> {
@@ -25,6 +27,7 @@ pub(super) async fn run(json: bool, globals: &Globals) -> Result<u8, CliError> {
             schema: 1,
             version,
             text: text.map(str::to_owned),
+            tried: live.tried().map(str::to_owned),
         });
     }
     match (version, text) {
@@ -40,6 +43,9 @@ pub(super) async fn run(json: bool, globals: &Globals) -> Result<u8, CliError> {
             eprintln!("version {version} of the policy:");
             table::raw(text.as_bytes());
         }
+    }
+    if live.tried().is_some() {
+        eprintln!("another policy is tried beside it; `meshctl policy show --json` has its text");
     }
     Ok(0)
 }

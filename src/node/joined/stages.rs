@@ -42,15 +42,17 @@ impl Stages for JoinedNode {
 
     fn apply_members(&mut self) -> bool {
         let now = Instant::now();
-        if let Some(change) = self.device.policy.follow(self.replica.ledger()) {
-            self.disk.audit.note(&change);
+        let change = self.device.policy.follow(self.replica.ledger());
+        if let Some(change) = &change {
+            self.disk.audit.note(change);
             self.disk.write_policy(&self.device.policy);
         }
         let rules = self.device.policy.rules().clone();
         let netmap = self.replica.ledger().netmap_under(rules);
         let before = std::mem::replace(&mut self.netmap, netmap);
         // A packet of a new peer finds the policy that knows the peer.
-        let concerns_firewall = subjects::changed(&before, &self.netmap) && enforce_policy(self);
+        let is_other = change.is_some() || subjects::changed(&before, &self.netmap);
+        let concerns_firewall = is_other && enforce_policy(self);
         let id = self.id();
         for change in members::changes(&before, &self.netmap, &id, self.replica.ledger()) {
             self.disk.audit.note(&change);
@@ -180,7 +182,8 @@ fn enforce_policy(node: &mut JoinedNode) -> bool {
     let was_open = node.device.policy.table().allows_everything();
     let table = node.device.policy.compile(&node.netmap);
     let is_open = table.allows_everything();
-    node.device.tunnel.filter().set_policy(table);
+    let tried = node.device.policy.compile_tried(&node.netmap);
+    node.device.tunnel.filter().set_policy(table, tried);
     !(was_open && is_open)
 }
 

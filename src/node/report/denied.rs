@@ -29,6 +29,7 @@ fn row(netmap: &Netmap, denied: &Denied) -> DeniedRow {
             Direction::Outgoing => DeniedDirection::Outgoing,
             Direction::Incoming => DeniedDirection::Incoming,
         },
+        passed: denial.is_tried,
         count: denied.count,
         first_at: UnixSeconds::from_system(denied.first),
         last_at: UnixSeconds::from_system(denied.last),

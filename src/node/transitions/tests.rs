@@ -77,6 +77,7 @@ fn the_first_denied_packet_between_two_addresses_is_one_line() {
                 to: [10, 210, 1, 2].into(),
                 asked,
                 direction,
+                is_tried: false,
             };
             let first = FirstDenial {
                 denial: &denial,

@@ -26,6 +26,9 @@ pub struct DeniedRow {
     /// What the packets asked for, as a policy has it: `5432/tcp`, `53/udp`, `icmp` or `other`.
     pub asked: String,
     pub direction: DeniedDirection,
+    /// Whether the packets passed, and only the policy that is tried (`meshctl policy apply --dry-run`) would deny them.
+    #[serde(default)]
+    pub passed: bool,
     /// How many there were.
     pub count: u64,
     /// When there was the first one.

@@ -25,6 +25,14 @@ pub struct MeshPolicy {
         skip_serializing_if = "Option::is_none"
     )]
     pub text: Option<String>,
+    /// The text of another policy that is tried: nodes list what it would deny, and let it pass.
+    #[serde(
+        default,
+        serialize_with = "exchanged",
+        deserialize_with = "known_text",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub tried: Option<String>,
 }
 
 impl MeshPolicy {
@@ -35,6 +43,16 @@ impl MeshPolicy {
             id: MESH_ID.to_owned(),
             version,
             text: Some(text.to_owned()),
+            tried: None,
+        }
+    }
+
+    /// The same policy, and another one that is tried beside it.
+    #[must_use]
+    pub fn trying(self, tried: &str) -> Self {
+        Self {
+            tried: Some(tried.to_owned()),
+            ..self
         }
     }
 }
@@ -85,6 +103,8 @@ mod tests {
     fn every_text_comes_back_as_it_was() {
         for text in ["", "a = 'b'\r\n\t# \u{e4}\\", "`\u{7f}\"\n`", "~^|"] {
             let record = Record::Policy(MeshPolicy::new(1, text));
+            assert_eq!(read(&record.payload()).1, record, "{text:?}");
+            let record = Record::Policy(MeshPolicy::new(1, "a").trying(text));
             assert_eq!(read(&record.payload()).1, record, "{text:?}");
         }
     }

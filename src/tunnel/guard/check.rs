@@ -17,6 +17,8 @@ use crate::tunnel::packet::Ip;
 pub enum Verdict {
     /// The packet passes.
     Pass,
+    /// The packet passes. The policy that is tried would deny what it asks of its destination.
+    WouldDeny(Asked),
     /// The policy denies what the packet asks of its destination.
     Deny(Asked),
 }
@@ -36,6 +38,8 @@ pub trait Members {
 pub struct Guard {
     policy: Arc<Table>,
     replies: Arc<Replies>,
+    /// The policy that is tried, with the requests that it would have let out.
+    tried: Option<Arc<Guard>>,
 }
 
 /// The two ends of a packet.
@@ -52,7 +56,32 @@ impl Guard {
         Self {
             policy,
             replies: Arc::default(),
+            tried: None,
         }
+    }
+
+    /// `former` under another policy, or a new guard if there was none.
+    #[must_use]
+    pub fn or_new(former: Option<&Self>, policy: Arc<Table>) -> Self {
+        match former {
+            Some(former) => former.with(policy),
+            None => Self::new(policy),
+        }
+    }
+
+    /// The same guard, which also says what the policy of `tried` would deny.
+    #[must_use]
+    pub fn trying(self, tried: Option<Self>) -> Self {
+        Self {
+            tried: tried.map(Arc::new),
+            ..self
+        }
+    }
+
+    /// The policy that is tried.
+    #[must_use]
+    pub fn tried(&self) -> Option<&Self> {
+        self.tried.as_deref()
     }
 
     /// The same requests under another policy. An answer passes only if the policy still allows its request, so none has to be
@@ -62,6 +91,7 @@ impl Guard {
         Self {
             policy,
             replies: Arc::clone(&self.replies),
+            tried: None,
         }
     }
 
@@ -83,11 +113,14 @@ impl Guard {
         if memo.has(packet, ip) {
             return Verdict::Pass;
         }
-        let verdict = self.check_outgoing(&Seen::read(packet, ip), members, now);
-        if verdict == Verdict::Pass {
-            memo.note(packet, ip);
+        let seen = Seen::read(packet, ip);
+        let verdict = self.check_outgoing(&seen, members, now);
+        if verdict != Verdict::Pass {
+            return verdict;
         }
-        verdict
+        memo.note(packet, ip);
+        let tried = self.tried();
+        would(tried.map(|tried| tried.check_outgoing(&seen, members, now)))
     }
 
     /// Decides about a packet that a peer sent, which owns its source.
@@ -102,11 +135,14 @@ impl Guard {
         if memo.has(packet, ip) {
             return Verdict::Pass;
         }
-        let verdict = self.check_incoming(&Seen::read(packet, ip), members, now);
-        if verdict == Verdict::Pass {
-            memo.note(packet, ip);
+        let seen = Seen::read(packet, ip);
+        let verdict = self.check_incoming(&seen, members, now);
+        if verdict != Verdict::Pass {
+            return verdict;
         }
-        verdict
+        memo.note(packet, ip);
+        let tried = self.tried();
+        would(tried.map(|tried| tried.check_incoming(&seen, members, now)))
     }
 
     fn check_outgoing(&self, seen: &Seen, members: &impl Members, now: Instant) -> Verdict {
@@ -194,6 +230,14 @@ impl Guard {
             QuotedKind::Other => (Asked::Other, Asked::Other),
         };
         self.allows(ends, asked) || self.allows_back(ends, back)
+    }
+}
+
+/// The verdict about a packet that passes, after that of the policy that is tried.
+fn would(tried: Option<Verdict>) -> Verdict {
+    match tried {
+        Some(Verdict::Deny(asked)) => Verdict::WouldDeny(asked),
+        _ => Verdict::Pass,
     }
 }
 

@@ -40,6 +40,8 @@ pub struct Denial {
     pub asked: Asked,
     /// Which way it went.
     pub direction: Direction,
+    /// Whether it passed, and only the policy that is tried would deny it.
+    pub is_tried: bool,
 }
 
 /// Who sent a denied packet: a member, whichever of its addresses it used, or an address of this node.
@@ -83,8 +85,8 @@ impl Denials {
             entry.last = now;
             return false;
         }
-        let pair = |of: &Denial| (of.from, of.to);
-        let is_first = (self.entries.iter()).all(|entry| pair(&entry.denial) != pair(&denial));
+        let pair = |of: &Denial| (of.from, of.to, of.is_tried);
+        let is_first = !denial.is_tried && (self.entries.iter()).all(|entry| pair(&entry.denial) != pair(&denial));
         if self.entries.len() >= MAX_DENIALS {
             self.entries.swap_remove(self.least(sender, now));
         }
@@ -150,6 +152,7 @@ mod tests {
             to: [10, 210, 2, to].into(),
             asked: Asked::Port(Protocol::Tcp, port),
             direction: Direction::Incoming,
+            is_tried: false,
         }
     }
 
