@@ -241,10 +241,11 @@ mod tests {
 
     #[test]
     fn only_what_rules_look_at_makes_two_versions_of_a_service_differ() {
+        type Change = fn(&mut Instance);
         let service = |instance| build::service(&build::id(1), "db", vec![instance]);
         let instance = build::instance("n1-db-1", vec![address("10.210.1.64")]);
         let before = service(instance.clone());
-        let changed: [(bool, fn(&mut Instance)); 5] = [
+        let changed: [(bool, Change); 5] = [
             (false, |i| {
                 i.health = crate::records::kinds::Health::Unhealthy
             }),

@@ -41,7 +41,7 @@ const DOCUMENTS: [(&str, &str, &str); 16] = [
     ),
 ];
 /// The files of the types.
-const SOURCES: [&str; 14] = [
+const SOURCES: [&str; 15] = [
     "src/protocol/local.rs",
     "src/protocol/local/paths.rs",
     "src/protocol/local/policy.rs",
