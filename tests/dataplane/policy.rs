@@ -100,7 +100,9 @@ impl Pair {
     }
 
     fn set_policy(&self, node: usize, policy: &str) {
-        self.tunnels[node - 1].filter().set_policy(table(policy), None);
+        self.tunnels[node - 1]
+            .filter()
+            .set_policy(table(policy), None);
     }
 
     fn dropped(&self, node: usize) -> u64 {

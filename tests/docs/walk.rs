@@ -24,7 +24,7 @@ const READ_TIMEOUT: Duration = Duration::from_secs(20);
 const REST: Duration = Duration::from_secs(4);
 const PROGRAMS: [&str; 3] = ["meshctl", "mesh-coordinator", "meshd"];
 /// Commands that change nothing, so they may run until their output is that of the page.
-const READS: [&str; 10] = [
+const READS: [&str; 13] = [
     "meshctl status",
     "meshctl resolve",
     "meshctl service list",
@@ -32,6 +32,9 @@ const READS: [&str; 10] = [
     "meshctl token list",
     "meshctl ping",
     "meshctl doctor",
+    "meshctl policy check",
+    "meshctl policy diff",
+    "meshctl policy explain",
     "curl",
     "getent",
     "until",
@@ -88,6 +91,11 @@ fn events_are_shown_and_a_line_that_is_deleted_is_named_as_the_page_says() {
 #[cfg(feature = "etcd")]
 fn three_coordinators_share_an_etcd_as_the_page_says() {
     walk("docs/howto/etcd.md", &["etcd"]);
+}
+
+#[test]
+fn a_flat_mesh_becomes_default_deny_as_the_page_says() {
+    walk("docs/howto/policy.md", &[]);
 }
 
 #[test]

@@ -72,6 +72,12 @@ fn an_applied_policy_is_in_force_at_every_node_and_takes_a_name_from_a_node_with
     );
     let dry = apply(&mesh, POLICY, &["--dry-run", "--json"]);
     assert_eq!(dry.code, 0, "{dry:?}");
+    // A node that may do less is listed, and its packets pass.
+    mesh.wait_until("what would be denied is listed", || {
+        assert!(mesh.pings(2, &db), "it is not enforced");
+        let listed = mesh.on(2, &["policy", "denied"]).stdout;
+        listed.contains("would be denied")
+    });
     assert_eq!(addresses_of_db(&mesh, 1).len(), 2, "nothing changed");
 
     let ended = apply(&mesh, POLICY, &[]);

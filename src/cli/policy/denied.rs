@@ -24,7 +24,9 @@ pub(in crate::cli) async fn run(json: bool, globals: &Globals) -> Result<u8, Cli
     Ok(0)
 }
 
-const HEADINGS: [&str; 8] = ["FROM", "TO", "ASKED", "WAY", "RESULT", "COUNT", "FIRST", "LAST"];
+const HEADINGS: [&str; 8] = [
+    "FROM", "TO", "ASKED", "WAY", "RESULT", "COUNT", "FIRST", "LAST",
+];
 
 fn row(denied: &DeniedRow, now: UnixSeconds) -> Vec<String> {
     let ago = |at: UnixSeconds| format!("{} ago", table::age(now.0.saturating_sub(at.0)));
@@ -37,7 +39,12 @@ fn row(denied: &DeniedRow, now: UnixSeconds) -> Vec<String> {
             DeniedDirection::Incoming => "in".to_owned(),
             DeniedDirection::Other => "-".to_owned(),
         },
-        if denied.passed { "would be denied" } else { "denied" }.to_owned(),
+        if denied.passed {
+            "would be denied"
+        } else {
+            "denied"
+        }
+        .to_owned(),
         denied.count.to_string(),
         ago(denied.first_at),
         ago(denied.last_at),

@@ -86,7 +86,8 @@ impl Denials {
             return false;
         }
         let pair = |of: &Denial| (of.from, of.to, of.is_tried);
-        let is_first = !denial.is_tried && (self.entries.iter()).all(|entry| pair(&entry.denial) != pair(&denial));
+        let is_first = !denial.is_tried
+            && (self.entries.iter()).all(|entry| pair(&entry.denial) != pair(&denial));
         if self.entries.len() >= MAX_DENIALS {
             self.entries.swap_remove(self.least(sender, now));
         }

@@ -400,6 +400,26 @@ fn messages_between_the_meshds_of_members_pass_without_a_rule_and_nothing_else_d
 }
 
 #[test]
+fn a_policy_that_is_tried_denies_nothing_and_says_what_it_would_deny() {
+    let two = Checked::new(2, WEB_TO_DB);
+    let open = Guard::new(Arc::new(Table::compile(None, &[])));
+    let tried = open.trying(Some(two.guard.clone()));
+    let check = |guard: &Guard, packet: &[u8]| {
+        let ip = Ip::parse(packet).expect("a whole packet");
+        guard.incoming((packet, &ip), &two.node, &mut Memo::default(), two.now)
+    };
+    let (client, server) = ((WEB, 40_000), (DB, 5432));
+    assert_eq!(check(&tried, &tcp(client, server, SYN)), Verdict::Pass);
+    let other = tcp(client, (DB, 22), SYN);
+    let asked = Asked::Port(Protocol::Tcp, 22);
+    assert_eq!(check(&tried, &other), Verdict::WouldDeny(asked));
+    assert_eq!(check(&two.guard, &other), Verdict::Deny(asked));
+    // What is denied is not also listed as tried.
+    let both = two.guard.clone().trying(Some(two.guard.clone()));
+    assert_eq!(check(&both, &other), Verdict::Deny(asked));
+}
+
+#[test]
 fn a_run_of_packets_is_looked_up_once_and_only_packets_that_are_the_same_count_as_one() {
     let two = Checked::new(2, WEB_TO_DB);
     let closed = Guard::new(Arc::new(Table::closed()));
