@@ -97,7 +97,7 @@ fn the_reference_of_json_is_that_of_the_types() {
     let types = types();
     let mut page = head("JSON output", "the types of the programs");
     page.push_str(
-        "\nA command with `--json` prints one document on stdout. Fields may be added to a document; the number in `schema` changes if one is\nremoved or changes its meaning. So ignore fields that you do not know. A command that fails prints no document.\n",
+        "\nA command with `--json` prints one document on stdout. Fields may be added to a document; the number in `schema` changes if one is\nremoved or changes its meaning. So ignore fields that you do not know. A command that fails prints no document;\none that answers no, with the exit status 2, prints it.\n",
     );
     for (command, name, file) in DOCUMENTS {
         let _ = write!(
