@@ -20,12 +20,24 @@ const DOCUMENTS: [(&str, &str, &str); 16] = [
     ("meshctl token list --json", "TokenList", "tokens"),
     ("meshctl token create --json", "Created", "token"),
     ("meshctl doctor --json", "Report", "doctor"),
-    ("meshctl policy apply --json", "Applied", "policy-apply"),
-    ("meshctl policy check --json", "Checked", "policy-check"),
-    ("meshctl policy diff --json", "Differences", "policy-diff"),
+    (
+        "meshctl policy apply /run/shop.toml --json",
+        "Applied",
+        "policy-apply",
+    ),
+    (
+        "meshctl policy check /run/shop.toml --json",
+        "Checked",
+        "policy-check",
+    ),
+    (
+        "meshctl policy diff /run/shop.toml --json",
+        "Differences",
+        "policy-diff",
+    ),
     ("meshctl policy show --json", "Shown", "policy-show"),
     (
-        "meshctl policy explain --json",
+        "meshctl policy explain web-1 db:5432 --json",
         "Explained",
         "policy-explain",
     ),

@@ -149,6 +149,8 @@ pub(crate) fn running_mesh() -> Option<RunningMesh> {
     // Metrics without a value have no labels.
     let measured = "until curl -s 127.0.0.1:9560/metrics | grep -q '^meshd_peer_round_trip_seconds{'; do sleep 0.2; done";
     walk.must("db-1", measured);
+    let policy = "printf 'language = 1\\ndefault = \"allow\"\\n' >/run/shop.toml";
+    walk.must("db-1", policy);
     // A command may exit with 2, and prints its document nevertheless.
     let documents = crate::schema::commands().map(|command| {
         let said = walk.enter("db-1", &format!("{command} 2>/dev/null"));
