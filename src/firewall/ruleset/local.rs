@@ -210,9 +210,9 @@ impl LocalRules {
         ]
     }
 
-    /// The rules about packets of the host itself. The resets by which it refuses packets are answers. Its packets reach containers that have mesh addresses of their own in any case: by
-    /// the same addresses this node checks their health.
-    pub(super) fn from_host(&self) -> Vec<String> {
+    /// The rules about packets of the host itself. The resets by which it refuses packets are answers. Its packets reach containers that have
+    /// mesh addresses of their own in any case: by the same addresses this node checks their health.
+    pub(super) fn sent_by_host(&self) -> Vec<String> {
         vec![format!(
             "ct direction original ct original ip daddr {} ct reply ip saddr @mapped jump local_policy",
             self.prefix

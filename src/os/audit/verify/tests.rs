@@ -98,7 +98,7 @@ fn each_line_whose_content_is_edited_is_named() {
             place: place.clone(),
         };
         for changed in [other_content, other_number] {
-            assert_eq!(verify(&changed, Some(head)), [edited.clone()]);
+            assert_eq!(verify(&changed, Some(head)), std::slice::from_ref(&edited));
         }
         for garbage in ["", "{}", "\u{0}"] {
             let mut changed = lines.clone();
