@@ -105,44 +105,48 @@ impl Guard {
     #[inline]
     pub fn outgoing(
         &self,
-        (packet, ip): (&[u8], &Ip),
+        packet: (&[u8], &Ip),
         members: &impl Members,
         memo: &mut Memo,
         now: Instant,
     ) -> Verdict {
-        if memo.has(packet, ip) {
-            return Verdict::Pass;
-        }
-        let seen = Seen::read(packet, ip);
-        let verdict = self.check_outgoing(&seen, members, now);
-        if verdict != Verdict::Pass {
-            return verdict;
-        }
-        memo.note(packet, ip);
-        let tried = self.tried();
-        would(tried.map(|tried| tried.check_outgoing(&seen, members, now)))
+        let check = |guard: &Self, seen: &Seen| guard.check_outgoing(seen, members, now);
+        self.decide(packet, memo, check)
     }
 
     /// Decides about a packet that a peer sent, which owns its source.
     #[inline]
     pub fn incoming(
         &self,
-        (packet, ip): (&[u8], &Ip),
+        packet: (&[u8], &Ip),
         members: &impl Members,
         memo: &mut Memo,
         now: Instant,
+    ) -> Verdict {
+        let check = |guard: &Self, seen: &Seen| guard.check_incoming(seen, members, now);
+        self.decide(packet, memo, check)
+    }
+
+    #[inline]
+    fn decide(
+        &self,
+        (packet, ip): (&[u8], &Ip),
+        memo: &mut Memo,
+        check: impl Fn(&Self, &Seen) -> Verdict,
     ) -> Verdict {
         if memo.has(packet, ip) {
             return Verdict::Pass;
         }
         let seen = Seen::read(packet, ip);
-        let verdict = self.check_incoming(&seen, members, now);
+        let verdict = check(self, &seen);
         if verdict != Verdict::Pass {
             return verdict;
         }
         memo.note(packet, ip);
-        let tried = self.tried();
-        would(tried.map(|tried| tried.check_incoming(&seen, members, now)))
+        match self.tried().map(|tried| check(tried, &seen)) {
+            Some(Verdict::Deny(asked)) => Verdict::WouldDeny(asked),
+            _ => Verdict::Pass,
+        }
     }
 
     fn check_outgoing(&self, seen: &Seen, members: &impl Members, now: Instant) -> Verdict {
@@ -230,14 +234,6 @@ impl Guard {
             QuotedKind::Other => (Asked::Other, Asked::Other),
         };
         self.allows(ends, asked) || self.allows_back(ends, back)
-    }
-}
-
-/// The verdict about a packet that passes, after that of the policy that is tried.
-fn would(tried: Option<Verdict>) -> Verdict {
-    match tried {
-        Some(Verdict::Deny(asked)) => Verdict::WouldDeny(asked),
-        _ => Verdict::Pass,
     }
 }
 
