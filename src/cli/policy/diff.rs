@@ -31,7 +31,7 @@ struct Differences {
 }
 
 /// Sources that reach ports of destinations: each of the ones each of the others.
-#[derive(Debug, PartialEq, Eq, Serialize)]
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 struct Reach {
     from: Vec<String>,
     to: Vec<String>,
@@ -81,16 +81,20 @@ fn reaches(
 ) -> Vec<Reach> {
     let names = |places: &[usize]| -> Vec<String> {
         let subjects = places.iter().filter_map(|place| subjects.get(*place));
-        subjects.map(shown).collect()
+        let mut names: Vec<String> = subjects.map(shown).collect();
+        names.sort();
+        names
     };
     let changes = changes.iter().filter(|change| !ports(change).is_empty());
-    changes
+    let mut reaches: Vec<Reach> = changes
         .map(|change| Reach {
             from: names(&change.from),
             to: names(&change.to),
             ports: ports(change).to_string(),
         })
-        .collect()
+        .collect();
+    reaches.sort();
+    reaches
 }
 
 /// The services that `without` leaves out for lack of the right to serve them, and `with` does not.
