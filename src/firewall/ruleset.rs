@@ -294,7 +294,7 @@ impl ValidState {
         to_nowhere.extend(native.redirects);
         to_nowhere.extend(undeclared);
         to_nowhere.extend(local.map(LocalRules::sent_by_host).unwrap_or_default());
-        to_nowhere.extend(native.sent_by_host);
+        to_nowhere.extend(native.from_host);
         to_nowhere.extend(invalid);
         to_nowhere.extend(refused);
         let hook = "filter hook output priority 0";
@@ -353,7 +353,7 @@ impl ValidState {
         );
         chain(
             text,
-            "sent_by_host",
+            "from_host",
             "nat hook output priority -105",
             &[
                 self.to_containers(),
@@ -436,7 +436,7 @@ struct NativeRules {
     same_bridge: Vec<String>,
     passing: Vec<String>,
     redirects: Vec<String>,
-    sent_by_host: Vec<String>,
+    from_host: Vec<String>,
 }
 
 fn native(native: &Native, state: &FirewallState) -> NativeRules {
@@ -474,7 +474,7 @@ fn native(native: &Native, state: &FirewallState) -> NativeRules {
         // The instance may be on the same link as the client, but the connection has to pass this host so that it is
         // translated.
         redirects: vec![format!("oifname \"{bridge}\" icmp type redirect drop")],
-        sent_by_host: vec![
+        from_host: vec![
             "ip daddr @natives accept".into(),
             format!("oifname \"{bridge}\" accept"),
         ],
