@@ -12,6 +12,8 @@ use crate::control::{ADMIN_SOCKET, SOCKET, meshctl, wait_for};
 
 /// The configuration of a node, if it has one.
 const CONFIG: &str = "/run/meshd.toml";
+/// The file of a policy, where the mesh is administered.
+const POLICY: &str = "/run/policy.toml";
 /// How long something may take that always happens.
 const HANG: Duration = Duration::from_secs(120);
 
@@ -159,6 +161,28 @@ impl Lab {
     pub(crate) fn status(&self, number: usize) -> Status {
         let text = meshctl(&self.nodes[number].host, &["status", "--json"]);
         serde_json::from_str(&text).expect("a status")
+    }
+
+    /// Puts a policy in force at the coordinator. The nodes follow some time later. Returns its version.
+    pub(crate) fn sign(&self, policy: &str) -> u64 {
+        let (host, _) = self.coordinator.as_ref().expect("it runs");
+        std::fs::write(host.path(POLICY), policy).expect("its own file system");
+        let document = meshctl(host, &["policy", "apply", POLICY, "--json"]);
+        let document: serde_json::Value = serde_json::from_str(&document).expect("a document");
+        document["version"].as_u64().expect("a version")
+    }
+
+    /// Puts a policy in force at all nodes.
+    pub(crate) fn apply(&self, policy: &str) {
+        let version = self.sign(policy);
+        let follows = |node: &Node| {
+            let denied = meshctl(&node.host, &["policy", "denied", "--json"]);
+            let denied: serde_json::Value = serde_json::from_str(&denied).expect("a document");
+            denied["policy"].as_u64() == Some(version)
+        };
+        self.wait("the policy is in force", |lab| {
+            lab.nodes.iter().all(follows)
+        });
     }
 
     /// How one node sees another one.

@@ -1,4 +1,5 @@
-//! How fast and how gently paths are found, changed and replaced, beside the goals. Nodes are behind routers in network namespaces.
+//! How fast and how gently paths are found, changed and replaced, and what a policy does to traffic on them, beside the goals. Nodes are
+//! in network namespaces, most of them behind routers.
 //!
 //! ```text
 //! cargo bench --bench paths                                # all lines; takes about an hour
@@ -16,6 +17,8 @@
 //! | `a8` | the rate through a relay over TLS beside the direct one, and the round trips under that load |
 //! | `a10` | the bytes that a relay forwards until a direct path is there, and the probes of two nodes that find none |
 //! | `a12` | packets and memory of idle nodes |
+//! | `b1` | the rate of a TCP stream without a policy and with one of 1,000 rules, and the processor time for it |
+//! | `b2` | how soon established TCP, UDP and pings end after a policy that denies them is applied |
 //!
 //! Needs root, `ip` and `nft`. `BIN_MESHD` names another build of meshd. With `MESHD_EARLIER`, a directory with programs of an earlier
 //! version, `a12` measures these as well.
@@ -25,6 +28,7 @@ mod idle;
 mod lab;
 mod opening;
 mod outage;
+mod policed;
 mod rate;
 mod report;
 mod stream;
@@ -105,7 +109,7 @@ impl Settings {
 /// The name of a line, and what prints it.
 type Line = (&'static str, fn(&Settings));
 
-const LINES: [Line; 8] = [
+const LINES: [Line; 10] = [
     ("a1", opening::first_packets),
     ("a4", switching::losses),
     ("a5", outage::cuts_and_kills),
@@ -114,6 +118,8 @@ const LINES: [Line; 8] = [
     ("a8", stream::over_tls_and_direct),
     ("a10", opening::bytes_and_probes),
     ("a12", idle::packets_and_memory),
+    ("b1", policed::throughput),
+    ("b2", policed::cuts),
 ];
 
 fn main() -> ExitCode {

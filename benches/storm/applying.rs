@@ -1,20 +1,27 @@
 //! The cost of records for a node: it verifies a snapshot and a change, and computes its map and its zone from them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use meshd::dns::zone::{MAX_ADDRESSES, Replaced, WhenNoneUsable, Zone, ZoneInput};
 use meshd::model::time::{UnixSeconds, next_version};
 use meshd::model::{MeshAddresses, PublicKey, SigningKey, WireGuardKey};
-use meshd::records::kinds::{MESH_ID, Membership, Mesh, Record, Service, Token};
-use meshd::records::netmap::Netmap;
+use meshd::policy::{Policy, Table};
+use meshd::records::kinds::{MESH_ID, Membership, Mesh, MeshPolicy, Record, Service, Token};
+use meshd::records::netmap::{Netmap, Rules};
 use meshd::records::service_address::ServiceAddresses;
+use meshd::records::subjects::subjects;
 use meshd::records::{Envelope, Ledger};
 
 use crate::node::{label, own_records, service};
 
 /// Changes applied, one after the other.
 const CHANGES: usize = 200;
+/// Policies applied, one after the other.
+const POLICIES: usize = 50;
+/// The rules of a policy.
+const RULES: usize = 800;
 
 /// The parts of a node in memory, without its tunnel.
 struct Held {
@@ -29,7 +36,7 @@ pub(crate) fn measure(nodes: usize, services: usize) {
     let count = snapshot.len();
     let before = resident();
     let begun = Instant::now();
-    let mut ledger = Ledger::new(mesh_key);
+    let mut ledger = Ledger::new(mesh_key.public());
     for record in snapshot {
         ledger.apply(record).expect("a record that holds");
     }
@@ -68,6 +75,34 @@ pub(crate) fn measure(nodes: usize, services: usize) {
         crate::summary(&mut times)
     );
     drop(held.zone);
+    let mut times: Vec<Duration> = Vec::with_capacity(POLICIES);
+    for version in 1..=POLICIES as u64 {
+        let text = policy(version);
+        let record = Record::Policy(MeshPolicy::new(version, &text));
+        let record = Envelope::seal(&record, &mesh_key);
+        let begun = Instant::now();
+        held.ledger.apply(record).expect("a newer version");
+        let policy = Policy::parse(&text).expect("a policy");
+        let netmap = (held.ledger).netmap_under(Rules::Policy(Arc::new(policy)));
+        let subjects = subjects(&netmap);
+        let table = Table::compile(Some(netmap.rules.policy().expect("it is there")), &subjects);
+        times.push(begun.elapsed());
+        assert!(!table.allows_everything());
+    }
+    println!(
+        "a node applies a policy of {RULES} rules, from its record to its table: {}",
+        crate::summary(&mut times)
+    );
+}
+
+/// A policy in which each of many services is reached from one other service. It is another one in each version.
+pub(crate) fn policy(version: u64) -> String {
+    let rules = (0..RULES).map(|n| {
+        let (node, service) = (n / 10, n % 10);
+        format!("[[allow]]\nfrom = [\"node:n{node}\"]\nto = [\"service-{node}-{service}:8080\"]\n")
+    });
+    let rules: String = rules.collect();
+    format!("# version {version}\nlanguage = 1\ndefault = \"deny\"\n{rules}")
 }
 
 /// The values that a node computes from a new ledger.
@@ -93,7 +128,7 @@ fn with_input<T>(netmap: &Netmap, own: PublicKey, run: impl FnOnce(&ZoneInput<'_
 }
 
 /// All records of a mesh, its key, and the key of its first node.
-fn records(nodes: usize, services: usize) -> (PublicKey, Vec<Envelope>, SigningKey) {
+fn records(nodes: usize, services: usize) -> (SigningKey, Vec<Envelope>, SigningKey) {
     let key = || {
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).expect("the system has randomness");
@@ -147,7 +182,7 @@ fn records(nodes: usize, services: usize) -> (PublicKey, Vec<Envelope>, SigningK
         records.extend(own_records(identity, wireguard_key, block, n, services));
     }
     let first = keys.into_iter().next().expect("one node at least");
-    (mesh_key.public(), records, first)
+    (mesh_key, records, first)
 }
 
 /// Resident memory of this process in KiB.

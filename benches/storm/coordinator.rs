@@ -71,6 +71,14 @@ impl Coordinator {
         String::from_utf8(output.stdout).expect("UTF-8")
     }
 
+    /// Applies a policy, also for nodes that do not say that they know policies.
+    pub(crate) fn apply_policy(&self, text: &str) {
+        let file = self.directory.path().join("policy.toml");
+        std::fs::write(&file, text).expect("writable");
+        let file = file.to_str().expect("the path of a temporary directory");
+        self.admin(&["policy", "apply", file, "--force"]);
+    }
+
     /// A token for so many nodes.
     pub(crate) fn token(&self, uses: usize) -> JoinToken {
         let uses = uses.to_string();

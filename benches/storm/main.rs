@@ -6,7 +6,7 @@
 //!
 //! Each simulated node uses the control stream of meshd itself, and ignores the records that it receives. The
 //! coordinator is a process of its own, measured with the kernel's figures about it (proc(5)). Printed are its memory, its
-//! CPU while nothing happens, how long one change takes to all nodes, how long all take to be back after `kill -9` and a
+//! CPU while nothing happens, how long one change and one policy take to all nodes, how long all take to be back after `kill -9` and a
 //! restart, and what a change costs once the store holds the records of MORE nodes; before all that, what the records of
 //! a mesh of 200 nodes cost one node.
 
@@ -25,6 +25,8 @@ use crate::node::{Heard, Member, Sim};
 
 /// Changes measured, one after the other.
 const CHANGES: usize = 60;
+/// Policies measured, one after the other.
+const POLICIES: usize = 20;
 /// How long idle CPU is measured: two rounds of pings.
 const IDLE: Duration = Duration::from_secs(20);
 /// Longer than anything that is waited for takes.
@@ -93,6 +95,7 @@ async fn storm(nodes: usize, services: usize, more: usize) {
     );
 
     changes(&mut coordinator, &sims, &mut hearing, nodes).await;
+    policies(&coordinator, &mut hearing, nodes).await;
 
     let cut = Instant::now();
     coordinator.kill_and_restart();
@@ -228,6 +231,26 @@ async fn changes(
     println!("the coordinator's CPU for one change: {cost:.1} us a node");
 }
 
+/// Applies one policy after the other, and measures how long each takes to all nodes, from the start of the command.
+async fn policies(
+    coordinator: &Coordinator,
+    hearing: &mut mpsc::UnboundedReceiver<Heard>,
+    nodes: usize,
+) {
+    let (mut each, mut last) = (Vec::new(), Vec::new());
+    for n in 0..POLICIES {
+        let text = applying::policy(n as u64);
+        let begun = Instant::now();
+        tokio::task::block_in_place(|| coordinator.apply_policy(&text));
+        let arrivals = await_all(hearing, nodes, |heard| matches!(heard, Heard::Policy(_))).await;
+        let times: Vec<Duration> = arrivals.iter().map(|at| at.duration_since(begun)).collect();
+        last.extend(times.iter().max());
+        each.extend(times);
+    }
+    println!("`policy apply`, to each node: {}", summary(&mut each));
+    println!("`policy apply`, to the last node: {}", summary(&mut last));
+}
+
 /// Waits for `count` events of a kind; gives when each came.
 async fn await_all(
     hearing: &mut mpsc::UnboundedReceiver<Heard>,
@@ -242,7 +265,7 @@ async fn await_all(
             .expect("a sender is held");
         if wanted(&heard) {
             times.push(match heard {
-                Heard::Opened(at) | Heard::Change(at) => at,
+                Heard::Opened(at) | Heard::Change(at) | Heard::Policy(at) => at,
                 Heard::Stored => Instant::now(),
             });
         }

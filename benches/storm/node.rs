@@ -36,6 +36,8 @@ pub(crate) enum Heard {
     Opened(Instant),
     /// The service that is measured has changed.
     Change(Instant),
+    /// There is another policy.
+    Policy(Instant),
     /// The published record is on disk.
     Stored,
 }
@@ -242,10 +244,12 @@ async fn listen(
             } => {
                 stream.set_position(reached.clone());
                 *position.lock().expect("no panic") = reached;
-                records
-                    .iter()
-                    .any(|record| record.payload.contains(&mark))
-                    .then_some(Heard::Change(now))
+                let has = |text: &str| records.iter().any(|r| r.payload.contains(text));
+                match (has(&mark), has("\"kind\":\"policy\"")) {
+                    (true, _) => Some(Heard::Change(now)),
+                    (_, true) => Some(Heard::Policy(now)),
+                    _ => None,
+                }
             }
             Event::Published { refused, .. } => {
                 assert!(refused.is_empty(), "{refused:?}");
