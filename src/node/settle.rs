@@ -82,8 +82,8 @@ pub(super) trait Stages {
     /// the members. Returns whether that concerns the firewall.
     fn apply_members(&mut self) -> bool;
 
-    /// Renews these services in the map of the mesh. Returns none if members have to be applied as well.
-    fn renew_services(&mut self, ids: &BTreeSet<String>) -> Option<Self::Replaced>;
+    /// Renews these services in the map of the mesh. Returns what they replaced, and whether members have to be applied as well.
+    fn renew_services(&mut self, ids: &BTreeSet<String>) -> (Self::Replaced, bool);
 
     /// Sets the policy of the tunnel after these services were replaced. Returns whether that concerns the firewall.
     fn apply_policy(&mut self, replaced: &Self::Replaced) -> bool;
@@ -121,11 +121,11 @@ fn apply<S: Stages>(dirty: &mut Dirty, node: &mut S) {
     let services = std::mem::take(&mut dirty.services);
     let mut replaced = None;
     if !dirty.members && !services.is_empty() {
-        replaced = node.renew_services(&services);
-        dirty.members = replaced.is_none();
-    }
-    if let Some(replaced) = &replaced {
-        dirty.firewall |= node.apply_policy(replaced);
+        let (renewed, concerns_members) = node.renew_services(&services);
+        // This is done even if members are applied next: these services no longer differ from the ledger then.
+        dirty.firewall |= node.apply_policy(&renewed);
+        dirty.members = concerns_members;
+        replaced = Some(renewed);
     }
     if std::mem::take(&mut dirty.members) {
         dirty.firewall |= node.apply_members();

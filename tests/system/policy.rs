@@ -139,3 +139,21 @@ fn a_policy_whose_test_fails_is_not_applied_and_one_that_is_applied_is_shown_and
     };
     assert_eq!(version(&again), version(&apply(&mesh, POLICY, &["--json"])));
 }
+
+#[test]
+fn the_first_and_the_last_service_of_a_node_change_who_is_reached_under_a_policy() {
+    let Some(mesh) = mesh() else {
+        return;
+    };
+    let remove = || mesh.on(0, &["service", "remove", "db"]);
+    assert_eq!(remove().code, 0, "n1 offers nothing now");
+    let to_db = "language = 1\n[[allow]]\nfrom = [\"tag:web\"]\nto = [\"db\"]\n";
+    assert_eq!(apply(&mesh, to_db, &[]).code, 0);
+    let n1 = mesh.addresses(0).0.to_string();
+    mesh.wait_until("nothing allows that", || !mesh.pings(1, &n1));
+    let added = mesh.on(0, &["service", "add", "db", "--port", "5432"]);
+    assert_eq!(added.code, 0, "{added:?}");
+    mesh.wait_until("n1 is reached as db", || mesh.pings(1, &n1));
+    assert_eq!(remove().code, 0, "n1 offers nothing again");
+    mesh.wait_until("n1 is not db any more", || !mesh.pings(1, &n1));
+}

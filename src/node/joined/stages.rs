@@ -101,19 +101,20 @@ impl Stages for JoinedNode {
         concerns_firewall
     }
 
-    fn renew_services(&mut self, ids: &BTreeSet<String>) -> Option<Self::Replaced> {
+    fn renew_services(&mut self, ids: &BTreeSet<String>) -> (Self::Replaced, bool) {
         let ledger = self.replica.ledger();
-        let mut replaced = Vec::new();
+        let (mut replaced, mut concerns_members) = (Vec::new(), false);
         for id in ids {
-            let node = ledger.service(id)?.node;
+            let Some(node) = ledger.service(id).map(|service| service.node) else {
+                concerns_members = true;
+                continue;
+            };
             let served = self.netmap.serves(&node);
             replaced.push((id.clone(), ledger.renew(&mut self.netmap, id)));
             // Nodes that serve are watched more closely.
-            if served != self.netmap.serves(&node) {
-                return None;
-            }
+            concerns_members |= served != self.netmap.serves(&node);
         }
-        Some(replaced)
+        (replaced, concerns_members)
     }
 
     fn apply_policy(&mut self, replaced: &Self::Replaced) -> bool {

@@ -42,10 +42,10 @@ impl Stages for Noted {
         self.changes_policy
     }
 
-    fn renew_services(&mut self, ids: &BTreeSet<String>) -> Option<Vec<String>> {
+    fn renew_services(&mut self, ids: &BTreeSet<String>) -> (Vec<String>, bool) {
         self.note("services");
         let names = ids.iter().filter_map(|id| id.rsplit('/').next());
-        (!self.concerns_members).then(|| names.map(str::to_owned).collect())
+        (names.map(str::to_owned).collect(), self.concerns_members)
     }
 
     fn apply_policy(&mut self, _: &Vec<String>) -> bool {
@@ -133,7 +133,26 @@ fn a_change_of_services_alone_costs_only_these_services() {
     node.concerns_members = true;
     assert_eq!(
         node.settle(&mut dirty),
-        ["ledger", "services", "members", "zone", "firewall"]
+        [
+            "ledger", "services", "policy", "members", "zone", "firewall"
+        ]
+    );
+}
+
+#[test]
+fn the_first_service_of_a_node_changes_what_the_policy_is_compiled_to() {
+    let mut node = Noted {
+        changes: vec![records(&[service("a")])],
+        concerns_members: true,
+        changes_policy: true,
+        ..Noted::default()
+    };
+    // The services are in the map of the mesh already when members are applied, which therefore finds no difference.
+    assert_eq!(
+        node.settle(&mut Dirty::default()),
+        [
+            "ledger", "services", "policy", "members", "zone", "firewall"
+        ]
     );
 }
 
