@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::kinds::{Mesh, MeshPolicy, Service, StreamOffer};
+use super::kinds::{Mesh, Record, Service, StreamOffer};
 use crate::model::address::{Block, is_routable};
 use crate::model::key::{PublicKey, WireGuardKey};
 use crate::model::name::{Label, MAX_LABEL, ServiceName};
@@ -39,13 +39,12 @@ pub enum Rules {
 }
 
 impl Rules {
-    /// The rules of a policy record, if no policy was in force before.
+    /// The rules of the record of the policy, if no policy was in force before.
     #[must_use]
-    pub fn of(record: &MeshPolicy) -> Self {
-        let policy = record.text.as_deref().map(Policy::parse);
-        match policy {
-            Some(Ok(policy)) => Self::Policy(Arc::new(policy)),
-            Some(Err(_)) | None => Self::Closed,
+    pub fn of(record: &Record) -> Self {
+        match record.policy() {
+            Ok(policy) => Self::Policy(Arc::new(policy)),
+            Err(_) => Self::Closed,
         }
     }
 

@@ -61,19 +61,15 @@ impl Live {
     /// # Errors
     /// This version does not understand it.
     pub(super) fn policy(&self, command: &str) -> Result<Option<Policy>, CliError> {
-        if self.version() == 0 {
+        let Some(entry) = self.ledger.entry(&RecordKey::Policy) else {
             return Ok(None);
-        }
-        let parsed = self.text().map(Policy::parse);
-        let why = match parsed {
-            Some(Ok(policy)) => return Ok(Some(policy)),
-            Some(Err(error)) => error.to_string(),
-            None => "its record has a form of a later version".to_owned(),
         };
-        let text = format!(
-            "policy {command}: this meshctl does not understand the policy of the mesh ({why}); install the version with which it was applied"
-        );
-        Err(CliError::new(ErrorCode::Version, text))
+        entry.record.policy().map(Some).map_err(|why| {
+            let text = format!(
+                "policy {command}: this meshctl does not understand the policy of the mesh ({why}); install the version with which it was applied"
+            );
+            CliError::new(ErrorCode::Version, text)
+        })
     }
 
     /// The map of the mesh if `policy` were in force.

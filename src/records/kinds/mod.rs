@@ -32,7 +32,7 @@ pub use self::members::{
     MAX_TAGS, Membership, Mesh, Name, Node, PATHS_1, POLICY_1, Revocation, RevokedKind, SPOKEN,
     StreamOffer, Token,
 };
-pub use self::policy::MeshPolicy;
+pub use self::policy::{MeshPolicy, NotUnderstood};
 pub use self::rules::RecordError;
 pub use self::services::{
     AllowError, Health, Instance, MAX_ADDRESSES, MAX_ALLOWED, MAX_INSTANCES, MAX_PORTS,
@@ -40,6 +40,7 @@ pub use self::services::{
 };
 pub use super::key::{MESH_ID, RecordKey, ServiceId};
 pub use crate::model::Protocol;
+use crate::policy::Policy;
 
 /// The maximum length of a kind that this version does not know.
 const MAX_KIND: usize = 32;
@@ -132,6 +133,17 @@ impl Record {
     #[must_use]
     pub fn payload(&self) -> String {
         serde_json::to_string(self).expect("records are maps with text keys")
+    }
+
+    /// Returns the policy of a record that a ledger holds as the policy of the mesh. It may be [`Record::Unknown`], see [`Record::parse`].
+    ///
+    /// # Errors
+    /// This version does not understand the form of the record or the text.
+    pub fn policy(&self) -> Result<Policy, NotUnderstood> {
+        match self {
+            Self::Policy(policy) => policy.policy(),
+            _ => Err(NotUnderstood::Form),
+        }
     }
 
     /// Returns the key of the record; none for a kind that this version does not know.

@@ -4,9 +4,11 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::MESH_ID;
 use super::members::Lenient;
+use crate::policy::{Policy, PolicyError};
 
-/// The characters that JSON writes with two bytes and that policies have many of, each with a character that JSON writes with one byte
-/// and that policies have few of. A record has the two of each pair exchanged, so that the longest text fits into a payload.
+/// Pairs of characters that a record has in exchange for each other. The first of each pair is frequent in policies, and JSON writes it
+/// with two bytes. The second is rare, and JSON writes it with one. Without the exchange, rules with the maximum length of a policy would
+/// be longer in JSON than [`MAX_PAYLOAD`](crate::records::envelope::MAX_PAYLOAD), which earlier versions enforce too.
 const EXCHANGED: [(char, char); 2] = [('"', '\u{7f}'), ('\n', '`')];
 
 /// The policy of the mesh. There is one such record; its id is [`MESH_ID`]. A ledger holds it whatever its text is, so that ledgers of
@@ -35,6 +37,15 @@ pub struct MeshPolicy {
     pub tried: Option<String>,
 }
 
+/// Why this version does not understand a record of the policy.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotUnderstood {
+    #[error("its record has a form of a later version")]
+    Form,
+    #[error(transparent)]
+    Text(#[from] PolicyError),
+}
+
 impl MeshPolicy {
     /// A policy with this text.
     #[must_use]
@@ -54,6 +65,15 @@ impl MeshPolicy {
             tried: Some(tried.to_owned()),
             ..self
         }
+    }
+
+    /// Parses the text.
+    ///
+    /// # Errors
+    /// This version does not understand the form of the record or the text.
+    pub fn policy(&self) -> Result<Policy, NotUnderstood> {
+        let text = self.text.as_deref().ok_or(NotUnderstood::Form)?;
+        Ok(Policy::parse(text)?)
     }
 }
 

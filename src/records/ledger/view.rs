@@ -21,13 +21,8 @@ impl Ledger {
     /// Returns the map of the mesh under the policy that the ledger holds.
     #[must_use]
     pub fn netmap(&self) -> Netmap {
-        let rules = match (self.entry(&RecordKey::Policy), self.policy()) {
-            (None, _) => Rules::Open,
-            (Some(_), Some(policy)) => Rules::of(policy),
-            // Its form is one of a later version.
-            (Some(_), None) => Rules::Closed,
-        };
-        self.netmap_under(rules)
+        let policy = self.entry(&RecordKey::Policy);
+        self.netmap_under(policy.map_or(Rules::Open, |entry| Rules::of(&entry.record)))
     }
 
     /// Returns the members that have published a node record, and those of their services that they may serve by `rules`.
