@@ -1,14 +1,14 @@
 //! The policy in force on this node. Pure.
 //!
-//! The ledger holds the policy record with the highest version, whether this version of meshd understands it or not. In force is the last
-//! one that it understood: it stays in force if a later one is in a language that this node does not speak, and over a restart. If
-//! there was none, only control traffic passes, and nobody may serve a name: what this node does not understand opens nothing.
+//! The ledger holds the policy record with the highest version, whether this version of meshd understands it or not. The policy in force
+//! is the last one that this node understood. It stays in force if a later one is in a language that this node does not speak, and over
+//! a restart. If there was none, only control traffic passes, and nobody may serve a name: a policy that is not understood opens nothing.
 
 use std::sync::Arc;
 
 use super::transitions::policy::PolicyChange;
 use crate::model::PublicKey;
-use crate::policy::{Policy, Table};
+use crate::policy::{Policy, PolicyError, Table};
 use crate::protocol::local::Problem;
 use crate::records::envelope::Signature;
 use crate::records::kinds::Record;
@@ -16,7 +16,7 @@ use crate::records::netmap::{Netmap, Rules};
 use crate::records::subjects::subjects;
 use crate::records::{Envelope, Ledger, RecordKey};
 
-/// The policy in force, and what it is compiled to.
+/// The policy in force, and the table to which it is compiled.
 #[derive(Debug, Clone)]
 pub(super) struct PolicyInForce {
     rules: Rules,
@@ -24,12 +24,12 @@ pub(super) struct PolicyInForce {
     record: Option<Envelope>,
     /// The version of that record.
     version: Option<u64>,
-    /// The record of the ledger that was examined last.
+    /// The record of the ledger that was examined last. None if there was none since the start.
     examined: Option<Signature>,
     ignored: Option<Ignored>,
     table: Arc<Table>,
-    /// The policy that is tried beside the one in force.
-    tried: Option<Arc<Policy>>,
+    /// The policy that is tried beside the one in force, or why this version does not understand it.
+    tried: Option<Result<Arc<Policy>, PolicyError>>,
     /// Whether the file of the record is out of date.
     is_unwritten: bool,
 }
@@ -54,25 +54,29 @@ impl PolicyInForce {
             tried: None,
             is_unwritten: false,
         };
-        if let Some(record) = record.filter(|r| r.signer == *mesh_key && r.is_authentic()) {
-            policy.examine(record);
+        if let Some(record) = record.filter(|r| r.signer == *mesh_key && r.is_authentic())
+            && let Ok((header, parsed)) = Record::parse(&record.payload)
+        {
+            policy.examine(&record, header.version, &parsed);
             policy.is_unwritten = false;
-            // A later version understood the record, and an earlier one was installed again.
-            policy.examined = None;
         }
         policy
     }
 
     /// Follows the policy record of the ledger. Returns what changed.
     pub(super) fn follow(&mut self, ledger: &Ledger) -> Option<PolicyChange> {
-        // A record does not leave a ledger, so a policy stays in force whose record was lost on disk.
-        let held = &ledger.entry(&RecordKey::Policy)?.envelope;
-        if self.examined == Some(held.signature) {
+        // No record leaves a ledger. One that has no policy lost it on disk, and the policy from the file stays in force.
+        let held = ledger.entry(&RecordKey::Policy)?;
+        let signature = held.envelope.signature;
+        if self.examined == Some(signature) {
             return None;
         }
-        let before = (self.version, self.ignored.clone());
-        self.examine(held.clone());
-        if (self.version, &self.ignored) == (before.0, &before.1) {
+        // If an earlier version of meshd was installed, it may not understand the record from the file. That is not reported yet.
+        let reported = self.examined.and(self.ignored.clone());
+        let before = self.in_force();
+        self.examined = Some(signature);
+        self.examine(&held.envelope, held.version, &held.record);
+        if self.in_force() == before && self.ignored == reported {
             return None;
         }
         Some(match (&self.ignored, self.version) {
@@ -91,45 +95,37 @@ impl PolicyInForce {
         })
     }
 
-    fn examine(&mut self, record: Envelope) {
-        self.examined = Some(record.signature);
-        let Ok((header, parsed)) = Record::parse(&record.payload) else {
-            return;
-        };
-        let version = header.version;
-        let text = match &parsed {
-            Record::Policy(policy) => policy.text.as_deref(),
-            _ => None,
-        };
-        let policy = match text {
-            Some(text) => Policy::parse(text).map_err(|error| error.to_string()),
-            None => Err("its record has a form of a later version".to_owned()),
-        };
-        match policy {
+    /// The signature of the record of the policy in force.
+    fn in_force(&self) -> Option<Signature> {
+        self.record.as_ref().map(|record| record.signature)
+    }
+
+    /// Puts the policy of a record in force, if this version understands it. `parsed` is the payload of the record.
+    fn examine(&mut self, record: &Envelope, version: u64, parsed: &Record) {
+        match parsed.policy() {
             Ok(policy) => {
-                // A text that is not understood is tried by the nodes that understand it.
-                let tried = match &parsed {
+                let tried = match parsed {
                     Record::Policy(policy) => policy.tried.as_deref(),
                     _ => None,
                 };
-                let tried = tried.and_then(|text| Policy::parse(text).ok());
-                self.tried = tried.map(Arc::new);
+                self.tried = tried.map(|text| Policy::parse(text).map(Arc::new));
                 self.rules = Rules::Policy(Arc::new(policy));
                 self.version = Some(version);
                 self.ignored = None;
-                self.is_unwritten |= self.record.as_ref() != Some(&record);
-                self.record = Some(record);
+                self.is_unwritten |= self.record.as_ref() != Some(record);
+                self.record = Some(record.clone());
             }
             Err(why) => {
                 if self.rules == Rules::Open {
                     self.rules = Rules::Closed;
                 }
+                let why = why.to_string();
                 self.ignored = Some(Ignored { version, why });
             }
         }
     }
 
-    /// What the map of the mesh is computed under.
+    /// The rules under which the map of the mesh is computed.
     pub(super) fn rules(&self) -> &Rules {
         &self.rules
     }
@@ -144,20 +140,19 @@ impl PolicyInForce {
         self.version
     }
 
-    /// Compiles the policy for the subjects of `netmap`. Returns the table, which is to be enforced.
-    pub(super) fn compile(&mut self, netmap: &Netmap) -> Arc<Table> {
+    /// Compiles the policy for the subjects of `netmap`. Returns the table that is to be enforced, and that of the policy that is tried.
+    pub(super) fn compile(&mut self, netmap: &Netmap) -> (Arc<Table>, Option<Arc<Table>>) {
+        let subjects = subjects(netmap);
         let table = match &netmap.rules {
             Rules::Closed => Table::closed(),
-            rules => Table::compile(rules.policy(), &subjects(netmap)),
+            rules => Table::compile(rules.policy(), &subjects),
         };
         self.table = Arc::new(table);
-        Arc::clone(&self.table)
-    }
-
-    /// Compiles the policy that is tried, if there is one, for the subjects of `netmap`.
-    pub(super) fn compile_tried(&self, netmap: &Netmap) -> Option<Arc<Table>> {
-        let tried = self.tried.as_deref()?;
-        Some(Arc::new(Table::compile(Some(tried), &subjects(netmap))))
+        let tried = match &self.tried {
+            Some(Ok(tried)) => Some(Arc::new(Table::compile(Some(tried.as_ref()), &subjects))),
+            Some(Err(_)) | None => None,
+        };
+        (Arc::clone(&self.table), tried)
     }
 
     /// The table that is enforced.
@@ -187,6 +182,17 @@ impl PolicyInForce {
             what: format!("this node does not understand the policy of the mesh; {consequence}"),
             why: format!("version {} of the policy: {}", ignored.version, ignored.why),
             fix: "install the version of meshd that the other nodes have, or apply a policy in the language of this one with `meshctl policy apply`"
+                .into(),
+        })
+    }
+
+    /// The problem of a policy that is tried and that this version does not understand.
+    pub(super) fn untried(&self) -> Option<Problem> {
+        let why = self.tried.as_ref()?.as_ref().err()?;
+        Some(Problem {
+            what: "this node does not understand the policy that is tried, and does not list what it would deny".into(),
+            why: why.to_string(),
+            fix: "install the version of meshd that the other nodes have, or try a policy in the language of this one with `meshctl policy apply --dry-run`"
                 .into(),
         })
     }

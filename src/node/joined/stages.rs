@@ -181,9 +181,8 @@ impl Stages for JoinedNode {
 /// Compiles the policy for the map of the mesh, and sets it in the tunnel. Returns whether something is denied, or was before.
 fn enforce_policy(node: &mut JoinedNode) -> bool {
     let was_open = node.device.policy.table().allows_everything();
-    let table = node.device.policy.compile(&node.netmap);
+    let (table, tried) = node.device.policy.compile(&node.netmap);
     let is_open = table.allows_everything();
-    let tried = node.device.policy.compile_tried(&node.netmap);
     node.device.tunnel.filter().set_policy(table, tried);
     !(was_open && is_open)
 }

@@ -42,7 +42,7 @@ fn without_a_policy_everything_passes() {
     let mut policy = start(None);
     assert_eq!(policy.follow(&ledger(&[])), None);
     let netmap = ledger(&[]).netmap_under(policy.rules().clone());
-    assert!(policy.compile(&netmap).allows_everything());
+    assert!(policy.compile(&netmap).0.allows_everything());
     assert_eq!(policy.problem(), None);
 }
 
@@ -59,6 +59,47 @@ fn the_policy_of_the_ledger_comes_into_force_once_and_is_written() {
     assert!(policy.unwritten().is_some(), "another one was written");
     policy.handle_written(&written);
     assert_eq!(policy.unwritten(), None);
+}
+
+#[test]
+fn another_policy_with_the_same_version_is_a_change() {
+    let mut policy = start(None);
+    policy.follow(&ledger(&[(3, DENY)]));
+    let change = policy.follow(&ledger(&[(3, OPEN)]));
+    assert_eq!(change, Some(PolicyChange::InForce { version: 3 }));
+    assert_eq!(text(&policy), Some(OPEN));
+}
+
+/// A ledger whose policy is [`OPEN`], and which tries another one.
+fn trying(version: u64, tried: &str) -> Ledger {
+    let record = Record::Policy(MeshPolicy::new(version, OPEN).trying(tried));
+    let mut ledger = ledger(&[]);
+    ledger
+        .apply(build::sealed(&record, MESH))
+        .expect("it is the first one");
+    ledger
+}
+
+#[test]
+fn a_policy_that_is_tried_is_forgotten_with_the_next_one_and_is_a_problem_if_it_is_not_understood()
+{
+    let mut policy = start(None);
+    policy.follow(&trying(3, DENY));
+    let netmap = ledger(&[]).netmap_under(policy.rules().clone());
+    let (table, tried) = policy.compile(&netmap);
+    assert!(table.allows_everything());
+    assert!(!tried.expect("it is tried").allows_everything());
+    assert_eq!(policy.untried(), None);
+
+    policy.follow(&trying(4, LATER));
+    assert!(policy.compile(&netmap).1.is_none());
+    let problem = policy.untried().expect("it is one");
+    assert!(problem.why.starts_with("line 1, "), "{problem:?}");
+    assert_eq!((policy.version(), policy.problem()), (Some(4), None));
+
+    policy.follow(&ledger(&[(5, OPEN)]));
+    assert!(policy.compile(&netmap).1.is_none());
+    assert_eq!(policy.untried(), None);
 }
 
 #[test]
@@ -97,7 +138,7 @@ fn if_none_was_understood_before_only_control_traffic_passes() {
         "{change:?}"
     );
     let netmap = ledger.netmap_under(policy.rules().clone());
-    assert!(!policy.compile(&netmap).allows_everything());
+    assert!(!policy.compile(&netmap).0.allows_everything());
     assert!(
         policy
             .problem()
@@ -120,6 +161,20 @@ fn a_restart_begins_with_the_last_policy_that_was_understood() {
     let mut policy = start(Some(record(3, DENY)));
     assert_eq!(policy.follow(&ledger(&[])), None);
     assert_eq!(text(&policy), Some(DENY));
+}
+
+#[test]
+fn an_earlier_version_of_meshd_reports_once_that_it_does_not_understand_the_policy_on_disk() {
+    let mut policy = start(Some(record(4, LATER)));
+    assert!(policy.problem().is_some());
+    assert_eq!(*policy.rules(), Rules::Closed);
+    let ledger = ledger(&[(4, LATER)]);
+    let change = policy.follow(&ledger);
+    assert!(
+        matches!(change, Some(PolicyChange::Closed { version: 4, .. })),
+        "{change:?}"
+    );
+    assert_eq!(policy.follow(&ledger), None);
 }
 
 #[test]

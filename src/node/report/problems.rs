@@ -117,6 +117,7 @@ fn found(node: &JoinedNode, damaged_services: Option<&str>, flagged: usize) -> F
         )]);
     }
     problems.extend(ProblemKind::Policy, node.device.policy.problem());
+    problems.extend(ProblemKind::Policy, node.device.policy.untried());
     let unlawful = unlawful(&node.netmap, &node.id());
     problems.extend(ProblemKind::Policy, unlawful);
     problems.extend(ProblemKind::Services, node.workloads.external_bridges());
