@@ -9,6 +9,7 @@ use crate::model::{PublicKey, SigningKey};
 use crate::os::file;
 use crate::os::file::FileError;
 use crate::os::random;
+use crate::protocol::admin::MeshState;
 use crate::protocol::api::ErrorCode;
 
 const MAX_FILE: u64 = 4096;
@@ -49,6 +50,17 @@ pub(super) fn create(path: &Path) -> Result<SigningKey, CliError> {
     let text = Zeroizing::new(format!("{}\n", PublicKey(*seed)));
     file::create_private_new(path, text.as_bytes()).map_err(|error| explain(&error, path))?;
     Ok(SigningKey::from_seed(&seed))
+}
+
+/// The key of the coordinator's mesh, which has to be the one in the file at `path`.
+///
+/// # Errors
+/// The coordinator has no mesh, or the file has no key or that of another mesh.
+pub(super) fn of_mesh(state: &MeshState, path: &Path) -> Result<(PublicKey, SigningKey), CliError> {
+    let held = state.mesh_key.ok_or_else(no_mesh)?;
+    let key = read(path)?;
+    check(&key, held, path)?;
+    Ok((held, key))
 }
 
 /// The error while a coordinator has no mesh.

@@ -22,7 +22,7 @@ use crate::records::kinds::{MeshPolicy, Record};
 
 /// The maximum number of nodes that a message names.
 const MAX_NAMED: usize = 8;
-/// The policy that allows what no policy allows.
+/// A policy that allows everything, as if there were none.
 const OPEN: &str = "language = 1\ndefault = \"allow\"\n";
 
 /// The arguments of `meshctl policy apply`.
@@ -67,10 +67,8 @@ pub(in crate::cli) async fn run(
     let path = &arguments.file;
     let policy = file::read("apply", path)?;
     let state: MeshState = globals.coordinator().get("/v1/mesh").await?;
-    let held = state.mesh_key.ok_or_else(mesh_key::no_mesh)?;
-    let key = mesh_key::read(&globals.mesh_key)?;
-    mesh_key::check(&key, held, &globals.mesh_key)?;
-    let live = Live::read(globals).await?;
+    let (held, key) = mesh_key::of_mesh(&state, &globals.mesh_key)?;
+    let live = Live::of_mesh(held, globals).await?;
     let failures = check::failures(&policy, &live);
     if !failures.is_empty() {
         for failure in &failures {
@@ -90,28 +88,25 @@ pub(in crate::cli) async fn run(
         return report(&arguments, live.version(), without);
     }
     let version = next_version(live.version(), clock::wall());
-    let record = Record::Policy(match arguments.dry_run {
-        true => MeshPolicy::new(version, in_force(&live)?).trying(policy.text()),
-        false => MeshPolicy::new(version, policy.text()),
-    });
-    let envelope = Envelope::seal(&record, &key);
+    let record = if arguments.dry_run {
+        let in_force = live.policy("apply")?;
+        let in_force = in_force.as_ref().map_or(OPEN, Policy::text);
+        MeshPolicy::new(version, in_force).trying(policy.text())
+    } else {
+        MeshPolicy::new(version, policy.text())
+    };
+    let envelope = Envelope::seal(&Record::Policy(record), &key);
     if envelope.payload.len() > MAX_PAYLOAD {
-        return Err(too_long(envelope.payload.len()));
+        return Err(too_long(envelope.payload.len(), arguments.dry_run));
     }
     submit(envelope, version, globals).await?;
-    if arguments.dry_run {
-        eprintln!(
-            "each node tries {} as soon as it has received it: `meshctl policy denied` there lists what would be denied, and it passes; apply the file without --dry-run to enforce it",
-            path.display()
-        );
-    } else {
-        say(&policy, version, &without);
-    }
+    say(&arguments, &policy, version, &without);
     report(&arguments, version, without)
 }
 
 /// Sends the signed policy to the coordinator.
 async fn submit(envelope: Envelope, version: u64, globals: &Globals) -> Result<(), CliError> {
+    let mesh_key = envelope.signer;
     let submit = Submit {
         mesh_key: None,
         records: vec![envelope],
@@ -121,7 +116,7 @@ async fn submit(envelope: Envelope, version: u64, globals: &Globals) -> Result<(
         return Ok(());
     };
     // Somebody else may have applied a policy since the records were read.
-    match Live::read(globals).await {
+    match Live::of_mesh(mesh_key, globals).await {
         Ok(live) if live.version() >= version => Err(CliError::new(
             ErrorCode::Conflict,
             format!(
@@ -133,22 +128,21 @@ async fn submit(envelope: Envelope, version: u64, globals: &Globals) -> Result<(
     }
 }
 
-/// The text of the policy in force. While there is none, it is one that changes nothing.
-fn in_force(live: &Live) -> Result<&str, CliError> {
-    Ok(match live.policy("apply")? {
-        Some(_) => live.text().unwrap_or(OPEN),
-        None => OPEN,
-    })
-}
-
-fn say(policy: &Policy, version: u64, without: &[Label]) {
-    let language = policy.language();
-    eprintln!(
-        "version {version} of the policy (language {language}) is signed and with the coordinator: each node keeps to it as soon as it has received it"
-    );
+fn say(arguments: &ApplyArguments, policy: &Policy, version: u64, without: &[Label]) {
+    if arguments.dry_run {
+        eprintln!(
+            "each node tries {} as soon as it has received it: `meshctl policy denied` there lists what would be denied, and it passes; apply the file without --dry-run to enforce it",
+            arguments.file.display()
+        );
+    } else {
+        let language = policy.language();
+        eprintln!(
+            "version {version} of the policy (language {language}) is signed and with the coordinator: each node keeps to it as soon as it has received it"
+        );
+    }
     if !without.is_empty() {
         eprintln!(
-            "warning: these nodes do not keep to it, since their version of meshd knows no policies: {}",
+            "warning: these nodes ignore it, since their version of meshd knows no policies: {}",
             listed(without, MAX_NAMED)
         );
     }
@@ -174,9 +168,14 @@ fn not_everywhere(without: &[Label]) -> CliError {
     CliError::new(ErrorCode::Conflict, text)
 }
 
-fn too_long(bytes: usize) -> CliError {
+fn too_long(bytes: usize, is_dry_run: bool) -> CliError {
+    let record = if is_dry_run {
+        "the record of this policy and of the one in force"
+    } else {
+        "the record of this policy"
+    };
     let text = format!(
-        "policy apply: the record of this policy has {bytes} bytes, and {MAX_PAYLOAD} are the most; shorten it with groups and `*`"
+        "policy apply: {record} has {bytes} bytes, and {MAX_PAYLOAD} are the most; shorten it with groups and `*`"
     );
     CliError::new(ErrorCode::Configuration, text)
 }

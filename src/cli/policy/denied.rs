@@ -1,12 +1,11 @@
 //! `meshctl policy denied`.
 
+use super::explain::selector_of;
 use crate::cli::exit::CliError;
 use crate::cli::{Globals, table};
 use crate::model::time::UnixSeconds;
 use crate::os::clock;
 use crate::protocol::local::{DeniedDirection, DeniedEnd, DeniedList, DeniedRow};
-
-use super::explain::selector_of;
 
 pub(in crate::cli) async fn run(json: bool, globals: &Globals) -> Result<u8, CliError> {
     let list: DeniedList = globals.daemon().get("/v1/policy/denied").await?;
@@ -30,28 +29,29 @@ const HEADINGS: [&str; 8] = [
 
 fn row(denied: &DeniedRow, now: UnixSeconds) -> Vec<String> {
     let ago = |at: UnixSeconds| format!("{} ago", table::age(now.0.saturating_sub(at.0)));
+    let direction = match denied.direction {
+        DeniedDirection::Outgoing => "out",
+        DeniedDirection::Incoming => "in",
+        DeniedDirection::Other => "-",
+    };
+    let result = if denied.passed {
+        "would be denied"
+    } else {
+        "denied"
+    };
     vec![
         shown(&denied.from),
         shown(&denied.to),
         denied.asked.clone(),
-        match denied.direction {
-            DeniedDirection::Outgoing => "out".to_owned(),
-            DeniedDirection::Incoming => "in".to_owned(),
-            DeniedDirection::Other => "-".to_owned(),
-        },
-        if denied.passed {
-            "would be denied"
-        } else {
-            "denied"
-        }
-        .to_owned(),
+        direction.to_owned(),
+        result.to_owned(),
         denied.count.to_string(),
         ago(denied.first_at),
         ago(denied.last_at),
     ]
 }
 
-/// A source or destination by what rules have for it, and its address.
+/// A source or destination: the names that rules have for it, and its address.
 fn shown(end: &DeniedEnd) -> String {
     let names: Vec<String> = end.services.iter().map(selector_of).collect();
     match (&end.node, names.is_empty()) {

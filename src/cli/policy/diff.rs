@@ -12,6 +12,7 @@ use crate::cli::{Globals, table};
 use crate::model::text::listed;
 use crate::policy::{Change, PortSet, Subject, diff};
 use crate::records::netmap::{Netmap, Unlawful};
+use crate::records::subjects::subjects;
 
 /// The maximum number of sources, and of destinations, that a line for people names.
 const MAX_NAMED: usize = 4;
@@ -51,8 +52,8 @@ pub(super) async fn run(path: &Path, json: bool, globals: &Globals) -> Result<u8
     let live = Live::read(globals).await?;
     let old = live.policy("diff")?;
     let (before, after) = (live.netmap(old.as_ref()), live.netmap(Some(&new)));
-    // What may not be served is nobody's service, so it is no destination of rules.
-    let subjects = live.subjects(Some(&new));
+    // A service that its node may not serve by the file is no destination of rules.
+    let subjects = subjects(&after);
     let changes = diff(old.as_ref(), Some(&new), &subjects);
     let differences = Differences {
         schema: 1,

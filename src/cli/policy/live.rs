@@ -1,8 +1,8 @@
-//! The present mesh, as the records say that the coordinator has. This command verifies them with a ledger of its own, as a node does.
+//! The present mesh, from the records of the coordinator. meshctl verifies them with a ledger of its own, as a node does.
 
 use crate::cli::exit::CliError;
 use crate::cli::{Globals, mesh_key};
-use crate::model::Label;
+use crate::model::{Label, PublicKey};
 use crate::policy::{Policy, Subject};
 use crate::protocol::admin::{MeshState, RecordList};
 use crate::protocol::api::ErrorCode;
@@ -23,14 +23,21 @@ impl Live {
     /// # Errors
     /// The coordinator is not reachable or has no mesh, or the file is the key of another mesh.
     pub(super) async fn read(globals: &Globals) -> Result<Self, CliError> {
-        let coordinator = globals.coordinator();
-        let state: MeshState = coordinator.get("/v1/mesh").await?;
+        let state: MeshState = globals.coordinator().get("/v1/mesh").await?;
         let held = state.mesh_key.ok_or_else(mesh_key::no_mesh)?;
         if let Ok(key) = mesh_key::read(&globals.mesh_key) {
             mesh_key::check(&key, held, &globals.mesh_key)?;
         }
-        let list: RecordList = coordinator.get("/v1/records").await?;
-        let mut ledger = Ledger::new(held);
+        Self::of_mesh(held, globals).await
+    }
+
+    /// Reads the records from the coordinator, and verifies them up to this key.
+    ///
+    /// # Errors
+    /// The coordinator is not reachable.
+    pub(super) async fn of_mesh(mesh_key: PublicKey, globals: &Globals) -> Result<Self, CliError> {
+        let list: RecordList = globals.coordinator().get("/v1/records").await?;
+        let mut ledger = Ledger::new(mesh_key);
         let refused = fill(&mut ledger, list.records);
         if refused > 0 {
             eprintln!(

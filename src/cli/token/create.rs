@@ -59,7 +59,7 @@ pub(in crate::cli) async fn run(
 ) -> Result<u8, CliError> {
     let coordinator = globals.coordinator();
     let state: MeshState = coordinator.get("/v1/mesh").await?;
-    let (held, key) = key_of_mesh(&state, globals)?;
+    let (held, key) = mesh_key::of_mesh(&state, &globals.mesh_key)?;
     if state.urls.is_empty() {
         return Err(CliError::new(
             ErrorCode::Configuration,
@@ -112,14 +112,6 @@ pub(in crate::cli) async fn run(
     }
     table::line(&created.token);
     Ok(0)
-}
-
-/// The key of the coordinator's mesh, which has to be the one in the file.
-fn key_of_mesh(state: &MeshState, globals: &Globals) -> Result<(PublicKey, SigningKey), CliError> {
-    let held = state.mesh_key.ok_or_else(mesh_key::no_mesh)?;
-    let key = mesh_key::read(&globals.mesh_key)?;
-    mesh_key::check(&key, held, &globals.mesh_key)?;
-    Ok((held, key))
 }
 
 /// The record of the mesh with the present addresses of the coordinators, if they have changed. Nodes accept them only
