@@ -67,8 +67,8 @@ impl Rules {
         }
     }
 
-    /// Whether `member` may offer to relay for others. Under a policy that is not understood each member may: relays carry only what is
-    /// encrypted, and without them some members would not be reached to send them a later policy.
+    /// Whether `member` may offer to relay for others. Under a policy that is not understood each member may: relays carry encrypted
+    /// packets only, and without relays a later policy would not reach some members.
     #[must_use]
     pub fn may_offer_relay(&self, member: &Member) -> bool {
         match self {
@@ -115,10 +115,10 @@ pub struct Unlawful {
     pub node: PublicKey,
 }
 
-/// What the map of the mesh makes of a service record.
+/// The part of a service record that is in the map of the mesh.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Admitted {
-    /// The service with what the mesh carries of it.
+    /// The service with the addresses to which the mesh carries packets.
     Service(Service),
     /// Its node may not serve it.
     Unlawful(Unlawful),
@@ -185,7 +185,7 @@ impl Member {
         }
     }
 
-    /// Returns what rules of a policy say about nodes.
+    /// Returns the facts about the node that rules of a policy check.
     #[must_use]
     pub fn facts(&self) -> NodeFacts<'_> {
         NodeFacts {
@@ -265,6 +265,13 @@ impl Netmap {
         }
     }
 
+    /// Returns the member whose block has `address`.
+    #[must_use]
+    pub fn owner_of(&self, address: IpAddr) -> Option<&Member> {
+        let mut members = self.members.values();
+        members.find(|member| member.block.contains(address))
+    }
+
     /// Returns the member with the name `name`.
     #[must_use]
     pub fn by_name(&self, name: &Label) -> Option<&Member> {
@@ -301,8 +308,8 @@ impl Netmap {
         }
     }
 
-    /// Replaces the service with the record id `id` by what its record says now; none if there is no record. Returns the service that
-    /// the netmap had before.
+    /// Replaces the service with the record id `id`. `service` is its record; none if there is no record. Returns the service that the
+    /// netmap had before.
     pub fn replace(&mut self, id: &str, service: Option<&Service>) -> Option<Service> {
         self.unlawful.remove(id);
         match service.map(|service| self.admit(service)) {

@@ -1,10 +1,12 @@
-//! The subjects of the policy: what in the mesh has addresses that packets come from and go to.
+//! The subjects of the policy: the nodes and instances of the mesh, whose addresses packets come from and go to.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::kinds::{Instance, Service};
 use super::netmap::{Member, Netmap};
+use crate::model::address::Block;
+use crate::model::{Label, PublicKey};
 use crate::policy::{Offered, OfferedPort, Selector, Subject};
 
 /// Returns the subjects of `netmap`: the nodes, and the instances that have addresses of their own. An instance with an address of its
@@ -28,25 +30,25 @@ pub fn subjects(netmap: &Netmap) -> Vec<Subject> {
 /// Whether [`subjects`] or the policy may be others in `now` than in `before`. Most changes of members are about their paths.
 #[must_use]
 pub fn changed(before: &Netmap, now: &Netmap) -> bool {
-    let facts = |member: &Member| {
-        (
-            member.id,
-            member.name.clone(),
-            member.tags.clone(),
-            member.block,
-        )
-    };
     let members = before.members.values().map(facts);
-    let services = before.services.values().zip(now.services.values());
+    let mut services = before.services.values().zip(now.services.values());
     before.rules != now.rules
         || !members.eq(now.members.values().map(facts))
         || before.services.len() != now.services.len()
-        || services
-            .into_iter()
-            .any(|(a, b)| a.id != b.id || differ(Some(a), Some(b)))
+        || services.any(|(a, b)| a.id != b.id || differ(Some(a), Some(b)))
 }
 
-/// Whether two versions of a service differ in what [`subjects`] has of them. Most new versions only have another health.
+/// The parts of a member that its subjects have.
+fn facts(member: &Member) -> (PublicKey, &Label, &[Label], Block) {
+    (
+        member.id,
+        &member.name,
+        member.tags.as_slice(),
+        member.block,
+    )
+}
+
+/// Whether two versions of a service differ in a part that [`subjects`] reads. Most new versions only have another health.
 #[must_use]
 pub fn differ(before: Option<&Service>, now: Option<&Service>) -> bool {
     let (Some(before), Some(now)) = (before, now) else {
@@ -126,7 +128,8 @@ fn offered(service: &Service, instance: &Instance) -> Offered {
     }
 }
 
-/// Who may reach an instance. What this version does not understand selects nobody, and it does not open the instance to all.
+/// The selectors of the subjects that may reach an instance. A text that this version does not understand selects nobody, so that it
+/// does not open the instance to all.
 fn selectors(instance: &Instance) -> Vec<Selector> {
     let texts = instance.allow.iter();
     texts
@@ -137,7 +140,7 @@ fn selectors(instance: &Instance) -> Vec<Selector> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Label, Protocol, ServiceName};
+    use crate::model::{Protocol, ServiceName};
     use crate::testbed::records as build;
     use crate::testbed::records::label;
 

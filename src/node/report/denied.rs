@@ -1,4 +1,4 @@
-//! What this node refused because of the policy.
+//! The packets that this node refused because of the policy.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -38,8 +38,7 @@ fn row(netmap: &Netmap, denied: &Denied) -> DeniedRow {
 
 /// The node and the services that have an address.
 fn end(netmap: &Netmap, address: IpAddr) -> DeniedEnd {
-    let mut members = netmap.members.values();
-    let member = members.find(|member| member.block.contains(address));
+    let member = netmap.owner_of(address);
     let services = netmap.services.values().filter(|service| {
         let mut instances = service.instances.iter();
         instances.any(|instance| instance.addresses.contains(&address))

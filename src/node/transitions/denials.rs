@@ -20,11 +20,7 @@ pub(in crate::node) struct FirstDenial<'a> {
 impl<'a> FirstDenial<'a> {
     /// The denial, with the nodes of its addresses.
     pub(in crate::node) fn of(denial: &'a Denial, netmap: &'a Netmap) -> Self {
-        let node_of = |address| {
-            let mut members = netmap.members.values();
-            let owner = members.find(|member| member.block.contains(address));
-            owner.map(|member| &member.name)
-        };
+        let node_of = |address| netmap.owner_of(address).map(|member| &member.name);
         Self {
             denial,
             from_node: node_of(denial.from),

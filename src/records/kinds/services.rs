@@ -136,7 +136,7 @@ pub fn parse_allowed<T: AsRef<str>>(texts: &[T]) -> Result<Vec<String>, AllowErr
 }
 
 /// Reads the first selectors of a list. Versions before the field hold the record whatever the field contains, so this version must hold
-/// it too. What is no text becomes a text that admits nobody, so that nothing that an owner writes here opens an instance to all.
+/// it too. An entry that is no text becomes a text that admits nobody, so that no value of the field opens an instance to all.
 fn first_selectors<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     let list = match Lenient::<Vec<Lenient<String>>>::deserialize(deserializer)? {
         Lenient::Known(list) => list,
