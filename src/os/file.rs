@@ -194,24 +194,32 @@ pub fn create_private_new(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     sync_parent(path)
 }
 
+/// Opens a regular file to read it. It waits for no writer of a pipe.
+///
+/// # Errors
+/// The system returns an error, or `path` is no regular file ([`io::ErrorKind::InvalidInput`]).
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    // Without O_NONBLOCK the opening of a pipe would wait for a writer.
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)?;
+    if file.metadata()?.is_file() {
+        return Ok(file);
+    }
+    let error = io::Error::new(io::ErrorKind::InvalidInput, "not a regular file");
+    Err(error)
+}
+
 /// Reads a secret file of at most `most` bytes, if no other user can read it.
 ///
 /// # Errors
 /// It does not exist, it is too large, or other users can read it.
 pub fn read_private(path: &Path, most: u64) -> Result<Vec<u8>, FileError> {
-    // Without O_NONBLOCK the opening of a pipe would wait for a writer.
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)
-        .map_err(|e| FileError::io("read", path, e))?;
+    let file = open_regular(path).map_err(|e| FileError::io("read", path, e))?;
     let found = file
         .metadata()
         .map_err(|e| FileError::io("look at", path, e))?;
-    if !found.is_file() {
-        let error = io::Error::new(io::ErrorKind::InvalidInput, "not a regular file");
-        return Err(FileError::io("read", path, error));
-    }
     let mode = found.permissions().mode() & 0o7777;
     if mode & 0o077 != 0 {
         return Err(FileError::Exposed {

@@ -1,9 +1,9 @@
 //! Reads a join token from a file or from another source, within a limit.
 
-use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
+
+use super::file::open_regular;
 
 /// The maximum size of a token with the space around it, in bytes. The longest token has less than 3 KiB.
 const MAX_TOKEN: u64 = 16 * 1024;
@@ -30,7 +30,7 @@ impl From<io::Error> for TokenReadError {
         match error.kind() {
             ErrorKind::NotFound | ErrorKind::NotADirectory => Self::Missing,
             ErrorKind::PermissionDenied => Self::Permission,
-            ErrorKind::IsADirectory => Self::NotAFile,
+            ErrorKind::IsADirectory | ErrorKind::InvalidInput => Self::NotAFile,
             ErrorKind::InvalidData => Self::NotText,
             _ => Self::Other(error.to_string()),
         }
@@ -56,14 +56,7 @@ pub fn read(source: impl Read) -> Result<String, TokenReadError> {
 /// # Errors
 /// As for [`read`], or `path` is no regular file.
 pub fn read_file(path: &Path) -> Result<String, TokenReadError> {
-    let file: File = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(TokenReadError::NotAFile);
-    }
-    read(file)
+    read(open_regular(path)?)
 }
 
 #[cfg(test)]

@@ -1,11 +1,10 @@
 //! Reads a policy from a file, within its limit.
 
-use std::fs::OpenOptions;
 use std::io::{self, ErrorKind, Read as _};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use crate::cli::exit::CliError;
+use crate::os::file::open_regular;
 use crate::policy::{MAX_POLICY, Policy, PolicyError};
 use crate::protocol::api::ErrorCode;
 
@@ -66,14 +65,7 @@ pub(super) fn text(command: &str, path: &Path) -> Result<String, CliError> {
 }
 
 fn bytes(path: &Path) -> io::Result<Vec<u8>> {
-    // Without O_NONBLOCK the opening of a pipe would wait for a writer.
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(ErrorKind::InvalidInput.into());
-    }
+    let file = open_regular(path)?;
     let mut bytes = Vec::new();
     file.take(MAX_POLICY as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
