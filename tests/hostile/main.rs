@@ -38,6 +38,7 @@ mod program;
 /// A resolver in the test's process, and clients of every kind.
 mod resolver;
 mod small_mesh;
+mod zones;
 
 mod earlier_stores;
 mod forged_memberships;

@@ -4,17 +4,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use hickory_proto::rr::{Name, RData, RecordType};
-use meshd::dns::answer::{Verdict, answer};
-use meshd::dns::{Zone, ZoneInput};
+use hickory_proto::rr::{RData, RecordType};
+use meshd::dns::Zone;
 use meshd::model::address::{Block, MeshAddresses, unique_local_prefix};
 use meshd::model::{PublicKey, ServiceName, SigningKey};
-use meshd::records::netmap::Netmap;
 use meshd::records::service_address::ServiceAddresses;
 use meshd::records::{Envelope, Ledger};
 use serde_json::{Value, json};
 
 use crate::kit::{Identity, ledger_of, record};
+use crate::zones::{addresses, ask, zone};
 
 /// A mesh in the test's process. Its nodes n1, n2, ... joined one after the other, each with its own list of tags.
 struct Mesh {
@@ -87,42 +86,11 @@ impl Mesh {
 
     /// The zone of a node that serves nothing and has given out the service addresses in `held` before.
     fn zone(&self, held: &ServiceAddresses) -> Zone {
-        let netmap: Netmap = self.ledger.netmap();
         let every: BTreeSet<Ipv4Addr> = (64..255)
             .map(|host| Ipv4Addr::new(10, 210, 0, host))
             .collect();
-        Zone::build(&ZoneInput {
-            netmap: &netmap,
-            own: Identity::of(250).id(),
-            unreachable: &BTreeSet::new(),
-            groups: &BTreeMap::new(),
-            when_none_usable: Default::default(),
-            lingering: &BTreeSet::new(),
-            balanced: &every,
-            held,
-            serial: 1,
-            most_addresses: 8,
-        })
+        zone(&self.ledger.netmap(), &every, held)
     }
-}
-
-fn ask(zone: &Zone, name: &str, record_type: RecordType, turn: u64) -> Vec<RData> {
-    let name = Name::from_ascii(name).expect("a name");
-    let entropy = turn.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    match answer(zone, &name, record_type, entropy) {
-        Verdict::Answer(answer) => answer.answers.into_iter().map(|r| r.data).collect(),
-        Verdict::Forward => panic!("{name} is a name of the mesh"),
-    }
-}
-
-fn addresses(zone: &Zone, name: &str, turn: u64) -> Vec<Ipv4Addr> {
-    let answered = ask(zone, name, RecordType::A, turn).into_iter();
-    answered
-        .filter_map(|data| match data {
-            RData::A(address) => Some(address.0),
-            _ => None,
-        })
-        .collect()
 }
 
 /// The port, weight and target of each SRV record in the answer.

@@ -1,11 +1,8 @@
 //! Under a policy, a member that offers a name without the right to it is in no answer, whatever the member, another member or the
 //! coordinator does.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use hickory_proto::rr::{Name, RData, RecordType};
-use meshd::dns::answer::{Verdict, answer};
-use meshd::dns::{Zone, ZoneInput};
 use meshd::model::PublicKey;
 use meshd::records::kinds::{MeshPolicy, Record, Service};
 use meshd::records::netmap::Netmap;
@@ -15,6 +12,7 @@ use meshd::records::{Envelope, Ledger};
 
 use crate::kit::{Identity, record};
 use crate::small_mesh::{SmallMesh, assert_taken};
+use crate::zones::{addresses, zone};
 
 /// Only `m1` may serve `db`.
 const POLICY: &str = r#"
@@ -46,30 +44,8 @@ fn offer_db(mesh: &mut SmallMesh) {
 
 /// The nodes whose addresses are in the answer for `db.svc.mesh`.
 fn answered(mesh: &SmallMesh, netmap: &Netmap) -> Vec<PublicKey> {
-    let zone = Zone::build(&ZoneInput {
-        netmap,
-        own: Identity::of(250).id(),
-        unreachable: &BTreeSet::new(),
-        groups: &BTreeMap::new(),
-        when_none_usable: Default::default(),
-        lingering: &BTreeSet::new(),
-        balanced: &BTreeSet::new(),
-        held: &ServiceAddresses::default(),
-        serial: 1,
-        most_addresses: 8,
-    });
-    let name = Name::from_ascii("db.svc.mesh.").expect("a name");
-    let Verdict::Answer(answer) = answer(&zone, &name, RecordType::A, 1) else {
-        panic!("it is a name of the mesh");
-    };
-    let addresses: Vec<_> = answer
-        .answers
-        .into_iter()
-        .filter_map(|record| match record.data {
-            RData::A(address) => Some(address.0),
-            _ => None,
-        })
-        .collect();
+    let zone = zone(netmap, &BTreeSet::new(), &ServiceAddresses::default());
+    let addresses = addresses(&zone, "db.svc.mesh.", 1);
     let members = mesh.members.iter();
     let of = members.filter(|member| addresses.contains(&member.block.node_v4()));
     of.map(|member| member.id()).collect()
