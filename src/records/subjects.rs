@@ -27,6 +27,14 @@ pub fn subjects(netmap: &Netmap) -> Vec<Subject> {
     subjects.all
 }
 
+/// Whether the owner of an instance narrows who may reach it.
+#[must_use]
+pub fn is_narrowed(netmap: &Netmap) -> bool {
+    let services = netmap.services.values();
+    let mut instances = services.flat_map(|service| &service.instances);
+    instances.any(|instance| !instance.allow.is_empty())
+}
+
 /// Whether [`subjects`] or the policy may be others in `now` than in `before`. Most changes of members are about their paths.
 #[must_use]
 pub fn changed(before: &Netmap, now: &Netmap) -> bool {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::records::kinds::{MeshPolicy, Token};
+use crate::records::kinds::{Instance, MeshPolicy, Token};
 use crate::testbed::records as build;
 use crate::testbed::records::{block, id, label};
 
@@ -44,6 +44,24 @@ fn without_a_policy_everything_passes() {
     let netmap = ledger(&[]).netmap_under(policy.rules().clone());
     assert!(policy.compile(&netmap).0.allows_everything());
     assert_eq!(policy.problem(), None);
+}
+
+#[test]
+fn without_a_policy_not_everything_passes_to_an_instance_whose_owner_narrows_it() {
+    let mut netmap = Netmap::default();
+    let member = build::member(&id(1), "n1", block(1));
+    netmap.members.insert(member.id, member);
+    let address = block(1).v4.hosts().nth(70).expect("a /24");
+    let mut policy = start(None);
+    for (allow, is_open) in [(vec![], true), (vec!["tag:ops".to_owned()], false)] {
+        let instance = Instance {
+            allow,
+            ..build::instance("db-1", vec![address.into()])
+        };
+        let service = build::service(&id(1), "db", vec![instance]);
+        netmap.replace(&service.id, Some(&service));
+        assert_eq!(policy.compile(&netmap).0.allows_everything(), is_open);
+    }
 }
 
 #[test]
