@@ -108,14 +108,15 @@ impl Loaded {
             };
             written.map_err(StateError::from)?;
         }
-        let policy = PolicyInForce::new(state::policy::read(&dir), &identity.mesh_key);
+        let stored = state::policy::read(&dir);
         // The record was lost among the others, if the ledger does not hold it or a later one.
-        if let Some(record) = policy.record()
+        if let Some(record) = &stored
             && let Ok(Applied::Changed(_)) = ledger.apply(record.clone())
         {
             // If the disk is full, the record is in its own file still.
             let _ = log.append(std::slice::from_ref(record));
         }
+        let policy = PolicyInForce::new(stored, &identity.mesh_key);
         let Some(mesh) = ledger.mesh() else {
             return Err(ApiError::new(
                 ErrorCode::Configuration,

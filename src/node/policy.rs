@@ -130,11 +130,6 @@ impl PolicyInForce {
         &self.rules
     }
 
-    /// The record of the policy in force; none if there is none.
-    pub(super) fn record(&self) -> Option<&Envelope> {
-        self.record.as_ref()
-    }
-
     /// The version of the policy in force; none if there is none.
     pub(super) fn version(&self) -> Option<u64> {
         self.version
