@@ -59,8 +59,8 @@ const KINDS: [&str; 9] = [
     "service",
     "policy",
 ];
-/// The kinds that every version knows are the first ones of [`KINDS`]. Earlier versions hold what a member signs as one of the other
-/// kinds under a key of its own, and so does this version.
+/// The number of kinds that every version knows. They are the first ones of [`KINDS`]. If a member signs a record of one of the other
+/// kinds, earlier versions hold it under a key of the member's own, and so does this version.
 const OLDEST_KINDS: usize = 8;
 
 impl RecordKey {

@@ -50,7 +50,7 @@ impl Stages for JoinedNode {
         let rules = self.device.policy.rules().clone();
         let netmap = self.replica.ledger().netmap_under(rules);
         let before = std::mem::replace(&mut self.netmap, netmap);
-        // A packet of a new peer finds the policy that knows the peer.
+        // The policy is set before the peers, so that it has the addresses of a new peer when the first packet of the peer arrives.
         let is_other = change.is_some() || subjects::changed(&before, &self.netmap);
         let concerns_firewall = is_other && enforce_policy(self);
         let id = self.id();

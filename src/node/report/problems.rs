@@ -176,7 +176,7 @@ fn found(node: &JoinedNode, damaged_services: Option<&str>, flagged: usize) -> F
 
 /// The problems of services whose nodes may not serve them: one for this node, `own`, and one for each other node.
 pub(super) fn unlawful(netmap: &Netmap, own: &PublicKey) -> Vec<Problem> {
-    // Without a policy that this node understands, nobody may serve anything. That is a problem of its own.
+    // Under a policy that this node does not understand nobody may serve a name. That is one problem, and not one for each node.
     if netmap.rules.policy().is_none() {
         return Vec::new();
     }

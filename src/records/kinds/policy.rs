@@ -12,7 +12,7 @@ use crate::policy::{Policy, PolicyError};
 const EXCHANGED: [(char, char); 2] = [('"', '\u{7f}'), ('\n', '`')];
 
 /// The policy of the mesh. There is one such record; its id is [`MESH_ID`]. A ledger holds it whatever its text is, so that ledgers of
-/// all versions hold the same records. Which policy is in force is decided in each node.
+/// all versions hold the same records. Each node decides for itself which policy is in force.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MeshPolicy {
     /// Always [`MESH_ID`].

@@ -107,7 +107,7 @@ pub struct Instance {
     pub allow: Vec<String>,
 }
 
-/// Why texts do not say who may reach an instance.
+/// Why a list of selectors for [`Instance::allow`] is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AllowError {
     /// There is no selector, which could mean that everybody is admitted, or nobody.
@@ -119,7 +119,7 @@ pub enum AllowError {
     Selector(#[from] SelectorError),
 }
 
-/// Parses who may reach an instance, for [`Instance::allow`].
+/// Parses the selectors of [`Instance::allow`].
 ///
 /// # Errors
 /// Says which selector is wrong, and what is right in its place.
