@@ -16,7 +16,7 @@ use meshd::model::Label;
 use meshd::policy::{Offered, Policy, Subject, Table};
 use meshd::tunnel::allowed_ips::AllowedIps;
 use meshd::tunnel::coalesce::Coalescer;
-use meshd::tunnel::guard::{Guard, Members, Memo, Verdict};
+use meshd::tunnel::guard::{Direction, Guard, Members, Memo, Verdict};
 use meshd::tunnel::limiter::HandshakeLimiter;
 use meshd::tunnel::noise::{Message, Noise, Opened, StaticKeys, room_for};
 use meshd::tunnel::packet::{self, Ip, TCP, UDP};
@@ -207,7 +207,8 @@ fn checking(packets: Vec<Vec<u8>>, keeps_memo: bool) -> impl FnMut() -> Took {
                 memo.clear();
             }
             let ip = Ip::parse(packet).expect("a whole packet");
-            let verdict = guard.outgoing((black_box(packet), &ip), &NoMembers, &mut memo, now);
+            let packet = (black_box(packet.as_slice()), &ip);
+            let verdict = guard.check(Direction::Outgoing, packet, &NoMembers, &mut memo, now);
             assert_eq!(verdict, Verdict::Pass);
         })
     }

@@ -61,7 +61,7 @@ fn is_allowed_in(
         return false;
     };
     let known = Known { shared, table };
-    let verdict = guard.incoming((packet, &ip), &known, memo, now);
+    let verdict = guard.check(Direction::Incoming, (packet, &ip), &known, memo, now);
     passes(verdict, |asked, is_tried| {
         let denial = Denial {
             from: ip.source,
@@ -96,7 +96,7 @@ fn is_allowed_out(
     now: Instant,
 ) -> bool {
     let known = Known { shared, table };
-    let verdict = guard.outgoing((packet, ip), &known, memo, now);
+    let verdict = guard.check(Direction::Outgoing, (packet, ip), &known, memo, now);
     passes(verdict, |asked, is_tried| {
         let denial = Denial {
             from: ip.source,

@@ -37,13 +37,14 @@ impl Filter<'_> {
     /// of packets on, for established connections too. Before the first call everything passes.
     pub fn set_policy(&self, policy: Arc<Table>, tried: Option<Arc<Table>>) {
         self.0.change_settings(|table| {
-            let guard = table.guard.take();
-            let guard = guard.as_ref();
+            let former = table.guard.take();
             let is_needed = tried.is_some() || !policy.allows_everything();
             table.guard = is_needed.then(|| {
-                let former = guard.and_then(Guard::tried);
-                let tried = tried.map(|policy| Guard::or_new(former, policy));
-                Guard::or_new(guard, policy).trying(tried)
+                let guard = match former {
+                    Some(former) => former.with(policy),
+                    None => Guard::new(policy),
+                };
+                guard.trying(tried)
             });
         });
     }

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::denials::Direction;
 use super::memo::Memo;
 use super::replies::{Answered, Replies, Request};
 use super::seen::{Kind, Quoted, QuotedKind, Seen};
@@ -37,16 +38,9 @@ pub trait Members {
 #[derive(Debug, Clone)]
 pub struct Guard {
     policy: Arc<Table>,
+    /// The policy that is tried.
+    tried: Option<Arc<Table>>,
     replies: Arc<Replies>,
-    /// The policy that is tried, with the requests that it would have let out.
-    tried: Option<Arc<Guard>>,
-}
-
-/// The two ends of a packet.
-#[derive(Debug, Clone, Copy)]
-struct Ends {
-    from: Class,
-    to: Class,
 }
 
 impl Guard {
@@ -55,33 +49,15 @@ impl Guard {
     pub fn new(policy: Arc<Table>) -> Self {
         Self {
             policy,
-            replies: Arc::default(),
             tried: None,
+            replies: Arc::default(),
         }
     }
 
-    /// `former` under another policy, or a new guard if there was none.
+    /// The same guard, which also names the packets that the policy `tried` would deny.
     #[must_use]
-    pub fn or_new(former: Option<&Self>, policy: Arc<Table>) -> Self {
-        match former {
-            Some(former) => former.with(policy),
-            None => Self::new(policy),
-        }
-    }
-
-    /// The same guard, which also says what the policy of `tried` would deny.
-    #[must_use]
-    pub fn trying(self, tried: Option<Self>) -> Self {
-        Self {
-            tried: tried.map(Arc::new),
-            ..self
-        }
-    }
-
-    /// The policy that is tried.
-    #[must_use]
-    pub fn tried(&self) -> Option<&Self> {
-        self.tried.as_deref()
+    pub fn trying(self, tried: Option<Arc<Table>>) -> Self {
+        Self { tried, ..self }
     }
 
     /// The same requests under another policy. An answer passes only if the policy still allows its request, so none has to be
@@ -90,8 +66,8 @@ impl Guard {
     pub fn with(&self, policy: Arc<Table>) -> Self {
         Self {
             policy,
-            replies: Arc::clone(&self.replies),
             tried: None,
+            replies: Arc::clone(&self.replies),
         }
     }
 
@@ -101,140 +77,126 @@ impl Guard {
         &self.policy
     }
 
-    /// Decides about a packet that this node sends to a peer.
+    /// Decides about a packet that this node sends to a peer, or that a peer sent. A peer owns the source of what it sent.
     #[inline]
-    pub fn outgoing(
+    pub fn check(
         &self,
-        packet: (&[u8], &Ip),
-        members: &impl Members,
-        memo: &mut Memo,
-        now: Instant,
-    ) -> Verdict {
-        let check = |guard: &Self, seen: &Seen| guard.check_outgoing(seen, members, now);
-        self.decide(packet, memo, check)
-    }
-
-    /// Decides about a packet that a peer sent, which owns its source.
-    #[inline]
-    pub fn incoming(
-        &self,
-        packet: (&[u8], &Ip),
-        members: &impl Members,
-        memo: &mut Memo,
-        now: Instant,
-    ) -> Verdict {
-        let check = |guard: &Self, seen: &Seen| guard.check_incoming(seen, members, now);
-        self.decide(packet, memo, check)
-    }
-
-    #[inline]
-    fn decide(
-        &self,
+        direction: Direction,
         (packet, ip): (&[u8], &Ip),
+        members: &impl Members,
         memo: &mut Memo,
-        check: impl Fn(&Self, &Seen) -> Verdict,
+        now: Instant,
     ) -> Verdict {
         if memo.has(packet, ip) {
             return Verdict::Pass;
         }
         let seen = Seen::read(packet, ip);
-        let verdict = check(self, &seen);
-        if verdict != Verdict::Pass {
-            return verdict;
+        let passes = |policy: &Table| {
+            // Beside a policy that is tried, there is a guard although everything passes.
+            policy.allows_everything()
+                || match direction {
+                    Direction::Outgoing => self.may_leave(policy, &seen, members, now),
+                    Direction::Incoming => self.may_arrive(policy, &seen, members, now),
+                }
+        };
+        if !passes(&self.policy) {
+            return Verdict::Deny(asked(&seen.kind));
         }
         memo.note(packet, ip);
-        match self.tried().map(|tried| check(tried, &seen)) {
-            Some(Verdict::Deny(asked)) => Verdict::WouldDeny(asked),
+        match &self.tried {
+            Some(tried) if !passes(tried) => Verdict::WouldDeny(asked(&seen.kind)),
             _ => Verdict::Pass,
         }
     }
 
-    fn check_outgoing(&self, seen: &Seen, members: &impl Members, now: Instant) -> Verdict {
-        let ends = self.ends(seen.source, seen.destination);
-        let asked = asked(&seen.kind);
+    fn may_leave(&self, policy: &Table, seen: &Seen, members: &impl Members, now: Instant) -> bool {
+        let ends = Ends::of(policy, seen.source, seen.destination);
         let passes = match seen.kind {
             Kind::SourceRouted => false,
             Kind::Error(quoted) => {
-                quoted.source == seen.destination && self.allows_either_way(&quoted)
+                quoted.source == seen.destination && allows_either_way(policy, &quoted)
             }
-            Kind::Udp { .. } | Kind::Echo { .. } if self.allows(ends, asked) => {
+            _ if ends.allow(asked(&seen.kind)) => {
                 if let Some(request) = request(seen) {
                     self.replies.note(request, now);
                 }
                 true
             }
-            _ => {
-                self.allows(ends, asked)
-                    || back(&seen.kind).is_some_and(|asked| self.allows_back(ends, asked))
-            }
+            _ => back(&seen.kind).is_some_and(|asked| ends.allow_back(asked)),
         };
-        if passes || is_control(seen, |a| members.is_own(a), |a| members.is_node(a)) {
-            Verdict::Pass
-        } else {
-            Verdict::Deny(asked)
-        }
+        passes || is_control(seen, |a| members.is_own(a), |a| members.is_node(a))
     }
 
-    fn check_incoming(&self, seen: &Seen, members: &impl Members, now: Instant) -> Verdict {
-        let ends = self.ends(seen.source, seen.destination);
-        let asked = asked(&seen.kind);
+    fn may_arrive(
+        &self,
+        policy: &Table,
+        seen: &Seen,
+        members: &impl Members,
+        now: Instant,
+    ) -> bool {
+        let ends = Ends::of(policy, seen.source, seen.destination);
         let passes = match seen.kind {
             Kind::SourceRouted => false,
             Kind::Error(quoted) => {
                 quoted.source == seen.destination
                     && members.share_node(seen.source, quoted.destination)
-                    && self.allows_either_way(&quoted)
+                    && allows_either_way(policy, &quoted)
             }
-            _ if self.allows(ends, asked) => true,
+            _ if ends.allow(asked(&seen.kind)) => true,
             _ => {
-                let is_expected = || match answered(seen) {
-                    Some(request) => self.replies.expects(&request, now),
-                    // TCP needs no state.
-                    None => true,
-                };
-                let back = back(&seen.kind);
-                back.is_some_and(|asked| self.allows_back(ends, asked)) && is_expected()
+                back(&seen.kind).is_some_and(|asked| ends.allow_back(asked))
+                    // No request is noted for a TCP connection.
+                    && answered(seen).is_none_or(|request| self.replies.expects(&request, now))
             }
         };
-        if passes || is_control(seen, |a| members.is_node(a), |a| members.is_own(a)) {
-            Verdict::Pass
-        } else {
-            Verdict::Deny(asked)
+        passes || is_control(seen, |a| members.is_node(a), |a| members.is_own(a))
+    }
+}
+
+/// The two ends of a packet under a policy.
+#[derive(Debug, Clone, Copy)]
+struct Ends<'a> {
+    policy: &'a Table,
+    from: Class,
+    to: Class,
+}
+
+impl<'a> Ends<'a> {
+    fn of(policy: &'a Table, from: IpAddr, to: IpAddr) -> Self {
+        Self {
+            policy,
+            from: policy.class(from),
+            to: policy.class(to),
         }
     }
 
-    fn ends(&self, from: IpAddr, to: IpAddr) -> Ends {
-        Ends {
-            from: self.policy.class(from),
-            to: self.policy.class(to),
-        }
+    /// Whether the source may ask this of the destination.
+    fn allow(&self, asked: Asked) -> bool {
+        self.policy.allows(self.from, self.to, asked)
     }
 
-    fn allows(&self, ends: Ends, asked: Asked) -> bool {
-        self.policy.allows(ends.from, ends.to, asked)
+    /// Whether the destination may ask this of the source.
+    fn allow_back(&self, asked: Asked) -> bool {
+        self.policy.allows(self.to, self.from, asked)
     }
+}
 
-    fn allows_back(&self, ends: Ends, asked: Asked) -> bool {
-        self.policy.allows(ends.to, ends.from, asked)
-    }
-
-    /// Whether the packet inside an error may pass, as a request or as an answer.
-    fn allows_either_way(&self, quoted: &Quoted) -> bool {
-        let ends = self.ends(quoted.source, quoted.destination);
-        let (asked, back) = match quoted.kind {
-            QuotedKind::Tcp(source, destination) => (
-                Asked::Port(Protocol::Tcp, destination),
-                Asked::Port(Protocol::Tcp, source),
-            ),
-            QuotedKind::Udp(source, destination) => (
-                Asked::Port(Protocol::Udp, destination),
-                Asked::Port(Protocol::Udp, source),
-            ),
-            QuotedKind::Echo => (Asked::Icmp, Asked::Icmp),
-            QuotedKind::Other => (Asked::Other, Asked::Other),
-        };
-        self.allows(ends, asked) || self.allows_back(ends, back)
-    }
+/// Whether the packet inside an error may pass, as a request or as an answer.
+fn allows_either_way(policy: &Table, quoted: &Quoted) -> bool {
+    let ends = Ends::of(policy, quoted.source, quoted.destination);
+    let (asked, back) = match quoted.kind {
+        QuotedKind::Tcp(source, destination) => (
+            Asked::Port(Protocol::Tcp, destination),
+            Asked::Port(Protocol::Tcp, source),
+        ),
+        QuotedKind::Udp(source, destination) => (
+            Asked::Port(Protocol::Udp, destination),
+            Asked::Port(Protocol::Udp, source),
+        ),
+        QuotedKind::Echo => (Asked::Icmp, Asked::Icmp),
+        QuotedKind::Other => (Asked::Other, Asked::Other),
+    };
+    ends.allow(asked) || ends.allow_back(back)
 }
 
 /// What a packet asks of its destination.

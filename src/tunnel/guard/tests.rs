@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 
 use super::replies::LIFETIME;
-use super::{Guard, Members, Memo, Verdict};
+use super::{Direction, Guard, Members, Memo, Verdict};
 use crate::model::{Label, Protocol, ServiceName};
 use crate::policy::{Asked, Offered, OfferedPort, Policy, Subject, Table, interpret};
 use crate::tunnel::packet::{ICMP, ICMP6, Ip, TCP, UDP};
@@ -121,18 +121,19 @@ impl Checked {
         }
     }
 
-    fn sends(&self, packet: &[u8]) -> bool {
+    fn passes(&self, direction: Direction, packet: &[u8]) -> bool {
         let ip = Ip::parse(packet).expect("a whole packet");
-        let mut memo = Memo::default();
-        let verdict = (self.guard).outgoing((packet, &ip), &self.node, &mut memo, self.now);
+        let (packet, mut memo) = ((packet, &ip), Memo::default());
+        let verdict = (self.guard).check(direction, packet, &self.node, &mut memo, self.now);
         verdict == Verdict::Pass
     }
 
+    fn sends(&self, packet: &[u8]) -> bool {
+        self.passes(Direction::Outgoing, packet)
+    }
+
     fn receives(&self, packet: &[u8]) -> bool {
-        let ip = Ip::parse(packet).expect("a whole packet");
-        let mut memo = Memo::default();
-        let verdict = (self.guard).incoming((packet, &ip), &self.node, &mut memo, self.now);
-        verdict == Verdict::Pass
+        self.passes(Direction::Incoming, packet)
     }
 }
 
@@ -403,10 +404,11 @@ fn messages_between_the_meshds_of_members_pass_without_a_rule_and_nothing_else_d
 fn a_policy_that_is_tried_denies_nothing_and_says_what_it_would_deny() {
     let two = Checked::new(2, WEB_TO_DB);
     let open = Guard::new(Arc::new(Table::compile(None, &[])));
-    let tried = open.trying(Some(two.guard.clone()));
+    let tried = open.trying(Some(Arc::clone(two.guard.policy())));
     let check = |guard: &Guard, packet: &[u8]| {
         let ip = Ip::parse(packet).expect("a whole packet");
-        guard.incoming((packet, &ip), &two.node, &mut Memo::default(), two.now)
+        let (packet, mut memo) = ((packet, &ip), Memo::default());
+        guard.check(Direction::Incoming, packet, &two.node, &mut memo, two.now)
     };
     let (client, server) = ((WEB, 40_000), (DB, 5432));
     assert_eq!(check(&tried, &tcp(client, server, SYN)), Verdict::Pass);
@@ -415,8 +417,49 @@ fn a_policy_that_is_tried_denies_nothing_and_says_what_it_would_deny() {
     assert_eq!(check(&tried, &other), Verdict::WouldDeny(asked));
     assert_eq!(check(&two.guard, &other), Verdict::Deny(asked));
     // What is denied is not also listed as tried.
-    let both = two.guard.clone().trying(Some(two.guard.clone()));
+    let policy = Arc::clone(two.guard.policy());
+    let both = two.guard.clone().trying(Some(policy));
     assert_eq!(check(&both, &other), Verdict::Deny(asked));
+}
+
+#[test]
+fn beside_a_policy_that_is_tried_everything_passes_that_passes_without_one() {
+    let two = Checked::new(2, WEB_TO_DB);
+    let open = Guard::new(Arc::new(Table::compile(None, &[])));
+    let tried = open.trying(Some(Arc::clone(two.guard.policy())));
+    let check = |direction, packet: &[u8]| {
+        let ip = Ip::parse(packet).expect("a whole packet");
+        let mut memo = Memo::default();
+        tried.check(direction, (packet, &ip), &two.node, &mut memo, two.now)
+    };
+    let plain = tcp((WEB, 40_000), (DB, 5432), ACK);
+    let mut routed = [&plain[..20], &[131, 4, 4, 0], &plain[20..]].concat();
+    routed[0] = 0x46;
+    routed[3] += 4;
+    let incoming = check(Direction::Incoming, &routed);
+    assert_eq!(incoming, Verdict::WouldDeny(Asked::Other));
+    // An error about a packet that its receiver has not sent.
+    let error = icmp(WEB, NODE_2, 3, &tcp((DB, 5432), (WEB, 40_000), ACK));
+    let incoming = check(Direction::Incoming, &error);
+    assert_eq!(incoming, Verdict::WouldDeny(Asked::Icmp));
+    let error = icmp(NODE_2, WEB, 3, &tcp((NODE_1, 40_000), (DB, 5432), ACK));
+    let outgoing = check(Direction::Outgoing, &error);
+    assert_eq!(outgoing, Verdict::WouldDeny(Asked::Icmp));
+}
+
+#[test]
+fn a_policy_that_is_tried_would_not_deny_the_answers_to_requests_from_before() {
+    let one = Checked::new(1, WEB_TO_DB);
+    assert!(one.sends(&udp((WEB, 40_000), (DB, 53))));
+    let policy = Arc::clone(one.guard.policy());
+    let tried = one.guard.with(Arc::clone(&policy)).trying(Some(policy));
+    let check = |packet: &[u8]| {
+        let ip = Ip::parse(packet).expect("a whole packet");
+        let mut memo = Memo::default();
+        let packet = (packet, &ip);
+        tried.check(Direction::Incoming, packet, &one.node, &mut memo, one.now)
+    };
+    assert_eq!(check(&udp((DB, 53), (WEB, 40_000))), Verdict::Pass);
 }
 
 #[test]
@@ -426,7 +469,8 @@ fn a_run_of_packets_is_looked_up_once_and_only_packets_that_are_the_same_count_a
     let mut memo = Memo::default();
     let mut pass = |guard: &Guard, packet: &[u8]| {
         let ip = Ip::parse(packet).expect("a whole packet");
-        let verdict = guard.incoming((packet, &ip), &two.node, &mut memo, two.now);
+        let packet = (packet, &ip);
+        let verdict = guard.check(Direction::Incoming, packet, &two.node, &mut memo, two.now);
         verdict == Verdict::Pass
     };
     let (client, server) = ((WEB, 40_000), (DB, 5432));
@@ -446,7 +490,9 @@ fn a_run_of_packets_is_looked_up_once_and_only_packets_that_are_the_same_count_a
     memo.clear();
     let mut pass = |guard: &Guard, packet: &[u8]| {
         let ip = Ip::parse(packet).expect("a whole packet");
-        guard.incoming((packet, &ip), &two.node, &mut memo, two.now) == Verdict::Pass
+        let packet = (packet, &ip);
+        let verdict = guard.check(Direction::Incoming, packet, &two.node, &mut memo, two.now);
+        verdict == Verdict::Pass
     };
     assert!(!pass(&closed, &tcp(client, server, ACK)), "the next batch");
 }
@@ -569,13 +615,10 @@ proptest! {
         let mut memo = Memo::default();
         for packet in &packets {
             let Some(ip) = Ip::parse(packet) else { continue };
-            let (verdict, expected) = if outgoing {
-                let verdict = with.guard.outgoing((packet, &ip), &with.node, &mut memo, with.now);
-                (verdict, without.sends(packet))
-            } else {
-                let verdict = with.guard.incoming((packet, &ip), &with.node, &mut memo, with.now);
-                (verdict, without.receives(packet))
-            };
+            let direction = if outgoing { Direction::Outgoing } else { Direction::Incoming };
+            let checked = (packet.as_slice(), &ip);
+            let verdict = with.guard.check(direction, checked, &with.node, &mut memo, with.now);
+            let expected = without.passes(direction, packet);
             prop_assert_eq!(verdict == Verdict::Pass, expected, "{:?}", packet);
         }
     }
