@@ -1,4 +1,4 @@
-//! The check of the policy, where the data threads meet it.
+//! Lets the data threads check packets against the policy, and lists those that it denies.
 
 use std::net::IpAddr;
 use std::sync::PoisonError;
@@ -10,9 +10,8 @@ use super::packet::Ip;
 use super::peer::Peer;
 use super::shared::Shared;
 use super::table::Table;
-use crate::policy::Asked;
 
-/// What the tunnel knows about the members of the mesh.
+/// The members of the mesh, as the tunnel knows them.
 struct Known<'a> {
     shared: &'a Shared,
     table: &'a Table,
@@ -33,18 +32,18 @@ impl Members for Known<'_> {
     }
 }
 
-/// Whether a packet passes that `peer` sent. A packet that does not is counted and listed.
+/// Whether a packet passes that `peer` sent. Packets that the policy denies are counted and listed.
 #[inline]
 pub(super) fn passes_in(
-    (shared, table): (&Shared, &Table),
+    within: (&Shared, &Table),
     peer: &Peer,
     packet: &[u8],
     memo: &mut Memo,
     now: Instant,
 ) -> bool {
-    match &table.guard {
+    match &within.1.guard {
         None => true,
-        Some(guard) => is_allowed_in(guard, (shared, table), peer, packet, memo, now),
+        Some(guard) => is_allowed_in(guard, within, peer, packet, memo, now),
     }
 }
 
@@ -60,69 +59,54 @@ fn is_allowed_in(
         shared.drops.add(DropReason::Malformed);
         return false;
     };
-    let known = Known { shared, table };
-    let verdict = guard.check(Direction::Incoming, (packet, &ip), &known, memo, now);
-    passes(verdict, |asked, is_tried| {
-        let denial = Denial {
-            from: ip.source,
-            to: ip.destination,
-            asked,
-            direction: Direction::Incoming,
-            is_tried,
-        };
-        note(shared, denial, Sender::Member(peer.member), now);
-    })
+    let sender = Sender::Member(peer.member);
+    is_allowed(guard, (shared, table), sender, (packet, &ip), memo, now)
 }
 
-/// Whether a packet from the device passes, whose header is `ip`. A packet that does not is counted and listed.
+/// Whether a packet from the device passes, whose header is `ip`. Packets that the policy denies are counted and listed.
 #[inline]
 pub(super) fn passes_out(
-    (shared, table): (&Shared, &Table),
+    within: (&Shared, &Table),
     (packet, ip): (&[u8], &Ip),
     memo: &mut Memo,
     now: Instant,
 ) -> bool {
-    match &table.guard {
+    match &within.1.guard {
         None => true,
-        Some(guard) => is_allowed_out(guard, (shared, table), (packet, ip), memo, now),
+        Some(guard) => {
+            let sender = Sender::Own(ip.source);
+            is_allowed(guard, within, sender, (packet, ip), memo, now)
+        }
     }
 }
 
-fn is_allowed_out(
+fn is_allowed(
     guard: &Guard,
     (shared, table): (&Shared, &Table),
+    sender: Sender,
     (packet, ip): (&[u8], &Ip),
     memo: &mut Memo,
     now: Instant,
 ) -> bool {
+    let direction = match sender {
+        Sender::Member(_) => Direction::Incoming,
+        Sender::Own(_) => Direction::Outgoing,
+    };
     let known = Known { shared, table };
-    let verdict = guard.check(Direction::Outgoing, (packet, ip), &known, memo, now);
-    passes(verdict, |asked, is_tried| {
-        let denial = Denial {
-            from: ip.source,
-            to: ip.destination,
-            asked,
-            direction: Direction::Outgoing,
-            is_tried,
-        };
-        note(shared, denial, Sender::Own(ip.source), now);
-    })
-}
-
-/// Whether a packet with this verdict passes. `note` lists what is denied, or would be.
-#[inline]
-fn passes(verdict: Verdict, note: impl FnOnce(Asked, bool)) -> bool {
-    match verdict {
-        Verdict::Pass => true,
-        Verdict::WouldDeny(asked) => {
-            note(asked, true);
-            true
-        }
-        Verdict::Deny(asked) => {
-            note(asked, false);
-            false
-        }
-    }
+    let (asked, is_tried) = match guard.check(direction, (packet, ip), &known, memo, now) {
+        Verdict::Pass => return true,
+        Verdict::WouldDeny(asked) => (asked, true),
+        Verdict::Deny(asked) => (asked, false),
+    };
+    let denial = Denial {
+        from: ip.source,
+        to: ip.destination,
+        asked,
+        direction,
+        is_tried,
+    };
+    note(shared, denial, sender, now);
+    is_tried
 }
 
 #[cold]
