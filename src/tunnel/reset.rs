@@ -21,19 +21,25 @@ pub(super) fn answer(packet: &[u8], ip: &Ip, out: &mut [u8; MAX_RESET]) -> Optio
         return None;
     }
     let segment = packet.get(ip.transport..ip.total)?;
-    let [ports @ .., _, _, _, _, _, _] = segment.first_chunk::<TCP_HEADER>()?;
-    let [a, b, c, d, e, f, g, h, i, j, k, l, offset, flags] = *ports;
+    let (ports, rest) = segment.split_first_chunk::<4>()?;
+    let (sequence, rest) = rest.split_first_chunk::<4>()?;
+    let (acknowledged, rest) = rest.split_first_chunk::<4>()?;
+    // The window, the checksum and the urgent pointer follow.
+    let [offset, flags, _, _, _, _, _, _, ..] = *rest else {
+        return None;
+    };
     if flags & RST != 0 {
         return None;
     }
     let payload = segment.len().checked_sub(usize::from(offset >> 4) * 4)?;
     let (sequence, acknowledged, answer) = if flags & ACK != 0 {
-        ([i, j, k, l], [0; 4], RST)
+        (*acknowledged, [0; 4], RST)
     } else {
-        let ends = u32::from(flags & SYN != 0) + u32::from(flags & FIN != 0);
-        let next = u32::from_be_bytes([e, f, g, h])
+        // SYN and FIN have a sequence number of their own each.
+        let flagged = u32::from(flags & SYN != 0) + u32::from(flags & FIN != 0);
+        let next = u32::from_be_bytes(*sequence)
             .wrapping_add(payload as u32)
-            .wrapping_add(ends);
+            .wrapping_add(flagged);
         ([0; 4], next.to_be_bytes(), RST | ACK)
     };
     out.fill(0);
@@ -55,6 +61,7 @@ pub(super) fn answer(packet: &[u8], ip: &Ip, out: &mut [u8; MAX_RESET]) -> Optio
         _ => return None,
     };
     let length = header + TCP_HEADER;
+    let [a, b, c, d] = *ports;
     out[header..header + 4].copy_from_slice(&[c, d, a, b]);
     out[header + 4..header + 8].copy_from_slice(&sequence);
     out[header + 8..header + 12].copy_from_slice(&acknowledged);
