@@ -23,23 +23,22 @@ impl LocalPolicy {
         if table.allows_everything() {
             return None;
         }
-        let mut classes: Vec<Class> = Vec::new();
+        // The number of a class depends on the whole mesh, and that of its group only on the addresses of this host.
+        let mut numbers: BTreeMap<Class, usize> = BTreeMap::new();
         let mut groups = BTreeMap::new();
         for address in addresses {
+            let next = numbers.len();
             let class = table.class(IpAddr::V4(*address));
-            let known = classes.iter().position(|of| *of == class);
-            let group = known.unwrap_or_else(|| {
-                classes.push(class);
-                classes.len() - 1
-            });
-            groups.insert(*address, group);
+            groups.insert(*address, *numbers.entry(class).or_insert(next));
         }
-        let all = || classes.iter().enumerate();
-        let pairs = all().flat_map(|from| all().map(move |to| (from, to)));
-        let allowed = pairs.map(|((from, a), (to, b))| ((from, to), table.ports(*a, *b)));
+        let classes: Vec<Class> = numbers.keys().copied().collect();
+        let pairs = table.pairs(&classes).into_iter();
+        let allowed = pairs.filter_map(|(from, to, ports)| {
+            Some(((*numbers.get(&from)?, *numbers.get(&to)?), ports))
+        });
         Some(Self {
             groups,
-            allowed: allowed.filter(|(_, ports)| !ports.is_empty()).collect(),
+            allowed: allowed.collect(),
         })
     }
 
