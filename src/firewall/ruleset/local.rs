@@ -102,30 +102,33 @@ impl LocalRules {
 
     /// The sets that the rules refer to.
     pub(super) fn sets(&self, text: &mut String) {
-        let all = |addresses: &BTreeSet<Ipv4Addr>| -> Vec<String> {
-            addresses.iter().map(ToString::to_string).collect()
-        };
         set(
             text,
             "set members",
             "type ipv4_addr",
-            all(&self.members).into_iter(),
+            self.members.iter().map(ToString::to_string),
         );
         set(
             text,
             "set mapped",
             "type ipv4_addr",
-            all(&self.mapped).into_iter(),
+            self.mapped.iter().map(ToString::to_string),
         );
-        let between = self.between.iter();
-        let between = between.map(|((from, to), ports)| (format!("{from} . {to}"), ports));
-        Allowed::of(between).sets(text, "between", "ipv4_addr . ipv4_addr");
-        let from_node = self.from_node.iter();
-        let from_node = from_node.map(|(to, ports)| (to.to_string(), ports));
-        Allowed::of(from_node).sets(text, "from_node", "ipv4_addr");
+        self.sets_of_servers(text, |_| true);
         let to_node = self.to_node.iter();
         let to_node = to_node.map(|(from, ports)| (from.to_string(), ports));
         Allowed::of(to_node).sets(text, "to_node", "ipv4_addr");
+    }
+
+    /// The sets of what containers and the node may ask of containers. Only containers that `is_in` accepts are in them.
+    fn sets_of_servers(&self, text: &mut String, is_in: impl Fn(&Ipv4Addr) -> bool) {
+        let between = self.between.iter();
+        let between = between.filter(|((from, to), _)| is_in(from) && is_in(to));
+        let between = between.map(|((from, to), ports)| (format!("{from} . {to}"), ports));
+        Allowed::of(between).sets(text, "between", "ipv4_addr . ipv4_addr");
+        let from_node = self.from_node.iter().filter(|(to, _)| is_in(to));
+        let from_node = from_node.map(|(to, ports)| (to.to_string(), ports));
+        Allowed::of(from_node).sets(text, "from_node", "ipv4_addr");
     }
 
     /// The chains with the rules.
@@ -173,26 +176,12 @@ impl LocalRules {
         }
         let elements = natives.iter().map(ToString::to_string);
         set(&mut text, "set natives", "type ipv4_addr", elements);
-        let is_native =
-            |(from, to): &(Ipv4Addr, Ipv4Addr)| natives.contains(from) && natives.contains(to);
-        let between = self.between.iter().filter(|(ends, _)| is_native(ends));
-        let between = between.map(|((from, to), ports)| (format!("{from} . {to}"), ports));
-        Allowed::of(between).sets(&mut text, "between", "ipv4_addr . ipv4_addr");
-        let from_node = self.from_node.iter().filter(|(to, _)| natives.contains(to));
-        let from_node = from_node.map(|(to, ports)| (to.to_string(), ports));
-        Allowed::of(from_node).sets(&mut text, "from_node", "ipv4_addr");
-        let mut rules = BRIDGED.map(str::to_owned).to_vec();
-        rules.push(format!(
-            "{OTHERS} ip saddr . ip daddr @between_others accept"
-        ));
-        rules.extend(BRIDGED_FROM_NODE.map(str::to_owned));
-        rules.push(format!("{OTHERS} ip daddr @from_node_others accept"));
-        rules.push("drop".into());
+        self.sets_of_servers(&mut text, |container| natives.contains(container));
         chain(
             &mut text,
             "local_policy",
             "filter hook forward priority 0",
-            &rules,
+            &BRIDGED.map(str::to_owned),
         );
         text
     }
@@ -223,7 +212,7 @@ impl LocalRules {
 /// The rules for containers on one bridge that have mesh addresses of their own: what they send to each other does not pass the host.
 /// A container there that is no member counts as the node. Bridges track no connections, so these rules are as those of the
 /// tunnel are for TCP, and a server may send datagrams from a port that its client may reach.
-const BRIDGED: [&str; 11] = [
+const BRIDGED: [&str; 18] = [
     "ether type != ip accept",
     "ip daddr != @natives accept",
     "tcp flags & (syn | ack) != syn ip saddr != @natives accept",
@@ -235,12 +224,13 @@ const BRIDGED: [&str; 11] = [
     "meta l4proto udp ip daddr . ip saddr . meta l4proto . th sport @between_ports accept",
     "meta l4proto udp ip daddr . ip saddr @between_all accept",
     "icmp type echo-request ip saddr . ip daddr @between_pings accept",
-];
-const BRIDGED_FROM_NODE: [&str; 4] = [
+    "meta l4proto != { icmp, tcp, udp } ip saddr . ip daddr @between_others accept",
     "ip saddr @natives drop",
     "ip daddr @from_node_all accept",
     "ip daddr . meta l4proto . th dport @from_node_ports accept",
     "icmp type echo-request ip daddr @from_node_pings accept",
+    "meta l4proto != { icmp, tcp, udp } ip daddr @from_node_others accept",
+    "drop",
 ];
 
 /// The rules that return if the policy allows a packet between the ends `key`, by the sets of this name.

@@ -406,7 +406,8 @@ fn two_containers_with_mesh_addresses_on_one_bridge_are_held_to_the_policy_by_th
         let valid = ValidState::of(state);
         guard_bridges(&BTreeMap::new(), valid.local())
     };
-    assert!(!bridge(&state).contains("chain policy"), "both are mapped");
+    let mapped = bridge(&state);
+    assert!(!mapped.contains("chain local_policy"), "both are mapped");
     for (instance, mapped) in &mut state.mappings {
         mapped.container = *instance;
     }
