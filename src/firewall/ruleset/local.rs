@@ -24,6 +24,9 @@ const SERVER: &str = "ct reply ip saddr";
 /// Protocols other than those whose ports or types are known.
 const OTHERS: &str = "meta l4proto != { icmp, tcp, udp }";
 
+/// The port of DNS (RFC 1035 section 4.2).
+const DNS: u16 = 53;
+
 /// What the policy allows on this host, by the addresses that packets have here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::firewall) struct LocalRules {
@@ -90,6 +93,7 @@ impl LocalRules {
         let is_of_node = !self.prefix.contains(&from) || from == self.node;
         let ports = match (is_member, to == self.node) {
             _ if !self.prefix.contains(&to) => return true,
+            (true, true) if matches!(asked, Asked::Port(_, DNS)) => return true,
             (true, true) => self.to_node.get(&from),
             (true, false) if self.members.contains(&server) => self.between.get(&(from, server)),
             (false, false) if is_of_node && self.mapped.contains(&server) => {
@@ -155,7 +159,7 @@ impl LocalRules {
                 "ip saddr != @members accept".to_owned(),
                 "ct direction reply accept".to_owned(),
                 // The node resolves names for its containers.
-                "meta l4proto { tcp, udp } th dport 53 accept".to_owned(),
+                format!("meta l4proto {{ tcp, udp }} th dport {DNS} accept"),
                 "icmp type != echo-request accept".to_owned(),
                 "ip saddr @to_node_all accept".to_owned(),
                 "ip saddr . meta l4proto . th dport @to_node_ports accept".to_owned(),

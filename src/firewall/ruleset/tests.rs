@@ -360,6 +360,8 @@ fn a_policy_decides_about_connections_as_its_rules_do() {
         (db, "10.210.1.1", "10.210.1.1", tcp(9150), true),
         (db, "10.210.1.1", "172.17.0.9", tcp(9099), false),
         (web, "10.210.1.1", "10.210.1.1", tcp(9150), false),
+        // The node resolves names for its containers.
+        (web, "10.210.1.1", "10.210.1.1", names, true),
         // Not between two ends of this host.
         ("10.210.2.7", "10.210.1.3", db, tcp(22), true),
         (web, "10.210.2.7", "10.210.2.7", tcp(22), true),
