@@ -25,10 +25,21 @@ fn answers(hosts: &Hosts, (n, container): (usize, &str), protocol: &str, server:
     if let Err(why) = &answer
         && protocol == "tcp"
     {
-        let is_told = ["ConnectionRefused", "HostUnreachable"].map(|kind| why.contains(kind));
-        assert!(is_told.contains(&true), "{server}: {why}");
+        let is_told = ["ConnectionRefused", "HostUnreachable"]
+            .iter()
+            .any(|kind| why.contains(*kind));
+        assert!(is_told, "{server}: {why}");
     }
     answer.is_ok()
+}
+
+/// Starts the test's program in a container of a host. Its output is read when it ends.
+fn start(hosts: &Hosts, (n, container): (usize, &str), words: &[&str]) -> Child {
+    let words = hosts.words(container, words);
+    let (program, arguments) = words.split_first().expect("a program");
+    let mut command = hosts.nodes[n].host().command(program).expect("a host");
+    command.args(arguments).stdout(Stdio::piped());
+    command.spawn().expect("a program")
 }
 
 /// A server, a client that the policy will allow, and one that it will not, on node 1; and one client of each kind on node 0.
@@ -136,13 +147,8 @@ fn a_change_of_the_policy_ends_connections_between_containers_of_one_host_and_of
             && !answers(&hosts, (1, "other-1"), "tcp", "db.svc.mesh")
     });
     let server = format!("db.svc.mesh:{PORT}");
-    let flows = [(0, "web-0"), (1, "web-1")].map(|(n, container)| {
-        let words = hosts.words(container, &["flow", &server, "8"]);
-        let (program, arguments) = words.split_first().expect("a program");
-        let mut command = hosts.nodes[n].host().command(program).expect("a host");
-        command.args(arguments).stdout(Stdio::piped());
-        command.spawn().expect("a program")
-    });
+    let clients = [(0, "web-0"), (1, "web-1")];
+    let flows = clients.map(|client| start(&hosts, client, &["flow", &server, "8"]));
     std::thread::sleep(Duration::from_secs(2));
     apply(&hosts, &[]);
     for flow in flows {
@@ -175,11 +181,8 @@ fn counted(hosts: &Hosts, db: Ipv4Addr, source: Ipv4Addr) -> u64 {
 fn flood(hosts: &Hosts, db: Ipv4Addr, count: &str) -> Child {
     let source = hosts.container_address(1, "other-1").to_string();
     let (to, port) = (db.to_string(), PORT.to_string());
-    let words = hosts.words("other-1", &["claim", &source, &to, &port, count]);
-    let (program, arguments) = words.split_first().expect("a program");
-    let mut command = hosts.nodes[1].host().command(program).expect("a host");
-    command.args(arguments).stdout(Stdio::piped());
-    command.spawn().expect("a program")
+    let words = ["claim", &source, &to, &port, count];
+    start(hosts, (1, "other-1"), &words)
 }
 
 #[test]
