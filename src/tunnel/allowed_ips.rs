@@ -125,6 +125,32 @@ mod tests {
         assert_eq!(owner("2001:db8::1"), Some(4));
     }
 
+    #[test]
+    fn the_first_host_of_a_prefix_is_found_in_both_families_and_never_in_a_prefix_of_one_address() {
+        let prefixes = [
+            "10.0.0.0/8",
+            "10.1.2.0/24",
+            "10.1.3.1/32",
+            "fd00:0:0:2::/64",
+        ];
+        let table = AllowedIps::new(prefixes.map(|p| (p.parse().expect("a literal"), ())));
+        let is_first = |a: &str| table.is_first_host(a.parse().expect("a literal"));
+        for first in ["10.0.0.1", "10.1.2.1", "fd00:0:0:2::1"] {
+            assert!(is_first(first), "{first}");
+        }
+        for other in [
+            "10.1.2.0",
+            "10.1.2.2",
+            "10.1.3.1",
+            "10.9.0.1",
+            "192.0.2.1",
+            "fd00:0:0:2::2",
+            "fd00:0:0:3::1",
+        ] {
+            assert!(!is_first(other), "{other}");
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2000))]
         #[test]
