@@ -1,4 +1,5 @@
-//! What passes through the tunnel, set from outside the data plane.
+//! The settings by which packets pass through a tunnel, and the list of the packets that the policy denied, for callers outside the
+//! data plane.
 
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
@@ -10,19 +11,19 @@ use super::peers::Peers;
 use crate::os::clock;
 use crate::policy::Table;
 
-/// The filter of a running tunnel.
+/// Sets which packets pass through a running tunnel, and lists those that the policy denied.
 pub struct Filter<'a>(pub(super) &'a Peers);
 
-/// A denied packet, and how often there was one like it.
+/// A denied packet, with the number of packets like it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Denied {
-    /// The packet.
+    /// The source and the destination of the packet, and what it asked for.
     pub denial: Denial,
-    /// How often there was one.
+    /// The number of such packets.
     pub count: u64,
-    /// When there was the first one.
+    /// When the first one was denied.
     pub first: SystemTime,
-    /// When there was the last one.
+    /// When the last one was denied.
     pub last: SystemTime,
 }
 
@@ -33,8 +34,8 @@ impl Filter<'_> {
         (self.0).change_settings(|table| table.own_networks = networks.into());
     }
 
-    /// Sets the policy, and another one that is tried: what that one would deny is listed, and passes. Both hold from the next batch
-    /// of packets on, for established connections too. Before the first call everything passes.
+    /// Sets the policy, and another one that is tried: packets that only the tried one would deny are listed, and pass. Both hold from
+    /// the next batch of packets on, for established connections too. Before the first call everything passes.
     pub fn set_policy(&self, policy: Arc<Table>, tried: Option<Arc<Table>>) {
         self.0.change_settings(|table| {
             let former = table.guard.take();
@@ -74,8 +75,8 @@ impl Filter<'_> {
         denied.collect()
     }
 
-    /// The first denied packet of each pair of addresses, since the last call. There is news ([`super::Steering::news_event`])
-    /// when there is one. Their number is limited.
+    /// Takes the first denied packets of pairs of addresses that were not reported yet. The event of
+    /// [`super::Steering::news_event`] is raised for each of them. Their rate is limited, and those beyond it are only listed.
     #[must_use]
     pub fn take_first_denials(&self) -> Vec<Denial> {
         self.denials().take_first()

@@ -1,4 +1,4 @@
-//! The ICMP errors about packets of this machine that no peer gets. Pure.
+//! The ICMP errors that tell a sender on this machine why its packet is not sent to a peer. Pure.
 //!
 //! The source of an error is the destination of the packet rather than this node: the kernel drops packets from a device whose
 //! source is an address of the kernel itself.
@@ -25,15 +25,15 @@ const NETWORK_CONTROL: u8 = 0xc0;
 
 /// Why a packet is not sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Why {
-    /// It does not fit through the path, on which packets of so many bytes do: fragmentation needed (RFC 792, RFC 1191 section 4)
-    /// or packet too big (RFC 4443 section 3.2).
+pub enum Reason {
+    /// The packet is larger than this MTU of the path: fragmentation needed (RFC 792, RFC 1191 section 4) or packet too big (RFC 4443
+    /// section 3.2).
     TooBig(u16),
-    /// The policy denies it: communication administratively prohibited (RFC 1812 section 5.2.7.1, RFC 4443 section 3.1).
+    /// The policy denies the packet: communication administratively prohibited (RFC 1812 section 5.2.7.1, RFC 4443 section 3.1).
     Prohibited,
 }
 
-impl Why {
+impl Reason {
     /// The type and code of the error about a packet of IPv4 or IPv6, and the last two bytes of its header.
     fn header(self, is_v4: bool) -> ([u8; 2], u16) {
         match (self, is_v4) {
@@ -47,7 +47,7 @@ impl Why {
 
 /// Writes the error about `packet` and returns its length. Returns none if there must be no error about it.
 #[must_use]
-pub fn answer(packet: &[u8], ip: &Ip, why: Why, out: &mut [u8; MAX_ERROR]) -> Option<usize> {
+pub fn answer(packet: &[u8], ip: &Ip, reason: Reason, out: &mut [u8; MAX_ERROR]) -> Option<usize> {
     if !may_be_answered(packet, ip) {
         return None;
     }
@@ -76,7 +76,7 @@ pub fn answer(packet: &[u8], ip: &Ip, why: Why, out: &mut [u8; MAX_ERROR]) -> Op
         }
         _ => return None,
     }
-    let (kind, rest) = why.header(protocol == ICMP);
+    let (kind, rest) = reason.header(protocol == ICMP);
     out[header..header + 2].copy_from_slice(&kind);
     out[header + 6..header + 8].copy_from_slice(&rest.to_be_bytes());
     out[header + 8..length].copy_from_slice(packet.get(..quoted)?);
@@ -165,14 +165,14 @@ mod tests {
         packet
     }
 
-    fn answer_why(packet: &[u8], why: Why) -> Option<Vec<u8>> {
+    fn answer_for(packet: &[u8], reason: Reason) -> Option<Vec<u8>> {
         let ip = Ip::parse(packet).expect("a whole packet");
         let mut out = [1; MAX_ERROR];
-        answer(packet, &ip, why, &mut out).map(|length| out[..length].to_vec())
+        answer(packet, &ip, reason, &mut out).map(|length| out[..length].to_vec())
     }
 
     fn answer_of(packet: &[u8], fits: u16) -> Option<Vec<u8>> {
-        answer_why(packet, Why::TooBig(fits))
+        answer_for(packet, Reason::TooBig(fits))
     }
 
     #[test]
@@ -240,7 +240,7 @@ mod tests {
             (v4(60, packet::UDP, 0), 20, [3, 13]),
             (v6(60, packet::UDP), 40, [1, 1]),
         ] {
-            let error = answer_why(&packet, Why::Prohibited).expect("an error");
+            let error = answer_for(&packet, Reason::Prohibited).expect("an error");
             assert_eq!(error[header..header + 2], kind);
             assert_eq!(error[header + 4..header + 8], [0; 4]);
             assert_eq!(error[header + 8..], packet);
@@ -262,7 +262,7 @@ mod tests {
         fn any_packet_is_answered_within_the_limits_or_not_at_all(bytes in prop::collection::vec(any::<u8>(), 0..2000), fits in any::<u16>()) {
             if let Some(ip) = Ip::parse(&bytes) {
                 let mut out = [0; MAX_ERROR];
-                if let Some(length) = answer(&bytes, &ip, Why::TooBig(fits), &mut out) {
+                if let Some(length) = answer(&bytes, &ip, Reason::TooBig(fits), &mut out) {
                     let error = Ip::parse(&out[..length]).expect("a whole packet");
                     prop_assert_eq!((error.total, error.destination), (length, ip.source));
                 }

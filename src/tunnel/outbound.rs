@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::checking;
 use super::drops::DropReason;
 use super::guard::Memo;
-use super::icmp_errors::{self, ErrorLimit, MAX_ERROR, Why};
+use super::icmp_errors::{self, ErrorLimit, MAX_ERROR, Reason};
 use super::keys::StaticKeys;
 use super::local_service::LocalService;
 use super::messages;
@@ -174,7 +174,7 @@ impl Outbound {
             if errors.admit(now)
                 && let Some(ip) = Ip::parse(packet)
             {
-                refuse(shared, packet, &ip, Why::TooBig(fits));
+                refuse(shared, packet, &ip, Reason::TooBig(fits));
             }
             return;
         }
@@ -249,14 +249,14 @@ fn deny(shared: &Shared, packet: &[u8], ip: &Ip) {
     let mut out = [0; MAX_RESET];
     match reset::answer(packet, ip, &mut out) {
         Some(length) => shared.inject(&out[..length]),
-        None => refuse(shared, packet, ip, Why::Prohibited),
+        None => refuse(shared, packet, ip, Reason::Prohibited),
     }
 }
 
 /// Sends an error to the sender of `packet`, through the device.
-fn refuse(shared: &Shared, packet: &[u8], ip: &Ip, why: Why) {
+fn refuse(shared: &Shared, packet: &[u8], ip: &Ip, reason: Reason) {
     let mut error = [0; MAX_ERROR];
-    if let Some(length) = icmp_errors::answer(packet, ip, why, &mut error) {
+    if let Some(length) = icmp_errors::answer(packet, ip, reason, &mut error) {
         shared.inject(&error[..length]);
     }
 }

@@ -214,7 +214,7 @@ impl Tunnel {
             .change_settings(|table| table.local_service = service);
     }
 
-    /// Which packets pass.
+    /// The settings by which packets pass.
     #[must_use]
     pub fn filter(&self) -> Filter<'_> {
         Filter(&self.peers)

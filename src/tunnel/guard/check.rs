@@ -24,7 +24,7 @@ pub enum Verdict {
     Deny(Asked),
 }
 
-/// What the check asks about the members of the mesh.
+/// The questions of the check about the members of the mesh.
 pub trait Members {
     /// Whether this is the address of this node itself.
     fn is_own(&self, address: IpAddr) -> bool;
@@ -54,7 +54,7 @@ impl Guard {
         }
     }
 
-    /// The same guard, which also names the packets that the policy `tried` would deny.
+    /// The same guard, which also finds the packets that the policy `tried` would deny.
     #[must_use]
     pub fn trying(self, tried: Option<Arc<Table>>) -> Self {
         Self { tried, ..self }

@@ -44,14 +44,14 @@ pub struct Denial {
     pub is_tried: bool,
 }
 
-/// Who sent a denied packet: a member, whichever of its addresses it used, or an address of this node.
+/// The sender of a denied packet: a member with any of its addresses, or an address of this node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::tunnel) enum Sender {
     Member(u64),
     Own(IpAddr),
 }
 
-/// A denied packet, and how often there was one like it.
+/// A denied packet, with the number of packets like it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::tunnel) struct Entry {
     pub(in crate::tunnel) denial: Denial,
@@ -61,7 +61,7 @@ pub(in crate::tunnel) struct Entry {
     pub(in crate::tunnel) last: Instant,
 }
 
-/// The list, and the first denials of pairs of addresses that were not reported yet.
+/// The list of denied packets, and the first denials of pairs of addresses that were not reported yet.
 #[derive(Debug)]
 pub(in crate::tunnel) struct Denials {
     entries: Vec<Entry>,
@@ -78,7 +78,7 @@ impl Denials {
         }
     }
 
-    /// A packet was denied. Returns whether it is the first of its pair, and is to be reported.
+    /// Adds a denied packet. Returns whether it is the first one between its addresses, and is to be reported.
     pub(in crate::tunnel) fn note(&mut self, denial: Denial, sender: Sender, now: Instant) -> bool {
         if let Some(entry) = self.entries.iter_mut().find(|e| e.denial == denial) {
             entry.count = entry.count.saturating_add(1);
@@ -89,7 +89,7 @@ impl Denials {
         let is_first = !denial.is_tried
             && (self.entries.iter()).all(|entry| pair(&entry.denial) != pair(&denial));
         if self.entries.len() >= MAX_DENIALS {
-            self.entries.swap_remove(self.least(sender, now));
+            self.entries.swap_remove(self.replaced(sender, now));
         }
         self.entries.push(Entry {
             denial,
@@ -105,9 +105,10 @@ impl Denials {
         is_reported
     }
 
-    /// The oldest entry of the sender that has the most of them, together with the one that `sender` is about to have.
-    fn least(&self, sender: Sender, now: Instant) -> usize {
-        // There are few senders most often, so the list is shorter than a map is fast.
+    /// The place of the entry that another one of `sender` replaces: the oldest entry of the sender with the most entries. The new
+    /// entry counts as one.
+    fn replaced(&self, sender: Sender, now: Instant) -> usize {
+        // There are usually few senders, and a short list is faster than a map.
         let mut counts = vec![(sender, 1_usize)];
         for entry in &self.entries {
             match counts.iter_mut().find(|(of, _)| *of == entry.sender) {

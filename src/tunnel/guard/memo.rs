@@ -34,7 +34,7 @@ impl Memo {
         self.0.is_some() && self.0 == key(packet, ip)
     }
 
-    /// `packet` passed.
+    /// Remembers that `packet` passed.
     #[inline]
     pub(super) fn note(&mut self, packet: &[u8], ip: &Ip) {
         self.0 = key(packet, ip);
@@ -48,7 +48,7 @@ fn key(packet: &[u8], ip: &Ip) -> Option<Key> {
     let (addresses, transport) = match packet.first()? {
         0x45 => {
             let addresses = packet.get(12..V4)?.try_into().ok()?;
-            // No IPv6 packet has the first value as its source.
+            // The first value is a multicast address of IPv6, which is no source of a packet.
             ([u128::MAX, u128::from(u64::from_be_bytes(addresses))], V4)
         }
         first if first >> 4 == 6 => {
@@ -64,7 +64,7 @@ fn key(packet: &[u8], ip: &Ip) -> Option<Key> {
         }
         _ => return None,
     };
-    // The sizes of the headers are those that the check reads, so that a packet cannot hit here and be refused there.
+    // The check reads ports only from headers of at least these sizes, so that no shorter packet passes because of the memo.
     let body = packet.get(transport..ip.total)?;
     let ports = u32::from_be_bytes(*body.first_chunk()?);
     let is_plain = match ip.protocol {

@@ -1,8 +1,8 @@
-//! The requests that this node sent, by which the answers of other members are known. Pure.
+//! The requests that this node sent. An answer of another member passes if it belongs to one of them. Pure.
 //!
 //! Only packets that this node sends and that the policy allows are noted, so no other member can fill the table. Programs of
-//! this node can: the table is divided into sets by a keyed hash, and in a full set the address with the most requests loses its
-//! oldest one. So a container that sends to many ports loses its own answers, and not those of its neighbours.
+//! this node can fill it. The table is divided into sets by a keyed hash, and in a full set the address with the most requests loses
+//! its oldest one. So a container that sends to many ports loses its own answers, and not those of its neighbours.
 
 use std::array;
 use std::hash::{BuildHasher as _, RandomState};
@@ -64,7 +64,7 @@ impl Default for Replies {
 }
 
 impl Replies {
-    /// A request leaves: its answers are expected from now on.
+    /// Notes a request that leaves. Its answers are expected from now on.
     pub(super) fn note(&self, request: Request, now: Instant) {
         let Some(mut set) = self.set(&request) else {
             return;

@@ -1,4 +1,4 @@
-//! What the check has to know about a packet. Pure.
+//! The values of a packet that the check looks at. Pure.
 
 use std::net::IpAddr;
 
@@ -42,7 +42,7 @@ pub(super) enum Kind {
     Error(Quoted),
     /// Another protocol, a fragment, or IPv6 extension headers.
     Other,
-    /// The sender chose other stations on the way.
+    /// An IPv4 packet whose sender chose other stations on the way, or whose options cannot be read.
     SourceRouted,
 }
 
@@ -117,7 +117,7 @@ fn echo(is_request: bool, a: u8, b: u8) -> Kind {
     }
 }
 
-/// An error about the packet that begins with these bytes. Without enough of them, nobody knows what it is about.
+/// An error about the packet that begins with these bytes. If they are too few, it is not known which packet that is.
 fn error(inside: &[u8]) -> Kind {
     quoted(inside).map_or(Kind::Other, Kind::Error)
 }
