@@ -232,7 +232,7 @@ impl<K: Kernel> Work<K> {
             && let Err(error) = self.kernel.delete_connections(stale).await
         {
             problems.push(problem(
-                "connections to removed containers continue until they time out",
+                "connections to removed containers continue until they time out, and connections that the policy denies pass whenever another program removes meshd's rules",
                 error.to_string(),
                 "load the kernel module nf_conntrack_netlink",
             ));
