@@ -91,8 +91,9 @@ impl StaleConnections {
                     .map(|target| (*service, *target)),
             );
         }
-        let has_any = !stale.instances.is_empty() || !stale.balanced.is_empty();
-        (has_any || stale.local.is_some()).then_some(stale)
+        let has_any =
+            !stale.instances.is_empty() || !stale.balanced.is_empty() || stale.local.is_some();
+        has_any.then_some(stale)
     }
 
     /// The message that deletes the connection that `body` describes, if the connection is stale. `body` is the body of

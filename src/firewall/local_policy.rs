@@ -57,7 +57,7 @@ impl LocalPolicy {
         }
     }
 
-    /// What `from` may ask of `to`. None if that is nothing. An address may ask itself for everything.
+    /// What `from` may ask of `to`. None if it may ask for nothing. An address may ask itself for everything.
     pub(super) fn between(&self, from: Ipv4Addr, to: Ipv4Addr) -> Option<PortSet> {
         if from == to {
             return Some(PortSet::everything());

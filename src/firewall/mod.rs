@@ -8,8 +8,8 @@
 //! - A table `meshd` maps each instance address to its container, distributes connections to service addresses over the
 //!   instances, makes the instance address of an exposed container the source of its packets, and rejects packets to
 //!   addresses without a target and new connections to ports that a container does not declare.
-//! - With a policy, the same table holds the containers of this host to it, since what they send to each other does not pass the
-//!   tunnel.
+//! - With a policy, the same table enforces it between the containers of this host, since packets between them do not pass through
+//!   the tunnel.
 //! - One rule in the engine's chain `DOCKER-USER` accepts mapped connections. An accept in a table of our own would not
 //!   be enough, because it does not override a drop in another table.
 //! - Guards drop packets with a source address that does not belong to their sender, whether they come from hosts on

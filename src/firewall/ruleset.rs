@@ -265,11 +265,7 @@ impl ValidState {
         )];
         passing.extend(invalid.clone());
         let local = self.local.as_ref();
-        passing.extend(
-            local
-                .map(|local| local.passing(interface))
-                .unwrap_or_default(),
-        );
+        passing.extend(local.iter().flat_map(|local| local.passing(interface)));
         passing.extend(native.same_bridge);
         passing.extend(undeclared.clone());
         if mark && !native.passing.is_empty() {
@@ -293,7 +289,7 @@ impl ValidState {
         let mut to_nowhere = vec![format!("ip daddr {node} accept")];
         to_nowhere.extend(native.redirects);
         to_nowhere.extend(undeclared);
-        to_nowhere.extend(local.map(LocalRules::sent_by_host).unwrap_or_default());
+        to_nowhere.extend(local.map(LocalRules::sent_by_host));
         to_nowhere.extend(native.from_host);
         to_nowhere.extend(invalid);
         to_nowhere.extend(refused);
@@ -482,8 +478,8 @@ fn native(native: &Native, state: &FirewallState) -> NativeRules {
 }
 
 /// The table for bridges. Packets with the address of an exposed container are accepted only from that container's own
-/// ports. `ports` has the ports of each container whose ports are known. Packets between two containers of a bridge are held to the
-/// policy `local`.
+/// ports. `ports` has the ports of each container whose ports are known. The policy `local` is enforced between the containers of a
+/// bridge.
 pub(super) fn guard_bridges(
     ports: &BTreeMap<Ipv4Addr, Vec<String>>,
     local: Option<&LocalRules>,

@@ -1,10 +1,10 @@
 //! The policy between the containers of this host, and between them and the host. Pure.
 //!
 //! The rules are about each packet of a connection and not only about the first one, so a change of the policy ends established
-//! connections. They name a container by its own address. They take the ends of a connection from connection tracking: its
-//! source as it was sent, and the server that was chosen, whether the client asked for an instance address or for a service
-//! address. Packets to the host's own mesh address are checked before anybody translates them, because the engine maps ports
-//! of that address to containers.
+//! connections. They name a container by its own address. They take the ends of a connection from connection tracking: the
+//! source before translation, and the server that was chosen, whether the client asked for an instance address or for a service
+//! address. Packets to the host's own mesh address are checked before they are translated, because the engine maps ports of that
+//! address to containers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -45,7 +45,7 @@ pub(in crate::firewall) struct LocalRules {
 }
 
 impl LocalRules {
-    /// The rules for a host. None if there is nothing between which they could be.
+    /// The rules for a host. None if no container of the host has a mesh address.
     pub(super) fn of(
         policy: &LocalPolicy,
         valid: &ValidState,
@@ -143,8 +143,8 @@ impl LocalRules {
         rules.extend(returns(SERVER, "from_node"));
         rules.push("goto prohibited".into());
         chain(text, "local_policy", "", &rules);
-        // With br_netfilter, which Docker loads, the kernel does not translate a reset. Programs learn of an ICMP error as fast
-        // while they connect, but not after that.
+        // With br_netfilter, which Docker loads, the kernel does not translate a reset, so the client would ignore it. It does translate
+        // an ICMP error. Such an error ends an attempt to connect at once, but no established connection.
         let prohibited = [
             "tcp flags & (syn | ack) != syn reject with tcp reset",
             "reject with icmp type admin-prohibited",
@@ -203,19 +203,20 @@ impl LocalRules {
         ]
     }
 
-    /// The rules about packets of the host itself. The resets by which it refuses packets are answers. Its packets reach containers that have
-    /// mesh addresses of their own in any case: by the same addresses this node checks their health.
-    pub(super) fn sent_by_host(&self) -> Vec<String> {
-        vec![format!(
+    /// The rule about packets that the host itself sends. It matches no answers, because the resets by which the host refuses packets
+    /// are answers. It does not match packets to containers that have mesh addresses of their own, because this node checks their
+    /// health at these addresses.
+    pub(super) fn sent_by_host(&self) -> String {
+        format!(
             "ct direction original ct original ip daddr {} ct reply ip saddr @mapped jump local_policy",
             self.prefix
-        )]
+        )
     }
 }
 
-/// The rules for containers on one bridge that have mesh addresses of their own: what they send to each other does not pass the host.
-/// A container there that is no member counts as the node. Bridges track no connections, so these rules are as those of the
-/// tunnel are for TCP, and a server may send datagrams from a port that its client may reach.
+/// The rules for containers on one bridge that have mesh addresses of their own. Packets between them do not pass through the host. A
+/// container there that is no member counts as the node. There is no connection tracking for bridges. So TCP is checked as in the
+/// tunnel, and a server may send datagrams to a client from each port that the client may reach.
 const BRIDGED: [&str; 18] = [
     "ether type != ip accept",
     "ip daddr != @natives accept",
@@ -248,10 +249,10 @@ fn returns(key: &str, name: &str) -> [String; 5] {
     ]
 }
 
-/// The elements of the sets of one kind of ends.
+/// The elements of the sets for one kind of ends, for example for the node and a container.
 #[derive(Default)]
 struct Allowed {
-    /// The ends between which everything passes.
+    /// The ends between which all packets pass.
     all: Vec<String>,
     ports: Vec<String>,
     pings: Vec<String>,
