@@ -19,7 +19,7 @@ fn apply(hosts: &Hosts, rules: &[(&str, &str)]) {
     hosts.meshctl(&hosts.outside, &["policy", "apply", FILE]);
 }
 
-/// Whether a server answers over a protocol. A program learns at once that it may not connect.
+/// Whether a server answers over a protocol. A TCP connection that the policy denies must fail at once.
 fn answers(hosts: &Hosts, (n, container): (usize, &str), protocol: &str, server: &str) -> bool {
     let answer = hosts.ask(n, container, protocol, server);
     if let Err(why) = &answer
@@ -177,7 +177,7 @@ fn counted(hosts: &Hosts, db: Ipv4Addr, source: Ipv4Addr) -> u64 {
         .map_or(0, |(_, count)| count.parse().expect("a number"))
 }
 
-/// Starts to send so many datagrams of one flow from the container `other-1` to `db`.
+/// Starts to send `count` datagrams of one flow from the container `other-1` to `db`.
 fn flood(hosts: &Hosts, db: Ipv4Addr, count: &str) -> Child {
     let source = hosts.container_address(1, "other-1").to_string();
     let (to, port) = (db.to_string(), PORT.to_string());

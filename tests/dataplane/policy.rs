@@ -15,9 +15,9 @@ use x25519_dalek::{PublicKey, StaticSecret};
 
 /// How long anything may take: only a hang takes that long.
 const LIMIT: Duration = Duration::from_secs(20);
-/// How long something is waited for that must not come.
+/// How long a test waits for a packet that must not arrive.
 const SILENCE: Duration = Duration::from_millis(500);
-/// The datagrams of a flood.
+/// The number of datagrams of a flood.
 const FLOOD: u64 = 10_000;
 const TCP_PORT: u16 = 5432;
 const UDP_PORT: u16 = 53;
@@ -186,8 +186,8 @@ fn what_the_policy_allows_passes_and_the_sender_of_anything_else_learns_it_at_on
     let client = pair.connect(TCP_PORT, LIMIT).expect("it is allowed");
     let (server, _) = open.accept().expect("a connection");
     server.set_read_timeout(Some(LIMIT)).expect("a socket");
-    say(&client, &server).expect("there");
-    say(&server, &client).expect("and back");
+    say(&client, &server).expect("it arrives");
+    say(&server, &client).expect("it arrives");
     let refused = pair.connect(CLOSED, LIMIT).expect_err("it is denied");
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
 
@@ -225,16 +225,16 @@ fn a_change_of_the_policy_ends_established_connections() {
     let mut client = pair.connect(TCP_PORT, LIMIT).expect("it is allowed");
     let (server, _) = open.accept().expect("a connection");
     server.set_read_timeout(Some(LIMIT)).expect("a socket");
-    say(&client, &server).expect("there");
+    say(&client, &server).expect("it arrives");
 
-    // The receiver alone: nothing arrives, and its own acknowledgements do not leave. The sender does not notice.
+    // Only the receiver denies it: nothing arrives, and its acknowledgements do not leave. The sender waits.
     pair.set_policy(2, NOTHING);
     server.set_read_timeout(Some(SILENCE)).expect("a socket");
     let lost = say(&client, &server).expect_err("it is denied").kind();
     let kinds = [ErrorKind::WouldBlock, ErrorKind::ConnectionReset];
     assert!(kinds.contains(&lost), "{lost}");
     assert!(pair.dropped(2) > 0);
-    // Both: the sender's next segment, here the retransmission, is reset.
+    // Both deny it: the sender's next segment, here a retransmission, is answered with a reset.
     pair.set_policy(1, NOTHING);
     let reset = client.read(&mut [0]).expect_err("it is reset");
     assert_eq!(reset.kind(), ErrorKind::ConnectionReset);
