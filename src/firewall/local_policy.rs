@@ -1,7 +1,7 @@
 //! What the policy allows between the addresses of one host. Pure.
 //!
-//! Containers of one host reach each other without the tunnel, so the firewall holds them to the policy. Addresses that the
-//! policy does not tell apart are one group, so the value is small, and two tables that say the same about this host are equal.
+//! Containers of one host reach each other without the tunnel, so the firewall enforces the policy between them. Addresses that the
+//! policy does not tell apart are one group. So the value is small, and two tables with the same rules for this host have equal values.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};

@@ -102,6 +102,7 @@ impl Guard {
         if !passes(&self.policy) {
             return Verdict::Deny(asked(&seen.kind));
         }
+        // Of equal packets in a batch, only the first one is checked against the policy that is tried.
         memo.note(packet, ip);
         match &self.tried {
             Some(tried) if !passes(tried) => Verdict::WouldDeny(asked(&seen.kind)),

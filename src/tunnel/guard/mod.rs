@@ -17,7 +17,7 @@
 //! - Messages between the meshds of two members pass always (`check`): without them no node would learn of a change.
 //!
 //! The sender checks as well, and answers its own programs at once. An identical packet of the same batch is not checked again
-//! (`memo`). What was denied is listed (`denials`). This module is pure: the data plane passes packets and the time.
+//! (`memo`). Denied packets are listed (`denials`). This module is pure: the data plane passes packets and the time.
 
 mod check;
 mod denials;
