@@ -8,17 +8,20 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::event::{Event, Noise, What, Who};
+use crate::model::rate::{Bucket, Rate};
 
-/// The lines that one object may write at once.
-pub const OBJECT_BURST: u32 = 5;
-/// The time after which an object may write another line.
-pub const OBJECT_INTERVAL: Duration = Duration::from_secs(60);
-/// The lines that a class may write at once.
-pub const CLASS_BURST: u32 = 200;
-/// The time after which a class may write another line. Such lines fill the files of the log in months, not in hours.
-pub const CLASS_INTERVAL: Duration = Duration::from_secs(6);
+/// The lines of one object: 5 at once, and then one each minute.
+const OBJECT_RATE: Rate = Rate {
+    per_second: 1.0 / 60.0,
+    burst: 5.0,
+};
+/// The lines of a class: 200 at once, and then one in 6 seconds. Such lines fill the files of the log in months, not in hours.
+const CLASS_RATE: Rate = Rate {
+    per_second: 1.0 / 6.0,
+    burst: 200.0,
+};
 /// The maximum number of objects of a class that are told apart.
-pub const MAX_OBJECTS: usize = 1024;
+const MAX_OBJECTS: usize = 1024;
 /// The time between two searches for objects that need no place. A search looks at all objects.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -29,7 +32,7 @@ pub struct Entry {
     pub event: Event,
 }
 
-/// What the classes wrote lately.
+/// The events that the classes wrote lately, and those that are held.
 #[derive(Debug, Default)]
 pub struct Pace(BTreeMap<Noise, Class>);
 
@@ -50,34 +53,10 @@ struct Object {
     held: Option<(Entry, u64)>,
 }
 
-/// Lines that may be written, and when the last one was added.
-#[derive(Debug)]
-struct Bucket {
-    left: u32,
-    filled: Instant,
-}
-
-impl Bucket {
-    fn full(burst: u32, now: Instant) -> Self {
-        Self {
-            left: burst,
-            filled: now,
-        }
-    }
-
-    fn fill(&mut self, burst: u32, interval: Duration, now: Instant) {
-        let intervals =
-            now.saturating_duration_since(self.filled).as_millis() / interval.as_millis();
-        let intervals = u32::try_from(intervals).unwrap_or(u32::MAX);
-        self.left = self.left.saturating_add(intervals).min(burst);
-        self.filled += interval.saturating_mul(intervals);
-    }
-}
-
 impl Class {
     fn new(now: Instant) -> Self {
         Self {
-            bucket: Bucket::full(CLASS_BURST, now),
+            bucket: Bucket::full(CLASS_RATE, now),
             objects: HashMap::new(),
             next_sweep: now,
             others: 0,
@@ -88,22 +67,19 @@ impl Class {
     fn make_room(&mut self, now: Instant) -> bool {
         if self.objects.len() >= MAX_OBJECTS && now >= self.next_sweep {
             self.next_sweep = now + SWEEP_INTERVAL;
-            self.objects.retain(|_, object| {
-                object.bucket.fill(OBJECT_BURST, OBJECT_INTERVAL, now);
-                object.held.is_some() || object.bucket.left < OBJECT_BURST
-            });
+            self.objects
+                .retain(|_, object| object.held.is_some() || !object.bucket.is_full(now));
         }
         self.objects.len() < MAX_OBJECTS
     }
 
     fn handle(&mut self, key: String, entry: Entry, now: Instant) -> Option<Entry> {
-        self.bucket.fill(CLASS_BURST, CLASS_INTERVAL, now);
         if !self.objects.contains_key(&key) && !self.make_room(now) {
             self.others = self.others.saturating_add(1);
             return None;
         }
         let object = self.objects.entry(key).or_insert_with(|| Object {
-            bucket: Bucket::full(OBJECT_BURST, now),
+            bucket: Bucket::full(OBJECT_RATE, now),
             held: None,
         });
         let before = object.held.take();
@@ -113,16 +89,9 @@ impl Class {
     }
 
     fn poll(&mut self, noise: Noise, now: Instant, wall: SystemTime) -> Vec<Entry> {
-        self.bucket.fill(CLASS_BURST, CLASS_INTERVAL, now);
         let mut due = Vec::new();
-        if self.others > 0 && self.bucket.left > 0 {
-            self.bucket.left -= 1;
-            let what = What::LeftOut {
-                kind: noise.as_str(),
-                count: std::mem::take(&mut self.others),
-            };
-            let event = Event::done(Who::Daemon, what);
-            due.push(Entry { at: wall, event });
+        if self.others > 0 && self.bucket.take(now) {
+            due.extend(self.take_others(noise, wall));
         }
         for object in self.objects.values_mut() {
             due.extend(object.poll(&mut self.bucket, now));
@@ -130,32 +99,31 @@ impl Class {
         due
     }
 
-    /// All that is held, whatever the limits are.
+    /// Takes all events that are held, whatever the limits are.
     fn drain(&mut self, noise: Noise, wall: SystemTime) -> Vec<Entry> {
-        let mut rest: Vec<Entry> = Vec::new();
         let held = self.objects.values_mut().filter_map(Object::take);
-        rest.extend(held);
-        if self.others > 0 {
-            let what = What::LeftOut {
-                kind: noise.as_str(),
-                count: std::mem::take(&mut self.others),
-            };
-            let event = Event::done(Who::Daemon, what);
-            rest.push(Entry { at: wall, event });
-        }
+        let mut rest: Vec<Entry> = held.collect();
+        rest.extend(self.take_others(noise, wall));
         rest
+    }
+
+    /// The event that counts those of objects that are not told apart. None if there were no such events.
+    fn take_others(&mut self, noise: Noise, wall: SystemTime) -> Option<Entry> {
+        let count = std::mem::take(&mut self.others);
+        let kind = noise.as_str();
+        let event = Event::done(Who::Daemon, What::LeftOut { kind, count });
+        (count > 0).then_some(Entry { at: wall, event })
     }
 }
 
 impl Object {
     /// The held event, if this object and its class may write a line.
     fn poll(&mut self, class: &mut Bucket, now: Instant) -> Option<Entry> {
-        self.bucket.fill(OBJECT_BURST, OBJECT_INTERVAL, now);
-        if self.held.is_none() || self.bucket.left == 0 || class.left == 0 {
+        // An object without a line of its own takes none of the lines of its class.
+        if self.held.is_none() || !self.bucket.holds(1.0, now) || !class.take(now) {
             return None;
         }
-        self.bucket.left -= 1;
-        class.left -= 1;
+        self.bucket.take(now);
         self.take()
     }
 
@@ -186,11 +154,8 @@ impl Pace {
     /// All held events, for a daemon that stops.
     pub fn drain(&mut self, wall: SystemTime) -> Vec<Entry> {
         let classes = self.0.iter_mut();
-        in_order(
-            classes
-                .flat_map(|(noise, class)| class.drain(*noise, wall))
-                .collect(),
-        )
+        let rest = classes.flat_map(|(noise, class)| class.drain(*noise, wall));
+        in_order(rest.collect())
     }
 
     /// Whether an event is held.
@@ -237,7 +202,7 @@ mod tests {
             written.extend(pace.handle(refused(1, n), at(n / 1000)));
         }
         // It lasted for 100 s.
-        assert_eq!(written.len(), OBJECT_BURST as usize + 1);
+        assert_eq!(written.len(), 5 + 1);
         assert!(pace.holds_any());
         let wall = SystemTime::UNIX_EPOCH;
         assert_eq!(pace.poll(at(100), wall), []);
@@ -264,11 +229,7 @@ mod tests {
             }
             written.extend(pace.poll(now, SystemTime::UNIX_EPOCH));
         }
-        assert!(
-            written.len() <= CLASS_BURST as usize + 20,
-            "{}",
-            written.len()
-        );
+        assert!(written.len() <= 200 + 20, "{}", written.len());
         written.extend(pace.drain(SystemTime::UNIX_EPOCH));
         let told: u64 = written
             .iter()
