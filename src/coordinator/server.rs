@@ -31,7 +31,7 @@ use super::enroll::{self, Proven};
 use super::hub::Hub;
 use super::slots::{Slot, Slots};
 use super::{Failure, metrics, reply};
-use crate::model::Label;
+use crate::model::{Label, PublicKey};
 use crate::os::audit::{Event, Outcome, Text, Transition, What, Who};
 use crate::os::clock;
 use crate::os::tasks::Tasks;
@@ -203,10 +203,7 @@ async fn join(
     request: Request,
 ) -> Response {
     let mut name = None;
-    let mut by = Who::Joiner {
-        address: slot.address(),
-        token: None,
-    };
+    let mut by = joiner(slot.address(), None);
     let joined = async {
         let asked = join_request(&served, &slot, request).await?;
         (name, by) = (asked.name(), asked.by(slot.address()));
@@ -226,14 +223,7 @@ async fn join(
     let joined = joined.await;
     match &joined {
         Ok(_) => slot.handle_joined(),
-        Err(error) => {
-            let (node, error) = (name.as_ref(), error);
-            served.hub.audit().note(&JoinRefused {
-                by: &by,
-                node,
-                error,
-            });
-        }
+        Err(error) => note_refused(&served.hub, &by, name.as_ref(), error),
     }
     reply::answer(joined)
 }
@@ -244,10 +234,7 @@ async fn check_join(
     request: Request,
 ) -> Response {
     let mut name = None;
-    let mut by = Who::Joiner {
-        address: slot.address(),
-        token: None,
-    };
+    let mut by = joiner(slot.address(), None);
     let checked = async {
         let asked = join_request(&served, &slot, request).await?;
         (name, by) = (asked.name(), asked.by(slot.address()));
@@ -264,14 +251,18 @@ async fn check_join(
     };
     let checked = checked.await;
     if let Err(error) = &checked {
-        let (node, error) = (name.as_ref(), error);
-        served.hub.audit().note(&JoinRefused {
-            by: &by,
-            node,
-            error,
-        });
+        note_refused(&served.hub, &by, name.as_ref(), error);
     }
     reply::answer(checked)
+}
+
+/// The machine that wants to join, with the id of its token if it proved to have the token.
+fn joiner(address: IpAddr, token: Option<PublicKey>) -> Who {
+    Who::Joiner { address, token }
+}
+
+fn note_refused(hub: &Hub, by: &Who, node: Option<&Label>, error: &ApiError) {
+    hub.audit().note(&JoinRefused { by, node, error });
 }
 
 /// A join that is refused. Anybody can cause that, so the lines of the log and the events are bounded.
@@ -319,13 +310,11 @@ impl Asked {
         }
     }
 
-    /// The machine that wants to join, with its token if it proved to have it.
     fn by(&self, address: IpAddr) -> Who {
-        let token = match self {
-            Self::Proven(proven) => Some(proven.envelope().signer),
-            Self::Unproven(_) => None,
-        };
-        Who::Joiner { address, token }
+        match self {
+            Self::Proven(proven) => joiner(address, Some(proven.envelope().signer)),
+            Self::Unproven(_) => joiner(address, None),
+        }
     }
 }
 
@@ -373,10 +362,7 @@ mod tests {
         let source = IpAddr::from([192, 0, 2, 7]);
         let name = Label::parse("web-1").expect("a literal");
         let error = ApiError::new(ErrorCode::Forbidden, "the token\nexpired");
-        let by = Who::Joiner {
-            address: source,
-            token: None,
-        };
+        let by = joiner(source, None);
         let refused = JoinRefused {
             by: &by,
             node: Some(&name),
