@@ -214,18 +214,19 @@ impl Transition for Caused<'_> {
             MemberTurn::Away => Event::done(Who::Daemon, What::NodeAway { node, id }),
             MemberTurn::Back(away) => {
                 let away_seconds = away.as_secs();
+                let by = itself();
                 let what = What::NodeBack {
-                    node: node.clone(),
+                    node,
                     id,
                     away_seconds,
                 };
-                Event::done(itself(), what)
+                Event::done(by, what)
             }
         })
     }
 }
 
-/// The text of a record of the administrator that was accepted.
+/// A record of the administrator that was accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Administered {
     /// The mesh record, and the key that signs it, for the first time.
@@ -239,7 +240,7 @@ pub enum Administered {
 }
 
 impl Administered {
-    /// What the record `key` is, which `ledger` holds now. `is_first` says whether it had none with this key before.
+    /// The record `key`, which `ledger` holds now. `is_first` says whether the ledger had no record with this key before.
     pub(super) fn of(ledger: &Ledger, key: &RecordKey, is_first: bool) -> Option<Self> {
         Some(match &ledger.entry(key)?.record {
             Record::Mesh(_) if is_first => Self::MeshMade(ledger.mesh_key()),
