@@ -142,27 +142,26 @@ impl Sink for Files {
 
     /// The head is not synchronised: after a loss of power it may be older than the log, which [`end_of`] and the verifier permit.
     fn set_head(&mut self, head: Chain) {
-        if self.head.is_none() {
-            self.head = private().open(self.directory.join(HEAD)).ok();
-        }
-        let written = self
-            .head
-            .as_ref()
-            .map(|file| file.write_all_at(head_text(head).as_bytes(), 0));
-        if !matches!(written, Some(Ok(()))) {
-            self.head = None;
-        }
+        let path = self.directory.join(HEAD);
+        let is_in_place = |file: &File| is_at(file, &path).unwrap_or(false);
+        let open = self.head.take().filter(is_in_place);
+        let file = open.or_else(|| open_head(&path).ok());
+        self.head = file.filter(|file| file.write_all_at(head_text(head).as_bytes(), 0).is_ok());
     }
 
     fn rotate(&mut self, last: u64) -> io::Result<()> {
-        let path = self.directory.join(CURRENT);
         // The number has the same length in each name, so that the names have the order of the numbers.
         let earlier = self.directory.join(format!("{CURRENT}.{last:020}"));
-        std::fs::rename(&path, &earlier)?;
+        // The directory is synchronised when the new file is made.
+        match std::fs::rename(self.directory.join(CURRENT), earlier) {
+            // Somebody removed the file. The new one shows that its lines are missing.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            renamed => renamed?,
+        }
         self.current = None;
         self.size = 0;
         self.is_longer = false;
-        sync_parent(&path).map_err(io::Error::other)
+        Ok(())
     }
 
     fn excess(&mut self) -> io::Result<Option<Chain>> {
@@ -199,6 +198,13 @@ fn is_at(file: &File, path: &Path) -> io::Result<bool> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// Opens the file with the last number. It has one length, so what somebody appended to it is removed.
+fn open_head(path: &Path) -> io::Result<File> {
+    let file = private().open(path)?;
+    file.set_len(head_text(Chain::EMPTY).len() as u64)?;
+    Ok(file)
 }
 
 /// Options for a file that only its owner can read, and that is made if it does not exist.

@@ -191,3 +191,54 @@ fn a_file_that_is_replaced_cut_off_or_appended_to_under_a_running_log_is_continu
         "{added:?}"
     );
 }
+
+#[test]
+fn a_head_that_is_removed_or_replaced_under_a_running_log_is_written_again() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path();
+    let opened = Files::open(path).expect("ours");
+    let mut recorder = Recorder::new(opened.files, opened.chain, opened.size);
+    let mut write = |n| {
+        let written = recorder.write(&[entry(n)], SystemTime::UNIX_EPOCH);
+        written.expect("there is room");
+    };
+    write(1);
+    std::fs::remove_file(path.join(HEAD)).expect("there");
+    write(2);
+    assert_eq!(verify(path).expect("readable").verified.findings, []);
+    // As an editor does that adds a line break.
+    let other = path.join("other");
+    let head = std::fs::read_to_string(path.join(HEAD)).expect("there");
+    std::fs::write(&other, head + "\n").expect("writable");
+    std::fs::rename(&other, path.join(HEAD)).expect("writable");
+    write(3);
+    assert_eq!(verify(path).expect("readable").verified.findings, []);
+}
+
+#[test]
+fn a_file_that_is_removed_before_a_new_one_begins_stops_no_log() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path();
+    let opened = Files::open(path).expect("ours");
+    let recorder = Recorder::new(opened.files, opened.chain, opened.size);
+    // Each line begins a new file.
+    let mut recorder = recorder.with_max_file(1);
+    let mut write = |n| {
+        let written = recorder.write(&[entry(n)], SystemTime::UNIX_EPOCH);
+        written.expect("there is room");
+    };
+    write(1);
+    std::fs::remove_file(path.join(CURRENT)).expect("there");
+    write(2);
+    write(3);
+    let found = verify(path).expect("readable").verified.findings;
+    let is_named = matches!(
+        found.as_slice(),
+        [Finding::Deleted {
+            first: 1,
+            last: 1,
+            ..
+        }]
+    );
+    assert!(is_named, "{found:?}");
+}
