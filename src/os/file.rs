@@ -347,8 +347,8 @@ fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
         .map_err(|e| FileError::io("write", path, e))
 }
 
-/// A rename is on disk once its directory is.
-/// Waits until the entry of `path` in its directory is on disk.
+/// Waits until the entry of `path` in its directory is on disk. Without that, a loss of power may undo a rename, or the creation or
+/// removal of the file.
 ///
 /// # Errors
 /// The system returns an error.

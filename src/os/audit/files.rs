@@ -81,8 +81,8 @@ impl Files {
         })
     }
 
-    /// Opens the current file, if that is not done or if somebody put another file in its place. Returns whether its last line was
-    /// cut off by somebody.
+    /// Opens the current file, if it is not open or if somebody put another file in its place. Returns whether somebody cut off its
+    /// last line.
     fn take_up(&mut self) -> io::Result<bool> {
         let path = self.directory.join(CURRENT);
         if let Some(file) = &self.current
@@ -214,8 +214,8 @@ fn private() -> OpenOptions {
     options
 }
 
-/// The end of the chain, by the last line of the files and by the text of the head. If the head is not behind the files, it has
-/// the true end: a last line that was changed afterwards is not confirmed by the next one.
+/// The end of the chain, by the last line of the files and by the text of the head. If the head is not older than the files, it has
+/// the true end: if somebody changed the last line since, the next line does not confirm the change.
 fn end_of(last: Option<&[u8]>, head: &HeadText) -> (Chain, HeadFound) {
     let written = last.and_then(|bytes| {
         let n = Line::parse(bytes)?.n;
@@ -289,14 +289,17 @@ pub fn earlier(directory: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     Ok(files)
 }
 
-/// Removes what stands after the last line break. Returns how much that was, and the size of the rest.
+/// Removes the bytes after the last line break. Returns their number, and the size of the rest.
 fn remove_torn(file: &File) -> io::Result<(u64, u64)> {
     let size = file.metadata()?.len();
     let tail = tail_of(file, size)?;
     let torn = match tail.iter().rposition(|byte| *byte == b'\n') {
         Some(at) => tail.len() - at - 1,
-        // No line is that long: nobody knows what this file is, so it is left as it is.
-        None if size > tail.len() as u64 => return Err(io::ErrorKind::InvalidData.into()),
+        // No line is that long, so the file is not from a daemon, and it is left as it is.
+        None if size > tail.len() as u64 => {
+            let text = format!("{CURRENT} does not end with a line of an audit log; move it away");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
         None => tail.len(),
     } as u64;
     if torn > 0 {
