@@ -169,19 +169,15 @@ async fn follow(mut events: Events, json: bool) -> Result<u8, CliError> {
         table::line(&text::event(line, output));
         Ok(())
     };
-    let most = match events.since {
-        Some(_) => usize::MAX,
-        None => MAX_EARLIER,
-    };
-    let mut earlier = VecDeque::new();
-    while let Some(line) = events.next()? {
-        if earlier.len() >= most {
-            earlier.pop_front();
+    if events.since.is_none() {
+        let mut earlier = VecDeque::new();
+        while let Some(line) = events.next()? {
+            if earlier.len() >= MAX_EARLIER {
+                earlier.pop_front();
+            }
+            earlier.push_back(line);
         }
-        earlier.push_back(line);
-    }
-    for line in &earlier {
-        print(line)?;
+        earlier.iter().try_for_each(print)?;
     }
     loop {
         while let Some(line) = events.next()? {
