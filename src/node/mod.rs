@@ -200,13 +200,14 @@ async fn run(config: Config) -> Result<(), ApiError> {
         }
         _ => error.into(),
     })?;
-    dir.audit = Audit::open(&config.state_dir);
-    let audit = dir.audit.clone();
     let listener = unix_server::bind(&config.socket).await;
     let listener = listener.map_err(|error| match error.code() {
         ErrorCode::Permission if !has_rights => without_rights(&error.to_string()),
         code => ApiError::new(code, error.to_string()),
     })?;
+    // Another meshd that runs has the socket, and writes the log in the state directory.
+    dir.audit = Audit::open(&config.state_dir);
+    let audit = dir.audit.clone();
     if !has_rights {
         tracing::warn!("meshd cannot join a mesh as this user; {NEEDED_RIGHTS}");
     }

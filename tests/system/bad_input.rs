@@ -222,11 +222,13 @@ fn a_used_port_or_name_and_a_missing_device_are_named() {
     );
     drop(listener);
 
+    let starts = audited_starts(&mesh);
     let second = mesh
         .spawn_node(0, &[])
         .wait(Duration::from_secs(20))
         .expect("it ends by itself");
     assert_eq!(second.code(), Some(78), "two daemons on one socket");
+    assert_eq!(audited_starts(&mesh), starts, "the log has one writer");
     let taken = mesh
         .coordinator_host
         .command(env!("CARGO_BIN_EXE_mesh-coordinator"))
@@ -245,6 +247,13 @@ fn a_used_port_or_name_and_a_missing_device_are_named() {
         "{taken:?}"
     );
     mesh.kill_node(0);
+}
+
+/// The number of starts of meshd in the audit log of node 0.
+fn audited_starts(mesh: &Mesh) -> usize {
+    let events = mesh.on(0, &["audit", "--json", "--file", "/run/state"]);
+    assert_eq!(events.code, 0, "{events:?}");
+    events.stdout.matches(r#""what":"started""#).count()
 }
 
 #[test]
