@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::join_problem::JoinProblem;
 use super::transitions::local::LocalChange;
 use crate::os::audit::{Audit, LocalCall};
+use crate::os::tasks::Tasks;
 use crate::os::unix_server;
 use crate::os::unix_server::{Caller, failure};
 use crate::protocol::api::{ApiError, ErrorCode};
@@ -84,6 +85,8 @@ pub struct LocalApi {
     pub commands: mpsc::Sender<Command>,
     /// The log of events.
     pub audit: Audit,
+    /// The tasks that finish a call whose caller hangs up.
+    pub tasks: Tasks,
 }
 
 /// Serves requests until the listener fails or the agent ends.
@@ -246,22 +249,21 @@ async fn send<T>(
     agent: &mpsc::Sender<Command>,
     command: impl FnOnce(Reply<T>) -> Command,
 ) -> Result<T, ApiError> {
-    let gone = || {
-        ApiError::new(
-            ErrorCode::Unreachable,
-            "meshd is stopping; try again once it runs",
-        )
-    };
     let (reply, answer) = oneshot::channel();
-    agent.send(command(reply)).await.map_err(|_| gone())?;
+    agent.send(command(reply)).await.map_err(|_| stopping())?;
     match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
         Ok(Ok(result)) => result,
-        Ok(Err(_)) => Err(gone()),
+        Ok(Err(_)) => Err(stopping()),
         Err(_) => Err(ApiError::new(
             ErrorCode::Internal,
             "meshd did not answer in time; look at its log",
         )),
     }
+}
+
+fn stopping() -> ApiError {
+    let text = "meshd is stopping; try again once it runs";
+    ApiError::new(ErrorCode::Unreachable, text)
 }
 
 async fn call<T: Serialize>(
@@ -279,29 +281,40 @@ fn answer<T: Serialize>(result: Result<T, ApiError>) -> Response {
 }
 
 /// A call that changes something, which is not answered before its event is on disk.
-async fn change<T: Serialize>(
+async fn change<T: Serialize + Send + 'static>(
     State(agent): Agent,
     ConnectInfo(by): By,
     (call, name): (LocalCall, Option<String>),
-    command: impl FnOnce(Reply<T>) -> Command,
+    command: impl FnOnce(Reply<T>) -> Command + Send + 'static,
 ) -> Response {
-    let result = send(&agent.commands, command).await;
-    agent.audit.note(&LocalChange {
-        by: &by.who(),
-        call,
-        of: name.as_deref(),
-        result: result.as_ref().map(drop),
+    let (done, ended) = oneshot::channel();
+    let LocalApi {
+        commands,
+        audit,
+        tasks,
+    } = agent;
+    // A caller that hangs up ends this future, and the change is carried out all the same. So its event is left to a task.
+    tasks.spawn_child("a change by a local caller", async move {
+        let result = send(&commands, command).await;
+        audit.note(&LocalChange {
+            by: &by.who(),
+            call,
+            of: name.as_deref(),
+            result: result.as_ref().map(drop),
+        });
+        audit.flushed().await;
+        // The caller may have hung up.
+        let _ = done.send(result);
     });
-    agent.audit.flushed().await;
-    answer(result)
+    answer(ended.await.unwrap_or_else(|_| Err(stopping())))
 }
 
-async fn change_with<B: DeserializeOwned, T: Serialize>(
+async fn change_with<B: DeserializeOwned + Send + 'static, T: Serialize + Send + 'static>(
     agent: Agent,
     by: By,
     body: &[u8],
     call: impl FnOnce(&B) -> (LocalCall, Option<String>),
-    command: impl FnOnce(B, Reply<T>) -> Command,
+    command: impl FnOnce(B, Reply<T>) -> Command + Send + 'static,
 ) -> Response {
     match serde_json::from_slice(body) {
         Ok(body) => {
@@ -325,5 +338,45 @@ async fn call_with<B: DeserializeOwned, T: Serialize>(
     match serde_json::from_slice(body) {
         Ok(body) => call(agent, |reply| command(body, reply)).await,
         Err(error) => failure(unreadable(&error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_change_of_a_caller_that_hangs_up_has_an_event() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let (commands, mut received) = mpsc::channel(1);
+        let api = LocalApi {
+            commands,
+            audit: Audit::open(directory.path()),
+            tasks: Tasks::new("test"),
+        };
+        let by = ConnectInfo(Caller::default());
+        let leave = (LocalCall::Leave, None);
+        let answered = change(State(api), by, leave, Command::Leave);
+        let hung_up = tokio::time::timeout(Duration::from_millis(50), answered).await;
+        assert!(hung_up.is_err(), "the agent has not answered");
+        let Some(Command::Leave(reply)) = received.recv().await else {
+            panic!("it is another command");
+        };
+        let refused = ApiError::new(ErrorCode::Conflict, "not now");
+        assert!(reply.send(Err(refused)).is_ok(), "a task waits for it");
+        let path = directory.path().join("audit.jsonl");
+        let has_event = || {
+            let text = std::fs::read_to_string(&path).unwrap_or_default();
+            text.contains(
+                r#""what":"local_call","object":{"call":"leave"},"result":"failed: not now""#,
+            )
+        };
+        let noted = async {
+            while !has_event() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let noted = tokio::time::timeout(Duration::from_secs(10), noted).await;
+        noted.expect("the call has an event");
     }
 }

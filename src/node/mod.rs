@@ -221,6 +221,7 @@ async fn run(config: Config) -> Result<(), ApiError> {
         let api = api::LocalApi {
             commands: commands.clone(),
             audit: audit.clone(),
+            tasks: tasks.clone(),
         };
         async move { api::serve(listener, &path, api).await }
     });
