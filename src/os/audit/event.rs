@@ -483,4 +483,29 @@ mod tests {
         assert!(text.as_str().starts_with("a??[2Jx"));
         assert_eq!(text.as_str().chars().count(), MAX_TEXT);
     }
+
+    #[test]
+    fn the_document_lists_each_event() {
+        let document = include_str!("../../../docs/howto/audit.md");
+        let source = include_str!("event.rs").split_once("pub enum What {");
+        let variants = source.and_then(|(_, rest)| rest.split_once("\n}"));
+        let (variants, _) = variants.expect("the enum is above");
+        let names = variants
+            .lines()
+            .filter_map(|line| line.strip_prefix("    "));
+        let names = names.filter(|name| name.starts_with(char::is_uppercase));
+        let mut count = 0;
+        for name in names.filter_map(|name| name.split(' ').next()) {
+            let mut snake = String::new();
+            for letter in name.chars() {
+                if letter.is_uppercase() && !snake.is_empty() {
+                    snake.push('_');
+                }
+                snake.push(letter.to_ascii_lowercase());
+            }
+            assert!(document.contains(&format!("`{snake}`")), "{snake}");
+            count += 1;
+        }
+        assert!(count > 30, "{count}");
+    }
 }
