@@ -1,5 +1,5 @@
-//! Decides what is appended to the log: the lines of events, in files of a bounded size and number. The files are behind the
-//! trait [`Sink`]. Pure.
+//! Decides which lines are appended to the log, when a new file begins, and when the oldest file is removed. The files are behind
+//! the trait [`Sink`]. Pure.
 //!
 //! Events that could not be written do not become lines later, and no number is taken for them: when the log can be written
 //! again, an event says how many are missing.
@@ -52,16 +52,16 @@ pub struct Recorder<S> {
     /// The size of the current file.
     size: u64,
     max_file: u64,
-    /// Whether there are not too many files.
+    /// Whether there are at most as many files as permitted.
     is_trimmed: bool,
     missing: Option<Missing>,
 }
 
-/// Events that are not in the log, and why.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Missing {
-    pub count: u64,
-    pub reason: String,
+/// Events that are not in the log, and the reason.
+#[derive(Debug, PartialEq, Eq)]
+struct Missing {
+    count: u64,
+    reason: String,
 }
 
 impl<S: Sink> Recorder<S> {
@@ -83,11 +83,6 @@ impl<S: Sink> Recorder<S> {
         Self { max_file, ..self }
     }
 
-    /// The events that are not in the log, if it could not be written last time.
-    pub fn missing(&self) -> Option<&Missing> {
-        self.missing.as_ref()
-    }
-
     /// Notes that events are missing for another reason.
     pub fn note_missing(&mut self, count: u64, reason: &str) {
         let missing = self.missing.get_or_insert(Missing {
@@ -98,7 +93,7 @@ impl<S: Sink> Recorder<S> {
         reason.clone_into(&mut missing.reason);
     }
 
-    /// Writes all `entries` or none. It tries to write also without entries if events are missing.
+    /// Writes all `entries` or none. Without entries, it only writes how many events are missing, if any are.
     ///
     /// # Errors
     /// The system returned an error. The entries are then missing.
@@ -121,7 +116,7 @@ impl<S: Sink> Recorder<S> {
         match self.append(&bytes, chain) {
             Ok(()) => {
                 self.missing = None;
-                // The lines are on disk, so an error of the trim is not theirs. It is tried again with the next lines.
+                // The lines are on disk, so they are written even if the trim fails. The trim is tried again with the next lines.
                 let _ = self.trim(now);
                 Ok(())
             }

@@ -123,10 +123,13 @@ fn a_full_disk_costs_the_events_of_that_time_and_the_log_says_how_many() {
     write(&mut recorder, 0, false);
     write(&mut recorder, 2, true);
     write(&mut recorder, 4, true);
-    assert_eq!(recorder.missing().map(|missing| missing.count), Some(4));
+    assert_eq!(
+        recorder.missing.as_ref().map(|missing| missing.count),
+        Some(4)
+    );
     recorder.note_missing(3, "too many events at once");
     write(&mut recorder, 6, false);
-    assert_eq!(recorder.missing(), None);
+    assert_eq!(recorder.missing, None);
     let lines = lines(&recorder);
     let whats: Vec<&str> = lines.iter().map(|line| line.what.as_str()).collect();
     let event = "store_went_back";
@@ -146,7 +149,10 @@ fn a_log_that_can_be_written_again_says_so_without_another_event() {
     let now = SystemTime::UNIX_EPOCH;
     assert!(recorder.write(&[entry(0)], now).is_err());
     assert!(recorder.write(&[], now).is_err());
-    assert_eq!(recorder.missing().map(|missing| missing.count), Some(1));
+    assert_eq!(
+        recorder.missing.as_ref().map(|missing| missing.count),
+        Some(1)
+    );
     recorder.sink.is_full = false;
     recorder.write(&[], now).expect("there is room");
     recorder.write(&[], now).expect("nothing to write");
