@@ -69,25 +69,16 @@ enum FindingKind {
 impl From<&Finding> for AuditFinding {
     fn from(finding: &Finding) -> Self {
         use FindingKind as Kind;
-        let (kind, first, last, place) = match finding {
-            Finding::Edited { n, place } => (Kind::Edited, Some(*n), Some(*n), Some(place)),
-            Finding::Unconfirmed { n, place } => {
-                (Kind::Unconfirmed, Some(*n), Some(*n), Some(place))
-            }
-            Finding::Unreadable { n, place } => (Kind::Unreadable, *n, *n, Some(place)),
-            Finding::Deleted {
-                first,
-                last,
-                after,
-                before,
-            } => {
-                let place = after.as_ref().or(before.as_ref());
-                (Kind::Deleted, Some(*first), Some(*last), place)
-            }
-            Finding::Moved { n, place } => (Kind::Moved, Some(*n), Some(*n), Some(place)),
-            Finding::Extra { n, place } => (Kind::Extra, Some(*n), Some(*n), Some(place)),
-            Finding::NoHead => (Kind::NoHead, None, None, None),
+        let (kind, first, last) = match finding {
+            Finding::Edited { n, .. } => (Kind::Edited, Some(*n), Some(*n)),
+            Finding::Unconfirmed { n, .. } => (Kind::Unconfirmed, Some(*n), Some(*n)),
+            Finding::Unreadable { n, .. } => (Kind::Unreadable, *n, *n),
+            Finding::Deleted { first, last, .. } => (Kind::Deleted, Some(*first), Some(*last)),
+            Finding::Moved { n, .. } => (Kind::Moved, Some(*n), Some(*n)),
+            Finding::Extra { n, .. } => (Kind::Extra, Some(*n), Some(*n)),
+            Finding::NoHead => (Kind::NoHead, None, None),
         };
+        let place = place_of(finding);
         Self {
             kind,
             first,
@@ -170,25 +161,31 @@ fn lines(log: &VerifiedLog, output: Output) -> Vec<String> {
     lines
 }
 
-fn at(place: &Place) -> String {
-    format!("{}:{}", printable(&place.file, 100), place.line)
+/// The place of a finding. For lines that were deleted it is that of a neighbour.
+fn place_of(finding: &Finding) -> Option<&Place> {
+    match finding {
+        Finding::Edited { place, .. }
+        | Finding::Unconfirmed { place, .. }
+        | Finding::Unreadable { place, .. }
+        | Finding::Moved { place, .. }
+        | Finding::Extra { place, .. } => Some(place),
+        Finding::Deleted { after, before, .. } => after.as_ref().or(before.as_ref()),
+        Finding::NoHead => None,
+    }
 }
 
 /// A finding as a sentence, which begins with the place as compilers write it.
 fn sentence(finding: &Finding) -> String {
-    match finding {
-        Finding::Edited { n, place } => format!("{}: line {n} was changed", at(place)),
-        Finding::Unconfirmed { n, place } => format!(
-            "{}: line {n} may be changed as well, since line {} after it was",
-            at(place),
+    let found = match finding {
+        Finding::Edited { n, .. } => format!("line {n} was changed"),
+        Finding::Unconfirmed { n, .. } => format!(
+            "line {n} may be changed as well, since line {} after it was",
             n.saturating_add(1)
         ),
-        Finding::Unreadable { n: Some(n), place } => {
-            format!("{}: line {n} was changed, and is no event any more", at(place))
+        Finding::Unreadable { n: Some(n), .. } => {
+            format!("line {n} was changed, and is no event any more")
         }
-        Finding::Unreadable { n: None, place } => {
-            format!("{}: this line is no event, and was added", at(place))
-        }
+        Finding::Unreadable { n: None, .. } => "this line is no event, and was added".to_owned(),
         Finding::Deleted {
             first,
             last,
@@ -201,18 +198,18 @@ fn sentence(finding: &Finding) -> String {
                 format!("lines {first} to {last} were deleted")
             };
             match (after, before) {
-                (Some(after), _) => format!("{}: {lines} after this one", at(after)),
-                (None, Some(before)) => format!("{}: {lines} before this one", at(before)),
+                (Some(_), _) => format!("{lines} after this one"),
+                (None, Some(_)) => format!("{lines} before this one"),
                 (None, None) => lines,
             }
         }
-        Finding::Moved { n, place } => {
-            format!("{}: line {n} was moved here from another place", at(place))
-        }
-        Finding::Extra { n, place } => {
-            format!("{}: this line was added; there is another line {n}", at(place))
-        }
+        Finding::Moved { n, .. } => format!("line {n} was moved here from another place"),
+        Finding::Extra { n, .. } => format!("this line was added; there is another line {n}"),
         Finding::NoHead => "audit.head: it is missing or damaged, so nothing shows whether lines at the end were deleted".to_owned(),
+    };
+    match place_of(finding) {
+        Some(place) => format!("{}:{}: {found}", printable(&place.file, 100), place.line),
+        None => found,
     }
 }
 
