@@ -50,10 +50,10 @@ pub fn unix_milliseconds(time: SystemTime) -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The last second of the year 9999, after which a date has more digits.
+/// The last second of the year 9999. Later dates have more digits.
 const LAST_SECOND: u64 = 253_402_300_799;
 
-/// Returns the time in UTC with milliseconds, as RFC 3339 has it: `2026-11-30T13:27:44.123Z`. All such texts have the same length,
+/// Returns the time in UTC with milliseconds, in the form of RFC 3339: `2026-11-30T13:27:44.123Z`. All such texts have the same length,
 /// so they can be compared as texts.
 #[must_use]
 pub fn utc(time: SystemTime) -> String {

@@ -1,5 +1,5 @@
 //! The transitions of a node that an operator asks about. Each is a value, and has one line in the log, which `docs/logs.md`
-//! lists, and one event in the audit log, which `docs/howto/audit.md` lists. Pure.
+//! lists, and one event in the audit log, the kinds of which `docs/howto/audit.md` lists. Pure.
 
 pub(super) mod coordinator;
 pub(super) mod denials;

@@ -9,7 +9,7 @@ use crate::protocol::api::ApiError;
 pub(in crate::node) struct LocalChange<'a> {
     pub by: &'a Who,
     pub call: LocalCall,
-    /// The name of what is to be changed, if the call has one. It is never a token.
+    /// The name of the service or of the node that the call names, if it names one. It is never a token.
     pub of: Option<&'a str>,
     pub result: Result<(), &'a ApiError>,
 }

@@ -129,7 +129,7 @@ pub(in crate::node) struct PathChange<'a> {
 }
 
 impl Transition for PathChange<'_> {
-    /// A path may change often, and the audit log bounds that. The log has it for developers.
+    /// A path may change often. The audit log has a limit for that, and this log has it only at the level for developers.
     fn log(&self) {
         let Self { peer, path } = self;
         tracing::debug!(%peer, %path, "packets to a peer take another path");

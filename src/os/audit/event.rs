@@ -53,7 +53,7 @@ impl Event {
     }
 }
 
-/// Something that changed: it has a line in the log of the daemon, and may have an event in the audit log.
+/// A transition has a line in the log of the daemon, and may have an event in the audit log.
 pub trait Transition {
     /// Writes the line to the log of the daemon.
     fn log(&self);
@@ -157,12 +157,12 @@ impl LocalCall {
     }
 }
 
-/// What happened, and to what.
+/// The kind of an event, and its object.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "what", content = "object", rename_all = "snake_case")]
 pub enum What {
     /// The daemon was started. `torn_bytes` of an unfinished last line were removed from the file: the daemon was killed while
-    /// it wrote them, so nobody was told that they are there. `head` says whether the file with the last number was found.
+    /// it wrote them, and acknowledged no action of that line. `head` says whether the file with the last number was found.
     Started {
         version: &'static str,
         torn_bytes: u64,
@@ -170,17 +170,17 @@ pub enum What {
     },
     /// The daemon was stopped in order.
     Stopped {},
-    /// So many events are not in the log, because it could not be written.
+    /// `count` events are not in the log, because it could not be written.
     EventsLost {
         count: u64,
         reason: Text,
     },
-    /// So many events of one kind are not in the log, because too many objects had such events.
+    /// `count` events of one kind are not in the log, because too many objects had such events.
     LeftOut {
         kind: &'static str,
         count: u64,
     },
-    /// The oldest file was removed, with all lines up to this number. The digest is that of its last line.
+    /// The oldest file was removed, with all lines up to the number `through`. The digest is that of its last line.
     LogTrimmed {
         through: u64,
         digest: LineDigest,
@@ -258,7 +258,7 @@ pub enum What {
     /// A process called the local API to change something. The node's own transitions follow as events of their own.
     LocalCall {
         call: LocalCall,
-        /// The name of what is to be changed.
+        /// The name of the service or of the node that the call names.
         #[serde(skip_serializing_if = "Option::is_none")]
         name: Option<Text>,
     },

@@ -108,7 +108,7 @@ impl Line {
         serde_json::from_slice(bytes).ok()
     }
 
-    /// If the line says that the oldest file was removed: the last number in that file, and the digest of that line.
+    /// The last number in the oldest file and the digest of that line, if this line records that the file was removed.
     #[must_use]
     pub fn trimmed(&self) -> Option<Chain> {
         if self.what != "log_trimmed" {

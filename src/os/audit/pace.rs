@@ -1,7 +1,7 @@
-//! Bounds how many lines events take that outside causes can repeat without end, such as refused joins. Pure.
+//! Bounds the number of lines of events that outside causes can repeat without end, such as refused joins. Pure.
 //!
 //! Each object of a class, such as the source of joins, may write some lines at once and then one in each interval; and so may
-//! the class as a whole. An event above that is held, and the next one of the same object takes its place: so the last event of
+//! the class as a whole. An event above that limit is held, and the next event of the same object replaces it. So the last event of
 //! an object is written in the end, with the number of those that were left out. The number of objects has a bound as well.
 
 use std::collections::{BTreeMap, HashMap};
@@ -20,9 +20,9 @@ const CLASS_RATE: Rate = Rate {
     per_second: 1.0 / 6.0,
     burst: 200.0,
 };
-/// The maximum number of objects of a class that are told apart.
+/// The maximum number of objects of a class that have limits of their own.
 const MAX_OBJECTS: usize = 1024;
-/// The time between two searches for objects that need no place. A search looks at all objects.
+/// The time between two searches for objects whose limits are unused. A search looks at all objects.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// An event with its time.
@@ -40,9 +40,9 @@ pub struct Pace(BTreeMap<Noise, Class>);
 struct Class {
     bucket: Bucket,
     objects: HashMap<String, Object>,
-    /// When objects that need no place are looked for again.
+    /// When objects whose limits are unused are looked for again.
     next_sweep: Instant,
-    /// Events of objects that are not told apart, because there are too many.
+    /// The number of events of objects without limits of their own, because there are too many objects.
     others: u64,
 }
 
@@ -63,7 +63,7 @@ impl Class {
         }
     }
 
-    /// Makes room for another object: objects that may write all their lines need no place.
+    /// Makes room for another object, by removing objects that may write all their lines.
     fn make_room(&mut self, now: Instant) -> bool {
         if self.objects.len() >= MAX_OBJECTS && now >= self.next_sweep {
             self.next_sweep = now + SWEEP_INTERVAL;
@@ -107,7 +107,7 @@ impl Class {
         rest
     }
 
-    /// The event that counts those of objects that are not told apart. None if there were no such events.
+    /// The event that counts those of objects without limits of their own. None if there were no such events.
     fn take_others(&mut self, noise: Noise, wall: SystemTime) -> Option<Entry> {
         let count = std::mem::take(&mut self.others);
         let kind = noise.as_str();

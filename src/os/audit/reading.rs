@@ -17,7 +17,7 @@ const MAX_ATTEMPTS: usize = 8;
 struct OpenFiles(Vec<(String, File)>);
 
 impl OpenFiles {
-    /// Opens all files. While they are opened, a new one may be begun: then it is tried again.
+    /// Opens all files. If a new one is begun meanwhile, they are opened again.
     fn open(directory: &Path) -> io::Result<Self> {
         let mut attempt = 0;
         loop {
@@ -55,12 +55,12 @@ fn name_of(path: &Path) -> String {
     name.to_string_lossy().into_owned()
 }
 
-/// What is read of a file.
+/// The next part of a file.
 #[derive(Debug, PartialEq, Eq)]
 enum Read {
     /// A line without its line break.
     Line(Vec<u8>),
-    /// What stands after the last line break, in bytes.
+    /// The number of bytes after the last line break.
     Torn(u64),
     End,
 }
@@ -158,7 +158,7 @@ pub struct EventReader {
     current: Option<BufReader<File>>,
 }
 
-/// What a reader found next.
+/// The next line that a reader found.
 #[derive(Debug)]
 pub enum NextEvent {
     Event(Box<Line>),
@@ -215,7 +215,7 @@ impl EventReader {
         }
     }
 
-    /// Looks for a file that was begun after the one that is read. To be called when [`EventReader::poll`] found nothing.
+    /// Looks for files that were begun after the one that is read. It is called when [`EventReader::poll`] has found nothing.
     ///
     /// # Errors
     /// The directory cannot be read.

@@ -18,7 +18,7 @@ use crate::os::clock;
 
 /// The maximum number of events that wait for the disk.
 const MAX_WAITING: usize = 4096;
-/// The maximum number of them that outside causes can repeat. The rest is kept for what people do.
+/// The maximum number of them that outside causes can repeat. The other places are kept for the actions of people.
 const MAX_NOISE: usize = 1024;
 /// How long a caller waits for the disk. After that the disk counts as stalled until it takes a write.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -45,9 +45,9 @@ impl Drop for Handle {
 #[derive(Debug, Default)]
 struct Shared {
     queue: Mutex<Queue>,
-    /// There is something to write.
+    /// Events wait, or the log is closed.
     filled: Condvar,
-    /// Something was written, or could not be.
+    /// A write has ended, with or without success.
     ended: Condvar,
 }
 
@@ -69,7 +69,7 @@ struct Queue {
 
 impl Shared {
     fn queue(&self) -> MutexGuard<'_, Queue> {
-        // Nothing is done under the lock that could leave the queue half changed.
+        // No code under the lock can panic while the queue is half changed.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -170,7 +170,9 @@ impl Audit {
         if waited.timed_out() && !queue.is_stalled {
             queue.is_stalled = true;
             drop(queue);
-            tracing::error!("the disk does not answer; the audit log is behind");
+            tracing::error!(
+                "the disk does not answer; events wait for it, and actions are acknowledged before their events are on disk"
+            );
         }
     }
 
@@ -180,7 +182,7 @@ impl Audit {
             return;
         }
         let audit = self.clone();
-        // A panic is in the log already.
+        // The panic of the task is logged already.
         let _ = tokio::task::spawn_blocking(move || audit.flush()).await;
     }
 
@@ -241,7 +243,7 @@ impl Thread {
         }
     }
 
-    /// Waits for events. An empty batch means that events are missing, which the log is to say as soon as it can be written.
+    /// Waits for events. An empty batch means that events are missing, which is recorded as soon as the log can be written.
     fn next_batch(&mut self) -> Option<Vec<Entry>> {
         let shared = Arc::clone(&self.shared);
         let mut queue = shared.queue();

@@ -1,16 +1,16 @@
 //! Verifies the chain of a log, line by line, and names each line that was deleted, moved or changed. Pure.
 //!
 //! Links are compared by the numbers of the lines and not by their places: line `n` is confirmed if line `n + 1` has its digest.
-//! So a line that stands in another place is named as moved, and its neighbours are not accused. The file beside the log confirms
-//! the last line. What an attacker who rewrites the file beside the log and all lines from the changed one on did is not found: the
-//! chain proves that the lines agree with each other, and not who wrote them.
+//! So a line that stands in another place is named as moved, and its neighbours are not named. The file beside the log confirms
+//! the last line. An attacker who changes a line, all lines after it and the file beside the log is not found: the chain proves that
+//! the lines agree with each other, and not who wrote them.
 
 use std::collections::BTreeMap;
 
 use super::digest::LineDigest;
 use super::line::{Chain, Line};
 
-/// The maximum number of findings. With more, the file is no log that somebody changed here and there.
+/// The maximum number of findings. A file with more of them is no log in which somebody changed single lines.
 pub const MAX_FINDINGS: usize = 10_000;
 
 /// Where a line stands.
@@ -47,7 +47,7 @@ pub enum Finding {
     NoHead,
 }
 
-/// What a log was found to be.
+/// The result of the verification of a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verified {
     /// The number of lines.
@@ -121,9 +121,9 @@ struct Links {
     wanted: BTreeMap<u64, LineDigest>,
     /// Lines whose content differs from the digest that their successor names.
     altered: BTreeMap<u64, Place>,
-    /// Lines that are altered whatever became of their successor.
+    /// Lines that were changed for certain, whether or not their successor was changed as well.
     certain: BTreeMap<u64, Place>,
-    /// What the lowest line says of the one before.
+    /// The number of the lowest line, the digest that it names of the line before it, and its place.
     before_lowest: Option<(u64, LineDigest, Place)>,
 }
 
@@ -324,7 +324,7 @@ impl Verifier {
         };
         let start = match self.numbers.trimmed {
             Some(trimmed) if trimmed.last < lowest => trimmed,
-            // The log says that lines are removed, and was killed before it removed them.
+            // The daemon was killed after it wrote that it removes lines, and before it removed them.
             Some(_) if lowest > 1 => return,
             Some(_) | None => Chain::EMPTY,
         };
