@@ -155,7 +155,7 @@ fn lines(log: &VerifiedLog, output: Output) -> Vec<String> {
     let verdict = if verified.findings.is_empty() {
         output.paint(GOOD, "each line is as it was written")
     } else {
-        output.paint(BAD, "lines were deleted, moved or changed")
+        output.paint(BAD, "the log is not as it was written")
     };
     lines.push(format!("{summary}: {verdict}"));
     lines
@@ -286,7 +286,7 @@ mod tests {
                 "audit.head: it is missing or damaged, so nothing shows whether lines at the end were deleted",
                 "there are more findings, which are not listed",
                 "the last 17 bytes are no whole line: the daemon writes it now, or was killed while it wrote it, and acknowledged nothing that it says",
-                "12 lines in 1 file(s), numbered 3 to 8: lines were deleted, moved or changed",
+                "12 lines in 1 file(s), numbered 3 to 8: the log is not as it was written",
             ]
         );
     }
