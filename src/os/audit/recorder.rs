@@ -54,6 +54,8 @@ pub struct Recorder<S> {
     max_file: u64,
     /// Whether there are at most as many files as permitted.
     is_trimmed: bool,
+    /// The last number in the files whose removal has a line in the log.
+    trimmed_through: u64,
     missing: Option<Missing>,
 }
 
@@ -73,6 +75,7 @@ impl<S: Sink> Recorder<S> {
             size,
             max_file: MAX_FILE,
             is_trimmed: false,
+            trimmed_through: 0,
             missing: None,
         }
     }
@@ -149,13 +152,17 @@ impl<S: Sink> Recorder<S> {
             return Ok(());
         }
         while let Some(oldest) = self.sink.excess()? {
-            let what = What::LogTrimmed {
-                through: oldest.last,
-                digest: oldest.digest,
-            };
-            let mut chain = self.chain;
-            let bytes = chain.append(now, &Event::done(Who::Daemon, what));
-            self.append(&bytes, chain)?;
+            // A removal that failed before has its line already.
+            if oldest.last > self.trimmed_through {
+                let what = What::LogTrimmed {
+                    through: oldest.last,
+                    digest: oldest.digest,
+                };
+                let mut chain = self.chain;
+                let bytes = chain.append(now, &Event::done(Who::Daemon, what));
+                self.append(&bytes, chain)?;
+                self.trimmed_through = oldest.last;
+            }
             self.sink.remove_oldest()?;
         }
         self.is_trimmed = true;

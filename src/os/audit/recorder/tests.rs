@@ -13,6 +13,8 @@ struct Memory {
     head: Option<Chain>,
     is_full: bool,
     max_files: usize,
+    /// Whether files cannot be removed.
+    is_immutable: bool,
 }
 
 impl Sink for Memory {
@@ -53,6 +55,9 @@ impl Sink for Memory {
     }
 
     fn remove_oldest(&mut self) -> io::Result<()> {
+        if self.is_immutable {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
         self.files.remove(0);
         Ok(())
     }
@@ -108,6 +113,33 @@ fn the_chain_goes_on_over_files_and_the_removal_of_the_oldest_one_is_in_it() {
     let lines = lines(&recorder);
     assert!(lines.first().is_some_and(|line| line.n > 50));
     assert!(lines.iter().any(|line| line.what == "log_trimmed"));
+    assert_verified(&recorder);
+}
+
+#[test]
+fn a_file_that_cannot_be_removed_has_one_line_about_its_removal() {
+    let mut recorder = recorder(1).with_max_file(2_000);
+    recorder.sink.is_immutable = true;
+    let write = |recorder: &mut Recorder<Memory>| {
+        let written = recorder.write(&[entry(0)], SystemTime::UNIX_EPOCH);
+        written.expect("there is room");
+    };
+    let removals = |recorder: &Recorder<Memory>| {
+        let lines = lines(recorder).into_iter();
+        lines.filter(|line| line.what == "log_trimmed").count()
+    };
+    while recorder.sink.files.len() < 2 {
+        write(&mut recorder);
+    }
+    for _ in 0..3 {
+        write(&mut recorder);
+    }
+    assert_eq!(recorder.sink.files.len(), 2);
+    assert_eq!(removals(&recorder), 1);
+    recorder.sink.is_immutable = false;
+    write(&mut recorder);
+    assert_eq!(recorder.sink.files.len(), 1);
+    assert_eq!(removals(&recorder), 1);
     assert_verified(&recorder);
 }
 
