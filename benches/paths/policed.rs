@@ -73,12 +73,10 @@ pub(crate) fn throughput(settings: &Settings) {
 pub(crate) fn cuts(settings: &Settings) {
     let lab = pair();
     let mut times = [Times::default(), Times::default(), Times::default()];
-    let mut port = PORT;
     let runs = settings.runs.min(20);
-    for _ in 0..runs {
+    for port in (PORT..).take(runs) {
         lab.apply(OPEN);
         let stream = Stream::start(&lab.nodes[0], &lab.nodes[1], port, Some(2e6));
-        port += 1;
         let flow = Flow::start(&lab.nodes[0], &lab.nodes[1], 500);
         let ping = ping(&lab.nodes[0], &lab.nodes[1]);
         std::thread::sleep(BEFORE);
