@@ -2,8 +2,6 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
 use crate::model::name::LabelError;
 use crate::model::text::printable;
 use crate::model::{Label, ServiceName};
@@ -208,26 +206,6 @@ impl fmt::Display for Selector {
             Self::SameProject => f.write_str("same-project"),
             Self::Unknown => f.write_str("(unknown)"),
         }
-    }
-}
-
-impl std::str::FromStr for Selector {
-    type Err = SelectorError;
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Self::parse(text)
-    }
-}
-
-impl Serialize for Selector {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Selector {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        Self::parse(&text).map_err(serde::de::Error::custom)
     }
 }
 
