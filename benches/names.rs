@@ -8,6 +8,9 @@
 //! node: verify the record and keep it in the ledger, bring the map of the mesh in step, make the next zone, answer from
 //! it. Memory is the process's own (`RssAnon`, proc_pid_status(5)).
 
+#[path = "rig/own_memory.rs"]
+mod own_memory;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Instant;
@@ -21,6 +24,8 @@ use meshd::records::netmap::Netmap;
 use meshd::records::service_address::ServiceAddresses;
 use meshd::records::{Envelope, Ledger};
 use meshd::testbed::records as build;
+
+use own_memory::anonymous_kib;
 
 const NODES: u16 = 100;
 const INSTANCES: u16 = 3;
@@ -189,13 +194,4 @@ fn query(netmap: &Netmap, service: &Service) -> Vec<u8> {
     }
     bytes.extend([0, 0, 1, 0, 1]);
     bytes
-}
-
-fn anonymous_kib() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("RssAnon:"));
-    let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
-    number.unwrap_or(0)
 }

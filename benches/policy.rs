@@ -1,13 +1,18 @@
-//! The cost of a policy for a node of a large mesh: memory, the time to compile it, and the time to look up a packet of another flow than
-//! the one before.
+//! The cost of a policy for a node of a large mesh: the memory of its table, the time to compile it, and the time to look up a packet in
+//! it. Each lookup is for another flow than the one before.
 //!
 //! ```text
 //! cargo bench --bench policy -- [RULES [INSTANCES]]
 //! ```
 //!
-//! Without arguments 1,000 rules for 10,000 instances with two addresses each, on 100 nodes. Most rules are about two services; there are
-//! some for tags, projects and everybody. The goals are at most 50 ms to compile, 8 MiB, and 60 ns for a lookup. Memory is the process's
-//! own (`RssAnon`, proc_pid_status(5)).
+//! Without arguments there are 1,000 rules and 10,000 instances with two addresses each, on 100 nodes. Most rules are about two services;
+//! some are about tags, projects and everybody. The goals are at most 50 ms to compile, 8 MiB, and 60 ns for a lookup. Memory is the
+//! process's own (`RssAnon`, proc_pid_status(5)).
+
+#[path = "rig/median.rs"]
+mod median;
+#[path = "rig/own_memory.rs"]
+mod own_memory;
 
 use std::fmt::Write as _;
 use std::hint::black_box;
@@ -17,17 +22,21 @@ use std::time::Instant;
 use meshd::model::{Label, Protocol, ServiceName};
 use meshd::policy::{Asked, Offered, OfferedPort, Policy, Subject, Table, Verdict, interpret};
 
+use median::median;
+use own_memory::anonymous_kib;
+
 const NODES: usize = 100;
-/// Instances of each service.
+/// The number of instances of each service.
 const INSTANCES: usize = 5;
-/// Services of each project.
+/// The number of services of each project.
 const SERVICES: usize = 4;
-/// Compilations measured.
+/// How often each policy is compiled.
 const COMPILATIONS: usize = 21;
-/// Lookups measured in one run.
+/// The number of lookups in one run.
 const LOOKUPS: usize = 1 << 20;
-/// The flows of a busy node, whose part of the table is in the processor's caches.
+/// The number of flows of a busy node. The part of the table that they need fits into the processor's caches.
 const HOT: usize = 1_024;
+/// How often the lookups are measured.
 const RUNS: usize = 9;
 
 fn main() {
@@ -48,10 +57,10 @@ fn main() {
 fn measure(name: &str, rules: usize, broad: usize, subjects: &[Subject]) {
     let text = policy(rules, broad, subjects.len() / INSTANCES);
     let policy = Policy::parse(&text).expect("a policy");
-    let before = anonymous_kib();
+    let before = memory_kib();
     let table = Table::compile(Some(&policy), subjects);
-    let memory = anonymous_kib().saturating_sub(before);
-    let mut times: Vec<f64> = (0..COMPILATIONS)
+    let memory = memory_kib().saturating_sub(before);
+    let times: Vec<f64> = (0..COMPILATIONS)
         .map(|_| {
             let start = Instant::now();
             black_box(Table::compile(
@@ -69,15 +78,15 @@ fn measure(name: &str, rules: usize, broad: usize, subjects: &[Subject]) {
         "{name:>13}: {:>4.1} KiB of text, compiled in {:.1} ms, {:.1} MiB, a lookup {hot:.1} ns among {HOT} flows and {cold:.1} ns \
          among {LOOKUPS}, {allowed:.1} % allowed",
         text.len() as f64 / 1024.0,
-        median(&mut times),
+        median(&times),
         memory as f64 / 1024.0,
     );
 }
 
-/// The nanoseconds of a lookup, and which percentage is allowed.
+/// The nanoseconds of a lookup, and the percentage of lookups that are allowed.
 fn lookups(table: &Table, flows: &[(IpAddr, IpAddr, Asked)]) -> (f64, f64) {
     let mut allowed = 0;
-    let mut times: Vec<f64> = (0..RUNS)
+    let times: Vec<f64> = (0..RUNS)
         .map(|_| {
             let start = Instant::now();
             allowed = 0;
@@ -88,7 +97,7 @@ fn lookups(table: &Table, flows: &[(IpAddr, IpAddr, Asked)]) -> (f64, f64) {
             start.elapsed().as_secs_f64() * 1e9 / LOOKUPS as f64
         })
         .collect();
-    (median(&mut times), allowed as f64 * 100.0 / LOOKUPS as f64)
+    (median(&times), allowed as f64 * 100.0 / LOOKUPS as f64)
 }
 
 /// Nodes with three tags, and instances of services in projects.
@@ -186,7 +195,7 @@ fn flows(subjects: &[Subject]) -> Vec<(IpAddr, IpAddr, Asked)> {
         .collect()
 }
 
-/// The table that was measured says what the policy says.
+/// Checks that the table that was measured has the verdicts of the policy.
 fn check(table: &Table, policy: &Policy, subjects: &[Subject]) {
     for n in 0..20_000 {
         let (from, to) = (
@@ -204,19 +213,9 @@ fn check(table: &Table, policy: &Policy, subjects: &[Subject]) {
     }
 }
 
-fn median(numbers: &mut [f64]) -> f64 {
-    numbers.sort_by(f64::total_cmp);
-    numbers[numbers.len() / 2]
-}
-
-/// The memory in use, after what was freed has been returned to the system.
-fn anonymous_kib() -> u64 {
+/// The memory in use, after the allocator has returned to the system what was freed.
+fn memory_kib() -> u64 {
     // SAFETY: the function has no arguments that could be invalid, and may be called at any time.
     unsafe { libc::malloc_trim(0) };
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("RssAnon:"));
-    let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
-    number.unwrap_or(0)
+    anonymous_kib()
 }
