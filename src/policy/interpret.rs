@@ -3,8 +3,9 @@
 
 use super::ports::Asked;
 use super::rules::{Policy, Ports, Rule, Target, Term};
-use super::selector::Selector;
-use super::subject::{MAX_NARROWED, Offered, Subject};
+use super::selector::{Selector, Wild};
+use super::subject::{MAX_NARROWED, Offered, OfferedPort, Subject};
+use crate::model::Label;
 
 /// What a policy says about a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -71,7 +72,7 @@ pub(super) fn target_allows(
         Selector::SameProject => {
             let mut shared = projects(from).filter(|project| in_project(to, project));
             shared.any(|project| {
-                let project = Selector::Project(super::selector::Wild::Is(project.clone()));
+                let project = Selector::Project(Wild::Is(project.clone()));
                 selector_opens(&project, &target.ports, to, asked)
             })
         }
@@ -108,8 +109,8 @@ fn selector_opens(selector: &Selector, ports: &Ports, to: &Subject, asked: Asked
         // A fragment may be for any port: it passes only if all ports that an instance has are open.
         (Ports::Declared, Asked::Other) => {
             let mut all = to.services.iter().flat_map(|offered| &offered.ports);
-            let is_open = |asked| selected.iter().any(|o| declares(o, asked));
-            !to.is_node && all.all(|own| is_open(Asked::Port(own.protocol, own.port)))
+            let is_open = |own: &OfferedPort| selected.iter().any(|o| declares(o, own.asked()));
+            !to.is_node && all.all(is_open)
         }
     }
 }
@@ -148,8 +149,7 @@ fn is_concerned(to: &Subject, offered: &Offered, asked: Asked) -> bool {
 }
 
 fn declares(offered: &Offered, asked: Asked) -> bool {
-    let mut ports = offered.ports.iter();
-    ports.any(|own| Asked::Port(own.protocol, own.port) == asked)
+    offered.ports.iter().any(|own| own.asked() == asked)
 }
 
 /// Whether a selector selects a subject, without a look at the other side.
@@ -166,12 +166,12 @@ pub(super) fn selects(selector: &Selector, subject: &Subject) -> bool {
     }
 }
 
-fn projects(subject: &Subject) -> impl Iterator<Item = &crate::model::Label> {
+fn projects(subject: &Subject) -> impl Iterator<Item = &Label> {
     let services = subject.services.iter();
     services.filter_map(|offered| offered.service.project.as_ref())
 }
 
-fn in_project(subject: &Subject, project: &crate::model::Label) -> bool {
+fn in_project(subject: &Subject, project: &Label) -> bool {
     projects(subject).any(|own| own == project)
 }
 

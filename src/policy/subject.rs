@@ -67,11 +67,12 @@ impl Offered {
         let most = self.allow.len().min(MAX_NARROWED);
         self.allow.get(..most).unwrap_or_default()
     }
-    /// The declared ports.
-    #[must_use]
-    pub fn declared(&self) -> PortSet {
-        let ports = self.ports.iter();
-        ports.map(|p| Asked::Port(p.protocol, p.port)).collect()
+}
+
+impl OfferedPort {
+    /// What a packet for this port asks for.
+    pub(super) fn asked(&self) -> Asked {
+        Asked::Port(self.protocol, self.port)
     }
 }
 
@@ -91,7 +92,7 @@ impl Subject {
     /// The ports of all services.
     pub(super) fn declared(&self) -> PortSet {
         let ports = self.services.iter().flat_map(|offered| &offered.ports);
-        ports.map(|p| Asked::Port(p.protocol, p.port)).collect()
+        ports.map(OfferedPort::asked).collect()
     }
 }
 

@@ -9,7 +9,7 @@ use super::sets::Sets;
 use crate::model::Label;
 use crate::policy::ports::{Asked, PortSet};
 use crate::policy::selector::{Selector, Wild};
-use crate::policy::subject::{MAX_NARROWED, Offered, Subject};
+use crate::policy::subject::{MAX_NARROWED, Offered, OfferedPort, Subject};
 use crate::policy::table::{Class, Narrowing, Refusal};
 
 /// Compiles the refusals of all classes.
@@ -86,7 +86,7 @@ fn projects(made: &mut Narrowing, index: &Index<'_>, subject: &Subject) -> u32 {
 /// The ports of services, and fragments, which may be for any port.
 fn refused<'s>(services: impl IntoIterator<Item = &'s Offered>) -> PortSet {
     let ports = services.into_iter().flat_map(|offered| &offered.ports);
-    let ports = ports.map(|p| Asked::Port(p.protocol, p.port));
+    let ports = ports.map(OfferedPort::asked);
     ports.chain([Asked::Other]).collect()
 }
 

@@ -3,7 +3,7 @@
 use crate::policy::ports::{Asked, PortSet};
 use crate::policy::rules::Ports;
 use crate::policy::selector::Selector;
-use crate::policy::subject::{Offered, Subject};
+use crate::policy::subject::{Offered, OfferedPort, Subject};
 
 /// The ports that `ports` behind `selector` opens at `subject`, which the selector selects.
 pub(in crate::policy) fn opened(selector: &Selector, ports: &Ports, subject: &Subject) -> PortSet {
@@ -12,12 +12,12 @@ pub(in crate::policy) fn opened(selector: &Selector, ports: &Ports, subject: &Su
         Ports::Named(name) => {
             let ports = selected(selector, subject).flat_map(|offered| &offered.ports);
             let named = ports.filter(|port| port.name.as_ref() == Some(name));
-            named.map(|p| Asked::Port(p.protocol, p.port)).collect()
+            named.map(OfferedPort::asked).collect()
         }
         Ports::Declared if subject.is_node && !is_about_services(selector) => PortSet::everything(),
         Ports::Declared => {
             let ports = selected(selector, subject).flat_map(|offered| &offered.ports);
-            let ports = ports.map(|p| Asked::Port(p.protocol, p.port));
+            let ports = ports.map(OfferedPort::asked);
             let mut open: PortSet = ports.chain([Asked::Icmp]).collect();
             // A fragment may be for any port: it passes only if all ports that an instance has are open.
             if !subject.is_node && subject.declared().without(&open).is_empty() {
