@@ -179,7 +179,7 @@ impl PortSet {
 
 impl Extend<Asked> for PortSet {
     fn extend<T: IntoIterator<Item = Asked>>(&mut self, more: T) {
-        // All at once, since members decide how many ports a service declares.
+        // Adding them one by one would sort the ranges for each, and members decide how many ports there are.
         let mut added = Self::default();
         for asked in more {
             match asked {
@@ -248,11 +248,10 @@ fn difference(a: &[(u16, u16)], b: &[(u16, u16)]) -> Ranges {
     for (first, last) in a {
         // The first number that is not decided yet; none after the last port.
         let mut from = Some(*first);
-        for (cut_first, cut_last) in b {
+        // A member can declare thousands of ports, so the ranges of `b` that end before this one are not looked at one by one.
+        let before = b.partition_point(|(_, cut_last)| cut_last < first);
+        for (cut_first, cut_last) in b.iter().skip(before) {
             let Some(start) = from else { break };
-            if *cut_last < start {
-                continue;
-            }
             if *cut_first > *last {
                 break;
             }

@@ -141,12 +141,7 @@ impl<'p, 's> Builder<'p, 's> {
             return *number;
         }
         let selectors = terms.iter().flat_map(|term| self.policy.selectors(term));
-        let mut members: Members = Members::new();
-        for selector in selectors {
-            members.extend(self.index.select(selector));
-        }
-        members.sort_unstable();
-        members.dedup();
+        let members = self.index.select_any(selectors);
         let number = self.member_list(members);
         self.lists.insert(terms, number);
         number

@@ -160,6 +160,20 @@ impl<'s> Index<'s> {
         };
         members.map_or(&[], Vec::as_slice)
     }
+
+    /// The classes that one of several selectors selects.
+    pub(super) fn select_any<'a>(
+        &self,
+        selectors: impl IntoIterator<Item = &'a Selector>,
+    ) -> Members {
+        let mut members = Members::new();
+        for selector in selectors {
+            members.extend(self.select(selector));
+        }
+        members.sort_unstable();
+        members.dedup();
+        members
+    }
 }
 
 /// Adds a class that is not smaller than those before it.

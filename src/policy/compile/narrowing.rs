@@ -6,7 +6,6 @@ use foldhash::fast::RandomState;
 
 use super::index::Index;
 use super::sets::Sets;
-use crate::model::Label;
 use crate::policy::ports::{Asked, PortSet};
 use crate::policy::selector::{Selector, Wild};
 use crate::policy::subject::{MAX_NARROWED, Offered, OfferedPort, Subject};
@@ -15,7 +14,7 @@ use crate::policy::table::{Class, Narrowing, Refusal};
 /// Compiles the refusals of all classes.
 pub(super) fn narrowing(index: &Index<'_>, sets: &mut Sets) -> Narrowing {
     let mut made = Narrowing::default();
-    let mut numbers: HashMap<Selector, u32, RandomState> = HashMap::default();
+    let mut lists = Lists::new(index);
     for (class, subject) in index.examples() {
         let start = made.refusals.len();
         let mut narrowed = subject.narrowed().peekable();
@@ -24,7 +23,7 @@ pub(super) fn narrowing(index: &Index<'_>, sets: &mut Sets) -> Narrowing {
         }
         let undeclared = undeclared(subject).map(|set| sets.number(set));
         for offered in narrowed.by_ref().take(MAX_NARROWED) {
-            let admitted = admitted(&mut made, &mut numbers, index, subject, offered);
+            let admitted = lists.admitted(subject, offered);
             let own = sets.number(refused([offered]));
             add(&mut made, &admitted, own, undeclared);
         }
@@ -35,6 +34,7 @@ pub(super) fn narrowing(index: &Index<'_>, sets: &mut Sets) -> Narrowing {
         let range = number(start)..number(made.refusals.len());
         made.of_class.insert(Class(class), range);
     }
+    made.admitted = lists.made;
     made
 }
 
@@ -48,39 +48,50 @@ fn add(made: &mut Narrowing, admitted: &[u32], own: u32, undeclared: Option<u32>
     }
 }
 
-/// The numbers of the sets of classes that a service does not refuse, one for each selector, because few selectors are in many lists.
-fn admitted(
-    made: &mut Narrowing,
-    numbers: &mut HashMap<Selector, u32, RandomState>,
-    index: &Index<'_>,
-    subject: &Subject,
-    offered: &Offered,
-) -> Vec<u32> {
-    let mut selectors: BTreeSet<Selector> = offered.admitted().iter().cloned().collect();
-    let mut all = Vec::new();
-    if selectors.remove(&Selector::SameProject) {
-        all.push(projects(made, index, subject));
-    }
-    let number_of = |selector: Selector| {
-        *numbers.entry(selector).or_insert_with_key(|selector| {
-            made.admitted.push(index.select(selector).into());
-            number(made.admitted.len() - 1)
-        })
-    };
-    all.extend(selectors.into_iter().map(number_of));
-    all
+/// The lists of classes that services admit. Each is made once: few selectors are in the lists of many services, and an owner could make
+/// every node list the same classes again for each of its services.
+struct Lists<'i, 's> {
+    index: &'i Index<'s>,
+    made: Vec<Box<[u16]>>,
+    /// The number of the list of the classes that one of these selectors selects.
+    numbers: HashMap<BTreeSet<Selector>, u32, RandomState>,
 }
 
-/// The number of the set of the classes that share a project with `subject`.
-fn projects(made: &mut Narrowing, index: &Index<'_>, subject: &Subject) -> u32 {
-    let projects: BTreeSet<&Label> = subject.projects().collect();
-    let mut classes = BTreeSet::new();
-    for project in projects {
-        let project = Selector::Project(Wild::Is(project.clone()));
-        classes.extend(index.select(&project));
+impl<'i, 's> Lists<'i, 's> {
+    fn new(index: &'i Index<'s>) -> Self {
+        Self {
+            index,
+            made: Vec::new(),
+            numbers: HashMap::default(),
+        }
     }
-    made.admitted.push(classes.into_iter().copied().collect());
-    number(made.admitted.len() - 1)
+
+    /// The numbers of the lists of classes that a service of `subject` admits, one for each of its selectors.
+    fn admitted(&mut self, subject: &Subject, offered: &Offered) -> Vec<u32> {
+        let selectors: BTreeSet<&Selector> = offered.admitted().iter().collect();
+        let lists = selectors.into_iter().map(|selector| match selector {
+            Selector::SameProject => self.number(own_projects(subject)),
+            selector => self.number(BTreeSet::from([selector.clone()])),
+        });
+        lists.collect()
+    }
+
+    fn number(&mut self, selectors: BTreeSet<Selector>) -> u32 {
+        if let Some(number) = self.numbers.get(&selectors) {
+            return *number;
+        }
+        let number = number(self.made.len());
+        self.made.push(self.index.select_any(&selectors).into());
+        self.numbers.insert(selectors, number);
+        number
+    }
+}
+
+/// The selectors of the projects in which `subject` has a service.
+fn own_projects(subject: &Subject) -> BTreeSet<Selector> {
+    let projects: BTreeSet<_> = subject.projects().collect();
+    let selectors = projects.into_iter().cloned().map(Wild::Is);
+    selectors.map(Selector::Project).collect()
 }
 
 /// The ports of services, and fragments, which may be for any port.

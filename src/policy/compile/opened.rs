@@ -20,7 +20,8 @@ pub(in crate::policy) fn opened(selector: &Selector, ports: &Ports, subject: &Su
             let ports = ports.map(OfferedPort::asked);
             let mut open: PortSet = ports.chain([Asked::Icmp]).collect();
             // A fragment may be for any port: it passes only if all ports that an instance has are open.
-            if !subject.is_node && subject.declared().without(&open).is_empty() {
+            let mut all = subject.services.iter().flat_map(|offered| &offered.ports);
+            if !subject.is_node && all.all(|own| open.contains(own.asked())) {
                 open.extend([Asked::Other]);
             }
             open

@@ -151,6 +151,22 @@ fn the_pairs_of_one_host_are_those_between_which_something_passes() {
 }
 
 #[test]
+fn the_classes_of_the_projects_of_an_owner_are_listed_once() {
+    let services = (0..MAX_NARROWED).map(|n| {
+        let name = format!("s{n}.p{}", n % 2);
+        offered(&name, &["80"], &["same-project"])
+    });
+    let owner = Subject {
+        services: services.collect(),
+        ..instance(1, "owner", &[])
+    };
+    let (near, far) = (instance(2, "near.p1", &[]), instance(3, "far.q", &[]));
+    let table = Table::compile(None, &[owner.clone(), near.clone(), far.clone()]);
+    assert_eq!(table.narrowing.admitted.len(), 1);
+    assert!(passes(&table, &near, &owner, tcp(80)) && !passes(&table, &far, &owner, tcp(80)));
+}
+
+#[test]
 fn broad_rules_and_narrow_ones_fit_into_few_layers() {
     let subjects: Vec<Subject> = (0..3_000)
         .map(|n| instance(n, &format!("s{n}.p{}", n % 500), &["80", "metrics=9100"]))
