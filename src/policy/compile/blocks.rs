@@ -9,7 +9,7 @@ use super::opened::opened;
 use super::sets::Sets;
 use crate::model::Label;
 use crate::policy::ports::PortSet;
-use crate::policy::rules::{Policy, Ports, Target, Term};
+use crate::policy::rules::{Policy, Ports, Term};
 use crate::policy::selector::{Selector, Wild};
 
 /// Sources, destinations and ports: each class of the source side reaches each class of the destination side.
@@ -41,12 +41,22 @@ impl Blocks {
     }
 }
 
-/// What the ports of a destination depend on.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+/// What the ports of a destination depend on. Fixed ports are those of the block, whichever they are.
+#[derive(Debug, PartialEq, Eq, Hash)]
 enum Kind {
     Fixed,
     Declared,
     Named(Label),
+}
+
+impl Kind {
+    fn of(ports: &Ports) -> Self {
+        match ports {
+            Ports::Fixed(_) => Self::Fixed,
+            Ports::Declared => Self::Declared,
+            Ports::Named(name) => Self::Named(name.clone()),
+        }
+    }
 }
 
 /// Makes the blocks. Lists that occur again are made once.
@@ -60,7 +70,7 @@ pub(super) struct Builder<'p, 's> {
     members: HashMap<Members, u32, RandomState>,
     targets: HashMap<(Term, Kind), u32, RandomState>,
     /// The sources and ports of rules for `same-project` whose blocks are made.
-    same_project: HashSet<(u32, Kind, Option<u32>), RandomState>,
+    same_project: HashSet<(u32, &'p Ports), RandomState>,
 }
 
 impl<'p, 's> Builder<'p, 's> {
@@ -87,7 +97,7 @@ impl<'p, 's> Builder<'p, 's> {
                 if target.who == Term::One(Selector::SameProject) {
                     self.add_same_project(from, &target.ports);
                 } else {
-                    self.add_target(from, target);
+                    self.add_target(from, &target.who, &target.ports);
                 }
             }
         }
@@ -97,41 +107,29 @@ impl<'p, 's> Builder<'p, 's> {
         self.made
     }
 
-    fn add(&mut self, from: u32, to: u32, fixed: Option<u32>) {
+    fn add_target(&mut self, from: u32, who: &Term, ports: &Ports) {
+        let fixed = match ports {
+            Ports::Fixed(set) => Some(self.sets.number(set.clone())),
+            Ports::Declared | Ports::Named(_) => None,
+        };
+        let to = self.destination(who, ports);
         let block = Block { from, to, fixed };
         if self.made.size(&block) > 0 && self.seen.insert(block) {
             self.made.blocks.push(block);
         }
     }
 
-    fn add_target(&mut self, from: u32, target: &Target) {
-        let (kind, fixed) = self.kind(&target.ports);
-        let to = self.destination(&target.who, kind, &target.ports);
-        self.add(from, to, fixed);
-    }
-
-    /// One block for each project of the sources.
-    fn add_same_project(&mut self, from: u32, ports: &Ports) {
-        let (kind, fixed) = self.kind(ports);
-        if !self.same_project.insert((from, kind, fixed)) {
+    /// Adds one block for each project of the sources.
+    fn add_same_project(&mut self, from: u32, ports: &'p Ports) {
+        if !self.same_project.insert((from, ports)) {
             return;
         }
         let sources = self.made.sources.get(from as usize);
         let by_project = self.index.by_project(sources.map_or(&[], Vec::as_slice));
         for (project, sources) in by_project {
-            let (kind, fixed) = self.kind(ports);
             let from = self.member_list(sources);
             let project = Term::One(Selector::Project(Wild::Is(project.clone())));
-            let to = self.destination(&project, kind, ports);
-            self.add(from, to, fixed);
-        }
-    }
-
-    fn kind(&mut self, ports: &Ports) -> (Kind, Option<u32>) {
-        match ports {
-            Ports::Fixed(set) => (Kind::Fixed, Some(self.sets.number(set.clone()))),
-            Ports::Declared => (Kind::Declared, None),
-            Ports::Named(name) => (Kind::Named(name.clone()), None),
+            self.add_target(from, &project, ports);
         }
     }
 
@@ -158,8 +156,8 @@ impl<'p, 's> Builder<'p, 's> {
     }
 
     /// The number of the list of the classes that `who` selects, with their ports.
-    fn destination(&mut self, who: &Term, kind: Kind, ports: &Ports) -> u32 {
-        let key = (who.clone(), kind);
+    fn destination(&mut self, who: &Term, ports: &Ports) -> u32 {
+        let key = (who.clone(), Kind::of(ports));
         if let Some(number) = self.targets.get(&key) {
             return *number;
         }
