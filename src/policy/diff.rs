@@ -35,8 +35,8 @@ pub fn diff(old: Option<&Policy>, new: Option<&Policy>, subjects: &[Subject]) ->
         }
     }
     let mut changes = Vec::new();
-    let sources = alike(&members, |class| old.roles(new.layers(), class, true));
-    let destinations = alike(&members, |class| old.roles(new.layers(), class, false));
+    let sources = alike(&members, |class| old.roles(&new.layers, class, true));
+    let destinations = alike(&members, |class| old.roles(&new.layers, class, false));
     for from in &sources {
         for to in &destinations {
             let (Some(a), Some(b)) = (from.first(), to.first()) else {

@@ -55,14 +55,11 @@ pub(super) enum Base {
     Everything,
 }
 
-/// The classes of the addresses, and the addresses of the classes.
+/// The classes of the addresses.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Classes {
     pub(super) v4: HashMap<u32, Class, RandomState>,
     pub(super) v6: HashMap<V6, Class, RandomState>,
-    /// Where the addresses of each class end in `addresses`. They begin where those of the class before end.
-    pub(super) ends: Vec<u32>,
-    pub(super) addresses: Vec<IpAddr>,
     /// How many subjects have no class because there are too many.
     pub(super) beyond: usize,
 }
@@ -227,10 +224,6 @@ impl Table {
         self.narrowing.of_class.contains_key(&class)
     }
 
-    pub(super) fn layers(&self) -> &[Layer] {
-        &self.layers
-    }
-
     /// The roles of a class in the layers of this table and in `more`: as a source, or as a destination.
     pub(super) fn roles(&self, more: &[Layer], class: Class, as_source: bool) -> Vec<u16> {
         let layers = self.layers.iter().chain(more);
@@ -245,33 +238,6 @@ impl Table {
         let sets = numbers.filter_map(|number| self.sets.get(number as usize));
         sets.for_each(|set| union.add(set));
         union
-    }
-
-    /// The pairs of classes among `classes` between which something passes, and what. For the rules of the firewall of one host,
-    /// `classes` are those of the addresses of this host: all pairs of a large mesh are more than anybody has use for.
-    #[must_use]
-    pub fn pairs(&self, classes: &[Class]) -> Vec<(Class, Class, PortSet)> {
-        let mut classes = classes.to_vec();
-        classes.sort_unstable();
-        classes.dedup();
-        let pairs = classes
-            .iter()
-            .flat_map(|from| classes.iter().map(move |to| (*from, *to)));
-        let pairs = pairs.map(|(from, to)| (from, to, self.ports(from, to)));
-        pairs.filter(|(_, _, ports)| !ports.is_empty()).collect()
-    }
-
-    /// The addresses of a class; none of [`Class::OUTSIDE`] and [`Class::NOBODY`].
-    #[must_use]
-    pub fn addresses(&self, class: Class) -> &[IpAddr] {
-        let Some(before) = class.index().checked_sub(1) else {
-            return &[];
-        };
-        let end = |index: usize| self.classes.ends.get(index).map(|end| *end as usize);
-        match (end(before), end(class.index())) {
-            (Some(start), Some(end)) => self.classes.addresses.get(start..end).unwrap_or_default(),
-            _ => &[],
-        }
     }
 
     /// How many subjects have no class, because there are more than 65,534 kinds of them. Nothing passes to them or from them.

@@ -144,10 +144,9 @@ impl<'s> Kinds<'s> {
         }
     }
 
-    /// The classes with their addresses.
+    /// The classes of all addresses.
     pub(super) fn classes(&self, owners: &Owners) -> Classes {
         let mut classes = Classes::default();
-        let mut by_class: Vec<(Class, IpAddr)> = Vec::with_capacity(owners.of_address.len());
         for (address, owner) in &owners.of_address {
             let class = match owner {
                 Owner::One(number) => self.of_subject.get(*number),
@@ -159,33 +158,11 @@ impl<'s> Kinds<'s> {
                 IpAddr::V4(address) => classes.v4.insert(address.to_bits(), class),
                 IpAddr::V6(address) => classes.v6.insert(V6::from(*address), class),
             };
-            if class != Class::NOBODY {
-                by_class.push((class, *address));
-            }
         }
         classes.v4.shrink_to_fit();
         classes.v6.shrink_to_fit();
-        by_class.sort_unstable();
-        classes.ends = ends(&by_class, self.examples.len());
-        classes.addresses = by_class.into_iter().map(|(_, address)| address).collect();
         let all = self.of_subject.iter();
         classes.beyond = all.filter(|class| **class == Class::NOBODY).count();
         classes
     }
-}
-
-/// Where the addresses of each class end, beginning with [`Class::OUTSIDE`], which has none.
-fn ends(by_class: &[(Class, IpAddr)], classes: usize) -> Vec<u32> {
-    let mut ends = vec![0_u32; classes + 1];
-    for (class, _) in by_class {
-        if let Some(count) = ends.get_mut(usize::from(class.0)) {
-            *count += 1;
-        }
-    }
-    let mut end = 0;
-    for count in &mut ends {
-        end += *count;
-        *count = end;
-    }
-    ends
 }
