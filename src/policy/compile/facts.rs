@@ -9,10 +9,11 @@ use crate::model::Label;
 use crate::policy::subject::{Offered, Subject};
 use crate::policy::table::{Class, Classes, V6};
 
-/// The largest class. [`Class::OUTSIDE`] and [`Class::NOBODY`] are none of subjects.
+/// The largest class of subjects. No subject has [`Class::OUTSIDE`] or [`Class::NOBODY`] as its class.
 const MAX_CLASS: usize = u16::MAX as usize - 1;
 
-/// Everything about a subject that a selector looks at. The node of an instance is not among it: rules see the tags of this node only.
+/// Everything about a subject that a selector looks at. The name of an instance's node is not part of it, because rules select an
+/// instance by the tags of its node only.
 #[derive(PartialEq, Eq, Hash)]
 struct Facts<'s> {
     node: Option<&'s Label>,
@@ -33,68 +34,65 @@ impl<'s> Facts<'s> {
     }
 }
 
-/// Who has an address.
+/// The owner of an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Owner {
     /// The subject with this number.
     One(usize),
-    /// Several subjects of one node, which are one subject there: that with this number in [`Owners::merged`].
+    /// Several subjects of one node, which count as one subject at this address: the one with this number in [`Owners::merged`].
     Several(usize),
-    /// Subjects of two nodes.
+    /// Subjects of two nodes. Neither owns the address.
     Disputed,
 }
 
 /// The owners of all addresses.
 pub(in crate::policy) struct Owners {
-    of_address: Vec<(IpAddr, Owner)>,
+    of_address: HashMap<IpAddr, Owner, RandomState>,
     merged: Vec<Subject>,
 }
 
 impl Owners {
     pub(in crate::policy) fn of(subjects: &[Subject]) -> Self {
-        let mut places: HashMap<IpAddr, usize, RandomState> = HashMap::default();
         let mut owners = Self {
-            of_address: Vec::new(),
+            of_address: HashMap::default(),
             merged: Vec::new(),
         };
         for (number, subject) in subjects.iter().enumerate() {
             for address in &subject.addresses {
-                match places.get(address).copied() {
-                    Some(place) => owners.add(place, number, subjects),
-                    None => {
-                        places.insert(*address, owners.of_address.len());
-                        owners.of_address.push((*address, Owner::One(number)));
-                    }
-                }
+                let owner = match owners.of_address.get(address).copied() {
+                    None => Owner::One(number),
+                    Some(before) => owners.joined(before, number, subjects),
+                };
+                owners.of_address.insert(*address, owner);
             }
         }
         owners
     }
 
-    /// Adds a further owner to an address.
-    fn add(&mut self, place: usize, number: usize, subjects: &[Subject]) {
-        let Some((_, owner)) = self.of_address.get_mut(place) else {
-            return;
-        };
+    /// The owner of an address that the subject with this number has too.
+    fn joined(&mut self, owner: Owner, number: usize, subjects: &[Subject]) -> Owner {
         let Some(more) = subjects.get(number) else {
-            return;
+            return owner;
         };
-        match *owner {
-            Owner::One(before) if before == number => {}
+        match owner {
+            Owner::One(before) if before == number => owner,
             Owner::One(before) => match subjects.get(before) {
                 Some(before) if before.node == more.node => {
                     let mut merged = before.clone();
                     merge(&mut merged, more);
-                    *owner = Owner::Several(self.merged.len());
                     self.merged.push(merged);
+                    Owner::Several(self.merged.len() - 1)
                 }
-                _ => *owner = Owner::Disputed,
+                _ => Owner::Disputed,
             },
             Owner::Several(merged) => match self.merged.get_mut(merged) {
-                Some(before) if before.node == more.node => merge(before, more),
-                _ => *owner = Owner::Disputed,
+                Some(before) if before.node == more.node => {
+                    merge(before, more);
+                    owner
+                }
+                _ => Owner::Disputed,
             },
-            Owner::Disputed => {}
+            Owner::Disputed => owner,
         }
     }
 }
@@ -111,7 +109,7 @@ fn merge(into: &mut Subject, more: &Subject) {
 
 /// The classes of the subjects of a mesh. They do not depend on a policy.
 pub(in crate::policy) struct Kinds<'s> {
-    /// A subject of each class, beginning with that of class 1.
+    /// One subject of each class, in the order of the classes. The first one is of class 1.
     pub(in crate::policy) examples: Vec<&'s Subject>,
     /// The class of each subject.
     pub(in crate::policy) of_subject: Vec<Class>,
