@@ -2,9 +2,7 @@
 
 use std::fmt;
 
-use super::interpret::{
-    Verdict, has, interpret, is_target, refusing_service, rule_allows, target_allows,
-};
+use super::interpret::{Verdict, has, is_target, refusing_service, rule_allows, target_allows};
 use super::ports::Asked;
 use super::rules::{Policy, Rule};
 use super::subject::Subject;
@@ -30,8 +28,8 @@ impl fmt::Display for Explanation {
 #[must_use]
 pub fn explain(policy: Option<&Policy>, from: &Subject, to: &Subject, asked: Asked) -> Explanation {
     let (line, by_policy) = allowed_by(policy, from, to, asked);
-    let (line, reason) = match (by_policy, refusing_service(from, to, asked)) {
-        (Some(by_policy), None) => (line, by_policy),
+    let (verdict, line, reason) = match (by_policy, refusing_service(from, to, asked)) {
+        (Some(by_policy), None) => (Verdict::Allow, line, by_policy),
         (Some(by_policy), Some(service)) => {
             let names: Vec<String> = service.allow.iter().map(ToString::to_string).collect();
             let reason = format!(
@@ -39,12 +37,15 @@ pub fn explain(policy: Option<&Policy>, from: &Subject, to: &Subject, asked: Ask
                 service.service,
                 names.join(", ")
             );
-            (line, reason)
+            (Verdict::Deny, line, reason)
         }
-        (None, _) => nearest(policy, from, to, asked),
+        (None, _) => {
+            let (line, reason) = nearest(policy, from, to, asked);
+            (Verdict::Deny, line, reason)
+        }
     };
     Explanation {
-        verdict: interpret(policy, from, to, asked),
+        verdict,
         line,
         reason,
     }
