@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 
 use super::compile::{Kinds, Owners, opened};
 use super::explain::explain;
@@ -18,7 +19,7 @@ use crate::model::{Label, Protocol, ServiceName};
 pub struct Failure {
     /// The line of the test.
     pub line: usize,
-    /// What is not as the test says, with one source and one destination for which it is not.
+    /// How the policy differs from the test, for one source and one destination.
     pub message: String,
 }
 
@@ -28,23 +29,29 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Runs the tests of a policy. Each is about all subjects that it names, or about one that is made up if the mesh has none of them: so
-/// the tests of a policy can run without a mesh.
+/// Runs the tests of a policy. A test is about all subjects of the mesh that its source and its destination select. If one of these
+/// selects none, a subject is made up for it, so that tests can run without a mesh.
 #[must_use]
 pub fn run_tests(policy: &Policy, subjects: &[Subject]) -> Vec<Failure> {
     if policy.tests.is_empty() {
         return Vec::new();
     }
     let mut all = subjects.to_vec();
-    for test in &policy.tests {
-        for (term, ports) in [(&test.from, None), (&test.to.who, Some(&test.to.ports))] {
-            let selectors = policy.selectors(term);
-            let is_there = |subject: &Subject| selectors.iter().any(|s| selects(s, subject));
-            if !subjects.iter().any(is_there) {
-                all.extend(selectors.iter().map(|selector| made_up(selector, ports)));
-            }
+    let mut make_up = |term, ports| {
+        let selectors = policy.selectors(term);
+        let is_there = |subject: &Subject| selectors.iter().any(|s| selects(s, subject));
+        let start = all.len();
+        if !subjects.iter().any(is_there) {
+            all.extend(selectors.iter().map(|selector| made_up(selector, ports)));
         }
-    }
+        start..all.len()
+    };
+    let tests = policy.tests.iter().map(|test| Sides {
+        test,
+        from: make_up(&test.from, None),
+        to: make_up(&test.to.who, Some(&test.to.ports)),
+    });
+    let tests: Vec<Sides<'_>> = tests.collect();
     let owners = Owners::of(&all);
     let kinds = Kinds::of(&all, &owners);
     let world = World {
@@ -52,32 +59,40 @@ pub fn run_tests(policy: &Policy, subjects: &[Subject]) -> Vec<Failure> {
         table: Table::of_kinds(Some(policy), &kinds, &owners),
         subjects: &all,
         classes: &kinds.of_subject,
-        is_live: |number| number < subjects.len(),
+        live: subjects.len(),
     };
-    let tests = policy.tests.iter();
-    tests.filter_map(|test| world.failure(test)).collect()
+    let failures = tests.iter().filter_map(|sides| world.failure(sides));
+    failures.collect()
 }
 
-/// What tests run against.
-struct World<'a, F> {
+/// A test, and the numbers of the subjects that are made up for its source and for its destination. Another test does not see them: they
+/// do not declare its ports.
+struct Sides<'a> {
+    test: &'a Test,
+    from: Range<usize>,
+    to: Range<usize>,
+}
+
+/// The policy, and the subjects that its tests run against.
+struct World<'a> {
     policy: &'a Policy,
     table: Table,
     subjects: &'a [Subject],
     classes: &'a [Class],
-    /// Whether the subject with this number is not made up.
-    is_live: F,
+    /// How many of the subjects are in the mesh. Those after them are made up.
+    live: usize,
 }
 
-impl<F: Fn(usize) -> bool> World<'_, F> {
-    fn failure(&self, test: &Test) -> Option<Failure> {
+impl World<'_> {
+    fn failure(&self, Sides { test, from, to }: &Sides<'_>) -> Option<Failure> {
         let failed = |message| {
             Some(Failure {
                 line: test.line,
                 message,
             })
         };
-        let sources = self.selected(&test.from, |_, _| Some(PortSet::nothing()));
-        let destinations = self.selected(&test.to.who, |selector, subject| {
+        let sources = self.selected(&test.from, from, |_, _| Some(PortSet::nothing()));
+        let destinations = self.selected(&test.to.who, to, |selector, subject| {
             let asked = asked(selector, &test.to.ports, subject);
             (!asked.is_empty()).then_some(asked)
         });
@@ -102,24 +117,25 @@ impl<F: Fn(usize) -> bool> World<'_, F> {
         None
     }
 
-    /// One subject of each class that a term selects, with what `ports` has for it. Those that are made up count only if there are no
-    /// others.
+    /// One subject of each class that a term selects, with the ports that `ports` returns for it. They are those that were made up for the
+    /// term, if any were, and those of the mesh otherwise.
     fn selected(
         &self,
         term: &Term,
+        made_up: &Range<usize>,
         ports: impl Fn(&Selector, &Subject) -> Option<PortSet>,
     ) -> BTreeMap<Class, (&Subject, PortSet)> {
         let selectors = self.policy.selectors(term);
-        let numbered = self.subjects.iter().zip(self.classes).enumerate();
-        let selected: Vec<_> = numbered
-            .filter(|(_, (subject, class))| {
-                **class != Class::NOBODY && selectors.iter().any(|s| selects(s, subject))
-            })
-            .collect();
-        let has_live = selected.iter().any(|(number, _)| (self.is_live)(*number));
+        let places = if made_up.is_empty() {
+            0..self.live
+        } else {
+            made_up.clone()
+        };
+        let subjects = self.subjects.get(places.clone()).unwrap_or_default();
+        let classes = self.classes.get(places).unwrap_or_default();
         let mut of_class: BTreeMap<Class, (&Subject, PortSet)> = BTreeMap::new();
-        for (number, (subject, class)) in selected {
-            if (has_live && !(self.is_live)(number)) || of_class.contains_key(class) {
+        for (subject, class) in subjects.iter().zip(classes) {
+            if *class == Class::NOBODY || of_class.contains_key(class) {
                 continue;
             }
             let matching = selectors.iter().filter(|s| selects(s, subject));
@@ -133,7 +149,7 @@ impl<F: Fn(usize) -> bool> World<'_, F> {
         of_class
     }
 
-    /// The message of a test whose destinations have no port that it could be about.
+    /// The message of a test that asks for no port, because none of its destinations declares one.
     fn without_ports(&self, target: &Target) -> String {
         let names: Vec<String> = self
             .policy
@@ -151,7 +167,7 @@ impl<F: Fn(usize) -> bool> World<'_, F> {
     }
 }
 
-/// What a test asks of a destination: of an instance without a named port its declared ports.
+/// The ports that a test asks for at a destination. A test without a port asks an instance for its declared ports.
 fn asked(selector: &Selector, ports: &Ports, subject: &Subject) -> PortSet {
     let asked = opened(selector, ports, subject);
     match ports {
@@ -160,7 +176,8 @@ fn asked(selector: &Selector, ports: &Ports, subject: &Subject) -> PortSet {
     }
 }
 
-/// A subject that a selector selects. As a destination it declares what the test asks for, so that rules about declared ports apply.
+/// Makes up a subject that a selector selects. As a destination it declares the ports that the test asks for, so that rules about declared
+/// ports apply.
 fn made_up(selector: &Selector, ports: Option<&Ports>) -> Subject {
     let name = |wild: &Wild| match wild {
         Wild::Is(name) => name.clone(),
@@ -180,7 +197,7 @@ fn made_up(selector: &Selector, ports: Option<&Ports>) -> Subject {
             project: Some(name(project)),
         }),
         Selector::Project(project) => Some(ServiceName {
-            name: Label::from_host_name("any"),
+            name: name(&Wild::Any),
             project: Some(name(project)),
         }),
         Selector::Tag(tag) => {
@@ -223,5 +240,5 @@ fn declared(ports: Option<&Ports>) -> Vec<OfferedPort> {
     }
 }
 
-/// The most ports that a destination which is made up declares; a test may be about all ports there are.
+/// The maximum number of ports that a destination declares if it is made up. A test can ask for all 65,535 ports.
 const MAX_DECLARED: usize = 1_024;

@@ -144,6 +144,21 @@ fn a_test_that_fails_names_its_line_and_one_pair() {
 }
 
 #[test]
+fn a_subject_that_is_made_up_belongs_to_one_side_of_one_test() {
+    let tests = [
+        test("web", "db:5432", "allow"),
+        test("web", "db:metrics", "allow"),
+        test("db", "db:5433", "allow"),
+        test("web", "shop/*:80", "deny"),
+    ];
+    let policy = policy(&format!(
+        "[[allow]]\nfrom = [\"web\", \"db\"]\nto = [\"db\"]\n{}",
+        tests.concat()
+    ));
+    assert_eq!(run_tests(&policy, &[]), []);
+}
+
+#[test]
 fn a_test_without_a_port_needs_an_instance_that_declares_one() {
     assert_eq!(
         failures(&test("web", "cache", "deny"), &subjects()),
