@@ -1,4 +1,4 @@
-//! Makes text from other programs safe to print: it becomes one line without control sequences.
+//! Texts for people. Text from other programs becomes safe to print: one line without control sequences.
 
 use std::fmt::Display;
 
@@ -33,6 +33,21 @@ pub fn listed<T: Display>(items: impl IntoIterator<Item = T>, most: usize) -> St
         shown.push(format!("{more} more"));
     }
     shown.join(", ")
+}
+
+/// Returns the one of `known` that is most similar to `word`, if it is at least as similar as `least`: from 0 to 1 (Jaro-Winkler).
+#[must_use]
+pub fn nearest<T: AsRef<str>>(
+    word: &str,
+    known: impl IntoIterator<Item = T>,
+    least: f64,
+) -> Option<T> {
+    let scored = known
+        .into_iter()
+        .map(|known| (strsim::jaro_winkler(word, known.as_ref()), known));
+    let best = scored.max_by(|(a, _), (b, _)| a.total_cmp(b));
+    let near = best.filter(|(score, _)| *score >= least);
+    near.map(|(_, known)| known)
 }
 
 /// Whether `c` is a control character, or an invisible one that separates lines, joins characters, carries other text or sets
@@ -84,6 +99,15 @@ mod tests {
         assert_eq!(listed(["a", "b"], 2), "a, b");
         assert_eq!(listed(["a", "b", "c", "d"], 2), "a, b, 2 more");
         assert_eq!(listed([1, 2], 0), "2 more");
+    }
+
+    #[test]
+    fn the_nearest_word_is_named_only_if_it_is_similar() {
+        let known = ["default", "strict", "groups"];
+        assert_eq!(nearest("defualt", known, 0.7), Some("default"));
+        assert_eq!(nearest("x", known, 0.7), None);
+        assert_eq!(nearest("strict", known, 1.0), Some("strict"));
+        assert_eq!(nearest("x", Vec::<String>::new(), 0.0), None);
     }
 
     #[test]

@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use toml::de::{DeTable, DeValue};
 
+use crate::model::text;
+
 /// The maximum size of a configuration file, in bytes.
 const MAX_FILE: u64 = 1024 * 1024;
 
@@ -335,10 +337,7 @@ fn explain(message: &str, key: Option<&str>) -> String {
     let unknown = names.next().unwrap_or_default();
     let shown = key.unwrap_or(unknown);
     let known: Vec<&str> = rest.split('`').skip(2).step_by(2).collect();
-    let nearest = known.iter().max_by(|a, b| {
-        strsim::jaro_winkler(unknown, a).total_cmp(&strsim::jaro_winkler(unknown, b))
-    });
-    match nearest {
+    match text::nearest(unknown, known, 0.0) {
         Some(nearest) => format!("unknown key `{shown}`; the nearest known key is `{nearest}`"),
         None => format!("unknown key `{shown}`"),
     }

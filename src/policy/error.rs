@@ -2,6 +2,11 @@
 
 use std::fmt;
 
+use crate::model::text;
+
+/// How many characters of a wrong text a message shows.
+const MAX_SHOWN: usize = 64;
+
 /// Why a text is not a policy that this version understands.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct PolicyError {
@@ -12,6 +17,11 @@ pub struct PolicyError {
     /// The error and the remedy.
     pub message: String,
     pub(super) newer: bool,
+}
+
+/// The first characters of a wrong text, as a message shows them.
+pub(super) fn printable(wrong: &str) -> String {
+    text::printable(wrong, MAX_SHOWN)
 }
 
 impl PolicyError {

@@ -2,8 +2,9 @@
 
 use std::fmt;
 
+use super::error::printable;
 use crate::model::name::LabelError;
-use crate::model::text::printable;
+use crate::model::text;
 use crate::model::{Label, ServiceName};
 
 /// Which nodes and instances a rule, or the label `mesh.allow`, is about.
@@ -44,7 +45,7 @@ pub enum SelectorError {
     Empty,
     /// The part before the colon is none that a selector begins with.
     #[error("`{0}:` begins no selector; {1}")]
-    Prefix(String, &'static str),
+    Prefix(String, String),
     /// The name of a service as the DNS has it.
     #[error("`{0}` has a dot; a service of a project is written `project/name`, such as `{1}`")]
     Dot(String, String),
@@ -75,10 +76,10 @@ impl Selector {
             return Err(SelectorError::Empty);
         }
         if let Some(odd) = text.chars().find(|c| !c.is_ascii()) {
-            return Err(SelectorError::NotAscii(printable(text, MAX_SHOWN), odd));
+            return Err(SelectorError::NotAscii(printable(text), odd));
         }
         if text.parse::<std::net::IpAddr>().is_ok() || text.parse::<ipnet::IpNet>().is_ok() {
-            return Err(SelectorError::Address(printable(text, MAX_SHOWN)));
+            return Err(SelectorError::Address(printable(text)));
         }
         match text {
             "*" => return Ok(Self::Any),
@@ -90,10 +91,7 @@ impl Selector {
                 "tag" => Ok(Self::Tag(Wild::parse(name)?)),
                 "node" => Ok(Self::Node(Wild::parse(name)?)),
                 "project" => Ok(Self::Project(Wild::parse(name)?)),
-                other => Err(SelectorError::Prefix(
-                    printable(other, MAX_SHOWN),
-                    nearest_prefix(other),
-                )),
+                other => Err(SelectorError::Prefix(printable(other), right_prefix(other))),
             };
         }
         if let Some((project, name)) = text.split_once('/') {
@@ -102,10 +100,7 @@ impl Selector {
         if let Some((name, project)) = text.split_once('.') {
             let project = project.split('.').next().filter(|p| !p.is_empty());
             let right = format!("{}/{}", project.unwrap_or("project"), name);
-            return Err(SelectorError::Dot(
-                printable(text, MAX_SHOWN),
-                printable(&right, MAX_SHOWN),
-            ));
+            return Err(SelectorError::Dot(printable(text), printable(&right)));
         }
         match Wild::parse(text)? {
             Wild::Any => Ok(Self::Any),
@@ -134,7 +129,7 @@ impl Wild {
             return Ok(Self::Any);
         }
         if text.contains('*') {
-            return Err(SelectorError::PartlyWild(printable(text, MAX_SHOWN)));
+            return Err(SelectorError::PartlyWild(printable(text)));
         }
         Ok(Self::Is(Label::parse(text)?))
     }
@@ -150,40 +145,21 @@ impl Wild {
 }
 
 /// What to write in place of a word before a colon that begins no selector.
-fn nearest_prefix(word: &str) -> &'static str {
+fn right_prefix(word: &str) -> String {
     match word {
-        "group" | "groups" => "a group is written as its name alone",
-        "service" | "services" | "svc" | "name" => "a service is written as its name alone",
+        "group" | "groups" => "a group is written as its name alone".to_owned(),
+        "service" | "services" | "svc" | "name" => {
+            "a service is written as its name alone".to_owned()
+        }
         _ => {
-            let (_, remedy) = PREFIXES
-                .iter()
-                .max_by(|(a, _), (b, _)| {
-                    strsim::jaro_winkler(word, a).total_cmp(&strsim::jaro_winkler(word, b))
-                })
-                .unwrap_or(&PREFIXES[0]);
-            remedy
+            let nearest = text::nearest(word, PREFIXES, 0.0).unwrap_or_default();
+            format!("did you mean `{nearest}:`? there are `tag:`, `node:` and `project:`")
         }
     }
 }
 
-/// The words that begin a selector.
-const PREFIXES: [(&str, &str); 3] = [
-    (
-        "tag",
-        "did you mean `tag:`? there are `tag:`, `node:` and `project:`",
-    ),
-    (
-        "node",
-        "did you mean `node:`? there are `tag:`, `node:` and `project:`",
-    ),
-    (
-        "project",
-        "did you mean `project:`? there are `tag:`, `node:` and `project:`",
-    ),
-];
-
-/// How many characters of a wrong text a message shows.
-const MAX_SHOWN: usize = 64;
+/// The words before a colon with which selectors begin.
+pub(super) const PREFIXES: [&str; 3] = ["tag", "node", "project"];
 
 impl fmt::Display for Wild {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

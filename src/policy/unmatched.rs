@@ -7,6 +7,7 @@ use super::interpret::selects;
 use super::rules::{Policy, Term};
 use super::selector::Selector;
 use super::subject::Subject;
+use crate::model::text;
 
 /// A selector that selects nobody.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,7 +59,7 @@ pub fn unmatched(policy: &Policy, subjects: &[Subject]) -> Vec<Unmatched> {
         .map(|(line, selector)| Unmatched {
             line: *line,
             selector: (*selector).clone(),
-            nearest: nearest(&selector.to_string(), &names),
+            nearest: text::nearest(&selector.to_string(), &names, SIMILAR).cloned(),
         })
         .collect()
 }
@@ -84,15 +85,6 @@ fn names(policy: &Policy, subjects: &[Subject]) -> BTreeSet<String> {
     // A group is named in place of a service, and no selector that is not resolved has its name.
     names.extend(policy.groups.iter().map(|group| group.name.to_string()));
     names
-}
-
-fn nearest(wrong: &str, names: &BTreeSet<String>) -> Option<String> {
-    let scored = names
-        .iter()
-        .map(|name| (strsim::jaro_winkler(wrong, name), name));
-    let best = scored.max_by(|(a, _), (b, _)| a.total_cmp(b));
-    best.filter(|(score, _)| *score >= SIMILAR)
-        .map(|(_, name)| name.clone())
 }
 
 /// How similar a name must be to be the one that was meant.

@@ -4,14 +4,11 @@ use std::collections::BTreeSet;
 
 use toml::de::{DeTable, DeValue};
 
-use crate::model::text::printable;
-use crate::policy::error::PolicyError;
+use crate::model::text;
+use crate::policy::error::{PolicyError, printable};
 
 /// The maximum number of errors that are reported at once. A text with more errors is probably something else than a policy.
 const MAX_ERRORS: usize = 20;
-
-/// How many characters of a wrong text a message shows.
-const MAX_SHOWN: usize = 64;
 
 /// How similar a known word must be to a wrong one to be the one that was meant.
 const SIMILAR: f64 = 0.7;
@@ -120,7 +117,7 @@ impl<'a> Errors<'a> {
                 Some(nearest) => format!("did you mean `{nearest}`?"),
                 None => format!("the keys here are {}", quoted(known)),
             });
-            let name = printable(name, MAX_SHOWN);
+            let name = printable(name);
             let place = match entry.name {
                 TOP => String::new(),
                 place => format!(" in `{place}`"),
@@ -147,11 +144,11 @@ impl<'a> Errors<'a> {
         value: &'t DeValue<'t>,
         key: &str,
     ) -> Vec<Word<'t>> {
-        let key = printable(key, MAX_SHOWN);
+        let key = printable(key);
         let DeValue::Array(array) = value else {
             let message = match value {
                 DeValue::String(text) => {
-                    let text = printable(text, MAX_SHOWN);
+                    let text = printable(text);
                     format!("`{key}` is a list; write [\"{text}\"]")
                 }
                 other => format!("`{key}` is a list of texts, not {}", kind_of(other)),
@@ -237,9 +234,7 @@ pub(super) const TOP: &str = "";
 
 /// The known word that is most similar to a wrong one, if one is.
 pub(super) fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
-    let scored = known.iter().map(|k| (strsim::jaro_winkler(word, k), *k));
-    let best = scored.max_by(|(a, _), (b, _)| a.total_cmp(b));
-    best.filter(|(score, _)| *score >= SIMILAR).map(|(_, k)| k)
+    text::nearest(word, known.iter().copied(), SIMILAR)
 }
 
 /// The words in quotes, with commas between them.

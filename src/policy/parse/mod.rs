@@ -8,19 +8,15 @@ use toml::de::{DeTable, DeValue};
 
 use self::document::{Entry, Errors, TOP, Word, kind_of, nearest, quoted};
 use self::groups::Names;
-use super::error::PolicyError;
+use super::error::{PolicyError, printable};
 use super::rules::{Group, Policy, Ports, Rule, Serve, Target, Term, Test, Wanted};
 use super::selector::Selector;
-use crate::model::text::printable;
 
 /// The version of the language that this program speaks.
 pub const LANGUAGE: u32 = 1;
 
 /// The maximum size of a policy, in bytes: with its signature it must fit into a record.
 pub const MAX_POLICY: usize = 60 * 1024;
-
-/// How many characters of a wrong text a message shows.
-const MAX_SHOWN: usize = 64;
 
 impl Policy {
     /// Parses a policy.
@@ -180,10 +176,9 @@ fn who(names: &Names, text: &str) -> Result<Term, String> {
         // A right selector with a port behind it is a common error here.
         let (who, ports) = target::split(text);
         match ports {
-            Some(_) if names.term(who).is_ok() => format!(
-                "`{}` has a port; ports stand in `to` only",
-                printable(text, MAX_SHOWN)
-            ),
+            Some(_) if names.term(who).is_ok() => {
+                format!("`{}` has a port; ports stand in `to` only", printable(text))
+            }
             _ => error,
         }
     })
@@ -267,7 +262,7 @@ impl Reader<'_, '_> {
             "deny" => Some(Wanted::Deny),
             other => {
                 let known = ["allow", "deny"];
-                let shown = printable(other, MAX_SHOWN);
+                let shown = printable(other);
                 let remedy = match nearest(other, &known) {
                     Some(nearest) => format!("did you mean \"{nearest}\"?"),
                     None => format!("it is {}", quoted(&known)),
@@ -320,13 +315,12 @@ impl Reader<'_, '_> {
             ) => return Some(selector),
             Ok(_) => format!(
                 "`{}` is no name of a service; names are `name`, `project/name`, `project/*` or `*`",
-                printable(word.text, MAX_SHOWN)
+                printable(word.text)
             ),
             Err(error) => match target::split(word.text) {
-                (name, Some(_)) if Selector::parse(name).is_ok() => format!(
-                    "`{}` has a port; names have none",
-                    printable(word.text, MAX_SHOWN)
-                ),
+                (name, Some(_)) if Selector::parse(name).is_ok() => {
+                    format!("`{}` has a port; names have none", printable(word.text))
+                }
                 _ => error.to_string(),
             },
         };
@@ -358,7 +352,7 @@ impl Reader<'_, '_> {
             match wrong {
                 None => all.push(term),
                 Some(wrong) => {
-                    let shown = printable(word.text, MAX_SHOWN);
+                    let shown = printable(word.text);
                     let message = match &term {
                         Term::One(_) => format!(
                             "`{key}` names nodes, and `{shown}` does not; write `tag:TAG`, `node:NAME` or `*`"

@@ -1,15 +1,10 @@
 //! The texts of `to`: a selector, and the ports behind it.
 
-use crate::model::text::printable;
 use crate::model::{Label, Protocol};
+use crate::policy::error::printable;
 use crate::policy::ports::{Asked, PortSet};
 use crate::policy::rules::Ports;
-
-/// How many characters of a wrong text a message shows.
-const MAX_SHOWN: usize = 64;
-
-/// The words before a colon with which selectors begin.
-const PREFIXES: [&str; 3] = ["tag:", "node:", "project:"];
+use crate::policy::selector::PREFIXES;
 
 /// Words with which people begin a selector that there is not. Before a port that is a name they are no service.
 const WRONG_PREFIXES: [&str; 12] = [
@@ -19,8 +14,9 @@ const WRONG_PREFIXES: [&str; 12] = [
 
 /// Takes the ports off a text: `node:web-1:80` becomes `node:web-1` and `80`.
 pub(super) fn split(text: &str) -> (&str, Option<&str>) {
-    let prefix = PREFIXES.iter().find(|prefix| text.starts_with(**prefix));
-    let skipped = prefix.map_or(0, |prefix| prefix.len());
+    let first = text.split_once(':').map(|(first, _)| first);
+    let prefix = first.filter(|first| PREFIXES.contains(first));
+    let skipped = prefix.map_or(0, |prefix| prefix.len() + 1);
     let rest = text.get(skipped..).unwrap_or_default();
     let Some(colon) = rest.find(':').map(|at| skipped + at) else {
         return (text, None);
@@ -36,7 +32,7 @@ pub(super) fn split(text: &str) -> (&str, Option<&str>) {
 
 /// Parses what stands behind the colon: `80`, `8000-8100`, `53/udp`, `icmp`, or the name of a port.
 pub(super) fn ports(text: &str) -> Result<Ports, String> {
-    let shown = printable(text, MAX_SHOWN);
+    let shown = printable(text);
     if let Some(odd) = text.chars().find(|c| !c.is_ascii()) {
         let code = u32::from(odd);
         return Err(format!(
@@ -65,7 +61,7 @@ pub(super) fn ports(text: &str) -> Result<Ports, String> {
         Some((numbers, "tcp")) => (numbers, Some(Protocol::Tcp)),
         Some((numbers, "udp")) => (numbers, Some(Protocol::Udp)),
         Some((_, other)) => {
-            let other = printable(other, MAX_SHOWN);
+            let other = printable(other);
             return Err(format!(
                 "unknown protocol `{other}` in `{shown}`; there are `tcp` and `udp`"
             ));
@@ -101,7 +97,7 @@ fn is_number(text: &str) -> bool {
 fn number(digits: &str) -> Result<u16, String> {
     match digits.parse() {
         Ok(0) | Err(_) => {
-            let shown = printable(digits, MAX_SHOWN);
+            let shown = printable(digits);
             Err(format!("`{shown}` is no port; ports are 1 to 65535"))
         }
         Ok(number) => Ok(number),
