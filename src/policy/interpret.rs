@@ -52,7 +52,7 @@ pub(super) fn has(policy: &Policy, terms: &[Term], subject: &Subject) -> bool {
 
 /// Whether a target selects `to` for packets of `from`, with whichever port.
 pub(super) fn is_target(policy: &Policy, target: &Target, from: &Subject, to: &Subject) -> bool {
-    let mut selectors = policy.selectors(&target.who).iter();
+    let mut selectors = policy.selectors(&target.term).iter();
     selectors.any(|selector| match selector {
         Selector::SameProject => shares_a_project(from, to),
         selector => selects(selector, to),
@@ -67,7 +67,7 @@ pub(super) fn target_allows(
     to: &Subject,
     asked: Asked,
 ) -> bool {
-    let mut selectors = policy.selectors(&target.who).iter();
+    let mut selectors = policy.selectors(&target.term).iter();
     selectors.any(|selector| match selector {
         Selector::SameProject => {
             let mut shared = projects(from).filter(|project| in_project(to, project));

@@ -36,6 +36,16 @@ pub(super) enum Term {
     Group(usize),
 }
 
+impl Term {
+    /// The selectors that the term stands for.
+    pub(super) fn selectors<'a>(&'a self, groups: &'a [Group]) -> &'a [Selector] {
+        match self {
+            Self::One(selector) => std::slice::from_ref(selector),
+            Self::Group(group) => groups.get(*group).map_or(&[], |group| &group.members),
+        }
+    }
+}
+
 /// Which nodes may serve which names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Serve {
@@ -54,7 +64,7 @@ pub(super) struct Rule {
 /// A destination, and the ports that are opened there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Target {
-    pub(super) who: Term,
+    pub(super) term: Term,
     pub(super) ports: Ports,
 }
 
@@ -116,10 +126,7 @@ impl Policy {
 
     /// The selectors that a term stands for.
     pub(super) fn selectors<'a>(&'a self, term: &'a Term) -> &'a [Selector] {
-        match term {
-            Term::One(selector) => std::slice::from_ref(selector),
-            Term::Group(group) => self.groups.get(*group).map_or(&[], |group| &group.members),
-        }
+        term.selectors(&self.groups)
     }
 
     fn has_node(&self, terms: &[Term], node: &NodeFacts<'_>) -> bool {

@@ -39,7 +39,7 @@ pub fn unmatched(policy: &Policy, subjects: &[Subject]) -> Vec<Unmatched> {
         written.extend(group.members.iter().map(|member| (group.line, member)));
     }
     for rule in &policy.rules {
-        let targets = rule.to.iter().map(|target| &target.who);
+        let targets = rule.to.iter().map(|target| &target.term);
         let terms = rule.from.iter().chain(targets);
         written.extend(terms.filter_map(|term| match term {
             Term::One(selector) => Some((rule.line, selector)),

@@ -49,7 +49,7 @@ pub fn run_tests(policy: &Policy, subjects: &[Subject]) -> Vec<Failure> {
     let tests = policy.tests.iter().map(|test| Sides {
         test,
         from: make_up(&test.from, None),
-        to: make_up(&test.to.who, Some(&test.to.ports)),
+        to: make_up(&test.to.term, Some(&test.to.ports)),
     });
     let tests: Vec<Sides<'_>> = tests.collect();
     let owners = Owners::of(&all);
@@ -92,7 +92,7 @@ impl World<'_> {
             })
         };
         let sources = self.selected(&test.from, from, |_, _| Some(PortSet::nothing()));
-        let destinations = self.selected(&test.to.who, to, |selector, subject| {
+        let destinations = self.selected(&test.to.term, to, |selector, subject| {
             let asked = asked(selector, &test.to.ports, subject);
             (!asked.is_empty()).then_some(asked)
         });
@@ -153,7 +153,7 @@ impl World<'_> {
     fn without_ports(&self, target: &Target) -> String {
         let names: Vec<String> = self
             .policy
-            .selectors(&target.who)
+            .selectors(&target.term)
             .iter()
             .map(ToString::to_string)
             .collect();

@@ -94,10 +94,10 @@ impl<'p, 's> Builder<'p, 's> {
         for rule in &policy.rules {
             let from = self.source(&rule.from);
             for target in &rule.to {
-                if target.who == Term::One(Selector::SameProject) {
+                if target.term == Term::One(Selector::SameProject) {
                     self.add_same_project(from, &target.ports);
                 } else {
-                    self.add_target(from, &target.who, &target.ports);
+                    self.add_target(from, &target.term, &target.ports);
                 }
             }
         }
@@ -107,12 +107,12 @@ impl<'p, 's> Builder<'p, 's> {
         self.made
     }
 
-    fn add_target(&mut self, from: u32, who: &Term, ports: &Ports) {
+    fn add_target(&mut self, from: u32, term: &Term, ports: &Ports) {
         let fixed = match ports {
             Ports::Fixed(set) => Some(self.sets.number(set.clone())),
             Ports::Declared | Ports::Named(_) => None,
         };
-        let to = self.destination(who, ports);
+        let to = self.destination(term, ports);
         let block = Block { from, to, fixed };
         if self.made.size(&block) > 0 && self.seen.insert(block) {
             self.made.blocks.push(block);
@@ -156,12 +156,12 @@ impl<'p, 's> Builder<'p, 's> {
     }
 
     /// The number of the list of the classes that `who` selects, with their ports.
-    fn destination(&mut self, who: &Term, ports: &Ports) -> u32 {
-        let key = (who.clone(), Kind::of(ports));
+    fn destination(&mut self, term: &Term, ports: &Ports) -> u32 {
+        let key = (term.clone(), Kind::of(ports));
         if let Some(number) = self.targets.get(&key) {
             return *number;
         }
-        let selectors = self.policy.selectors(who);
+        let selectors = self.policy.selectors(term);
         let mut classes: Vec<(u16, u32)> = Vec::new();
         for selector in selectors {
             for class in self.index.select(selector) {

@@ -106,17 +106,14 @@ impl<'a> Errors<'a> {
             if known.contains(&name) {
                 continue;
             }
-            let remedy = match (entry.name, name) {
-                (TOP, _) => None,
-                (_, "strict" | "language" | "default") => Some(format!(
-                    "`{name}` stands at the top, before the first `[...]`"
-                )),
-                _ => None,
-            };
-            let remedy = remedy.unwrap_or_else(|| match nearest(name, known) {
+            let is_of_top = matches!(name, "strict" | "language" | "default");
+            let remedy = match nearest(name, known) {
+                _ if is_of_top && entry.name != TOP => {
+                    format!("`{name}` stands at the top, before the first `[...]`")
+                }
                 Some(nearest) => format!("did you mean `{nearest}`?"),
                 None => format!("the keys here are {}", quoted(known)),
-            });
+            };
             let name = printable(name);
             let place = match entry.name {
                 TOP => String::new(),

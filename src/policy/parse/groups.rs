@@ -103,7 +103,7 @@ fn terms(errors: &mut Errors<'_>, names: &Names, written: &[Written<'_>]) -> Vec
     for group in written {
         let mut members = Vec::new();
         for word in &group.members {
-            match super::who(names, word.text) {
+            match super::without_port(names, word.text) {
                 Ok(Term::One(Selector::SameProject)) => errors.add(
                     word.at,
                     "`same-project` stands in `to`, and in no group".to_owned(),

@@ -171,12 +171,12 @@ fn strict(errors: &mut Errors<'_>, top: &DeTable<'_>) -> bool {
 }
 
 /// The group or the selector that a text means, which must have no port.
-fn who(names: &Names, text: &str) -> Result<Term, String> {
+fn without_port(names: &Names, text: &str) -> Result<Term, String> {
     names.term(text).map_err(|error| {
         // A right selector with a port behind it is a common error here.
-        let (who, ports) = target::split(text);
+        let (selector, ports) = target::split(text);
         match ports {
-            Some(_) if names.term(who).is_ok() => {
+            Some(_) if names.term(selector).is_ok() => {
                 format!("`{}` has a port; ports stand in `to` only", printable(text))
             }
             _ => error,
@@ -236,7 +236,7 @@ impl Reader<'_, '_> {
             let to_word = self.errors.word(entry, "to");
             let to = to_word.and_then(|word| self.target(&word));
             if let (Some(word), Some(target)) = (to_word, &to)
-                && target.who == Term::One(Selector::SameProject)
+                && target.term == Term::One(Selector::SameProject)
             {
                 let message = "a test names its destination; `same-project` stands in rules";
                 self.errors.add(word.at, message.to_owned());
@@ -276,7 +276,7 @@ impl Reader<'_, '_> {
 
     /// A source: a group, or a selector that says who it is without a destination.
     fn source(&mut self, word: &Word<'_>) -> Option<Term> {
-        match who(&self.names, word.text) {
+        match without_port(&self.names, word.text) {
             Ok(Term::One(Selector::SameProject)) => {
                 let message = "`same-project` stands in `to`; write from = [\"project:*\"], to = [\"same-project\"]";
                 self.errors.add(word.at, message.to_owned());
@@ -292,11 +292,11 @@ impl Reader<'_, '_> {
 
     /// A destination with its ports.
     fn target(&mut self, word: &Word<'_>) -> Option<Target> {
-        let (who, ports) = target::split(word.text);
-        let who = self.names.term(who);
+        let (selector, ports) = target::split(word.text);
+        let term = self.names.term(selector);
         let ports = ports.map_or(Ok(Ports::Declared), target::ports);
-        match (who, ports) {
-            (Ok(who), Ok(ports)) => Some(Target { who, ports }),
+        match (term, ports) {
+            (Ok(term), Ok(ports)) => Some(Target { term, ports }),
             (Err(message), _) | (_, Err(message)) => {
                 self.errors.add(word.at, message);
                 None
@@ -330,42 +330,33 @@ impl Reader<'_, '_> {
 
     /// A list of nodes.
     fn nodes(&mut self, entry: Entry<'_>, key: &str) -> Vec<Term> {
-        let is_node =
-            |s: &Selector| matches!(s, Selector::Any | Selector::Tag(_) | Selector::Node(_));
         let mut all = Vec::new();
         for word in self.errors.words(entry, key) {
-            let term = match who(&self.names, word.text) {
-                Ok(term) => term,
-                Err(message) => {
-                    self.errors.add(word.at, message);
-                    continue;
-                }
-            };
-            let wrong = match &term {
-                Term::One(selector) => Some(selector).filter(|s| !is_node(s)),
-                Term::Group(group) => {
-                    let group = self.groups.get(*group).into_iter();
-                    let mut members = group.flat_map(|group| &group.members);
-                    members.find(|selector| !is_node(selector))
-                }
-            };
-            match wrong {
-                None => all.push(term),
-                Some(wrong) => {
-                    let shown = printable(word.text);
-                    let message = match &term {
-                        Term::One(_) => format!(
-                            "`{key}` names nodes, and `{shown}` does not; write `tag:TAG`, `node:NAME` or `*`"
-                        ),
-                        Term::Group(_) => format!(
-                            "`{key}` names nodes, and the group `{shown}` has `{wrong}` in it; write `tag:TAG`, `node:NAME` or `*`"
-                        ),
-                    };
-                    self.errors.add(word.at, message);
-                }
+            match self.node(&word, key) {
+                Ok(term) => all.push(term),
+                Err(message) => self.errors.add(word.at, message),
             }
         }
         all
+    }
+
+    /// A selector of nodes, or a group of such selectors.
+    fn node(&self, word: &Word<'_>, key: &str) -> Result<Term, String> {
+        let term = without_port(&self.names, word.text)?;
+        let is_node =
+            |s: &Selector| matches!(s, Selector::Any | Selector::Tag(_) | Selector::Node(_));
+        let mut selectors = term.selectors(self.groups).iter();
+        let Some(wrong) = selectors.find(|selector| !is_node(selector)) else {
+            return Ok(term);
+        };
+        let shown = printable(word.text);
+        let fault = match &term {
+            Term::One(_) => format!("`{shown}` does not"),
+            Term::Group(_) => format!("the group `{shown}` has `{wrong}` in it"),
+        };
+        Err(format!(
+            "`{key}` names nodes, and {fault}; write `tag:TAG`, `node:NAME` or `*`"
+        ))
     }
 }
 

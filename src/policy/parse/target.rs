@@ -21,13 +21,13 @@ pub(super) fn split(text: &str) -> (&str, Option<&str>) {
     let Some(colon) = rest.find(':').map(|at| skipped + at) else {
         return (text, None);
     };
-    let who = text.get(..colon).unwrap_or_default();
+    let selector = text.get(..colon).unwrap_or_default();
     let ports = text.get(colon + 1..).unwrap_or_default();
     let is_number = ports.starts_with(|c: char| c.is_ascii_digit());
-    if WRONG_PREFIXES.contains(&who) && !is_number {
+    if WRONG_PREFIXES.contains(&selector) && !is_number {
         return (text, None);
     }
-    (who, Some(ports))
+    (selector, Some(ports))
 }
 
 /// Parses what stands behind the colon: `80`, `8000-8100`, `53/udp`, `icmp`, or the name of a port.
