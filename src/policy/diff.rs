@@ -1,4 +1,4 @@
-//! What a change of the policy opens and closes.
+//! Finds what a change of the policy opens and closes.
 
 use std::collections::BTreeMap;
 
@@ -8,20 +8,20 @@ use super::rules::Policy;
 use super::subject::Subject;
 use super::table::{Class, Table};
 
-/// What a change opens and closes, for each pair of these subjects.
+/// The ports that a change opens and closes. They are the same for each pair of these subjects.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
     /// The sources, by their places in the list of subjects.
     pub from: Vec<usize>,
     /// The destinations, by their places in the list of subjects.
     pub to: Vec<usize>,
-    /// What passes after the change and did not pass before.
+    /// The ports that are open after the change and were not open before.
     pub added: PortSet,
-    /// What passed before the change and does not pass after it.
+    /// The ports that were open before the change and are not open after it.
     pub removed: PortSet,
 }
 
-/// What changes when `new` is in force in place of `old`, exactly. Each pair of subjects is in one change at most.
+/// The exact differences between two policies. Each pair of subjects is in at most one change.
 #[must_use]
 pub fn diff(old: Option<&Policy>, new: Option<&Policy>, subjects: &[Subject]) -> Vec<Change> {
     let owners = Owners::of(subjects);
@@ -71,7 +71,8 @@ fn alike(
     groups.into_values().collect()
 }
 
-/// Adds the changes of classes for which the policy changes in the same way. What the owner of a destination refuses is no change.
+/// Adds the changes of classes for which the policy changes in the same way. Ports that the owner of a destination refuses are closed
+/// under both policies, so they are left out.
 fn add(
     changes: &mut Vec<Change>,
     table: &Table,

@@ -1,4 +1,4 @@
-//! Why a packet passes or does not.
+//! Explains why a packet passes or does not pass.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ use super::subject::Subject;
 pub struct Explanation {
     /// The verdict.
     pub verdict: Verdict,
-    /// The line of the rule that allows it, or of the rule that comes nearest to allowing it; none if there is no such rule.
+    /// The line of the rule that allows the packet, or of the rule that comes nearest to that; none if there is no such rule.
     pub line: Option<usize>,
     /// The reason, for a person.
     pub reason: String,
@@ -24,7 +24,7 @@ impl fmt::Display for Explanation {
     }
 }
 
-/// Says which rule allows a packet; or, if none does, the rule that comes nearest to it, and what it lacks.
+/// Names the rule that allows a packet. If there is none, names the rule that comes nearest to that, and what this rule lacks.
 #[must_use]
 pub fn explain(policy: Option<&Policy>, from: &Subject, to: &Subject, asked: Asked) -> Explanation {
     let (line, by_policy) = allowed_by(policy, from, to, asked);
@@ -51,7 +51,7 @@ pub fn explain(policy: Option<&Policy>, from: &Subject, to: &Subject, asked: Ask
     }
 }
 
-/// The line of the rule by which the policy allows a packet, and the reason; no reason if it does not.
+/// The line of the rule by which the policy allows a packet, and the reason; no reason if the policy does not allow it.
 fn allowed_by(
     policy: Option<&Policy>,
     from: &Subject,
@@ -74,7 +74,7 @@ fn allowed_by(
     (None, policy.default_allow.then(|| reason.to_owned()))
 }
 
-/// The rule that lacks least.
+/// The line of the rule that lacks least to allow a packet, and the reason why the packet does not pass.
 fn nearest(
     policy: Option<&Policy>,
     from: &Subject,

@@ -1,5 +1,5 @@
-//! The plain reading of a policy: rule by rule, for one packet. It shares no code with the table that is compiled from a policy, so that
-//! each can be tested against the other.
+//! The plain reading of a policy: rule by rule, for one packet. It matches rules without the code that compiles a policy to a table, so
+//! that each can be tested against the other.
 
 use super::ports::Asked;
 use super::rules::{Policy, Ports, Rule, Target, Term};
@@ -7,7 +7,7 @@ use super::selector::{Selector, Wild};
 use super::subject::{MAX_NARROWED, Offered, OfferedPort, Subject};
 use crate::model::Label;
 
-/// What a policy says about a packet.
+/// The decision of a policy about a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Verdict {
     /// The packet passes.
@@ -16,8 +16,8 @@ pub enum Verdict {
     Deny,
 }
 
-/// What `policy` says about a packet from `from` to `to` that asks for `asked`. Without a policy everything passes that `mesh.allow` of
-/// the destination lets pass.
+/// The verdict of `policy` about a packet from `from` to `to` that asks for `asked`. Without a policy, only `mesh.allow` of the
+/// destination denies something.
 #[must_use]
 pub fn interpret(policy: Option<&Policy>, from: &Subject, to: &Subject, asked: Asked) -> Verdict {
     let by_policy = policy.is_none_or(|policy| {
@@ -50,7 +50,7 @@ pub(super) fn has(policy: &Policy, terms: &[Term], subject: &Subject) -> bool {
     selectors.any(|selector| selects(selector, subject))
 }
 
-/// Whether a target selects `to` for packets of `from`, with whichever port.
+/// Whether a target selects `to` for packets of `from`, for any port.
 pub(super) fn is_target(policy: &Policy, target: &Target, from: &Subject, to: &Subject) -> bool {
     let mut selectors = policy.selectors(&target.term).iter();
     selectors.any(|selector| match selector {
@@ -102,7 +102,7 @@ fn selector_opens(selector: &Selector, ports: &Ports, to: &Subject, asked: Asked
             })
         }
         (Ports::Named(_), Asked::Icmp | Asked::Other) => false,
-        // A node declares no ports of its own: a rule that names the node and no port opens all of it.
+        // A node declares no ports of its own, so a rule that selects the node and names no port opens all ports of the node.
         (Ports::Declared, _) if to.is_node && !is_about_services => true,
         (Ports::Declared, Asked::Port(..)) => selected.iter().any(|o| declares(o, asked)),
         (Ports::Declared, Asked::Icmp) => true,

@@ -1,15 +1,15 @@
 //! The policy of a mesh: who may reach which port, who may serve which name, who may relay.
 //!
 //! A policy is a text that the administrator signs ([`Policy::parse`]). It only ever allows, so the order of its rules means nothing.
-//! What it says is about *subjects*: nodes and instances, with their names, tags and projects ([`Subject`]). There are two readings of
-//! it, which a test holds to the same verdicts:
+//! Its rules are about *subjects*: nodes and instances, with their names, tags and projects ([`Subject`]). There are two readings of a
+//! policy, and a test checks that both have the same verdicts:
 //!
 //! - [`interpret`] reads the rules one after another, for one source, one destination and one port. It is the reference.
 //! - [`Table`] is compiled from a policy and all subjects of a mesh. The data plane looks up each packet in it, and the firewall gets
 //!   its rules from it.
 //!
-//! Traffic of the mesh itself is not subject to the policy, and who enforces a table lets it pass: the ports of the nodes' own protocols,
-//! probes of paths, and queries to the DNS address.
+//! Traffic of the mesh itself is not subject to the policy. The code that enforces a table lets it pass: the ports of the nodes' own
+//! protocols, probes of paths, and queries to the DNS address.
 
 mod compile;
 mod diff;

@@ -1,18 +1,18 @@
-//! Sets of ports, and what a packet asks of its destination.
+//! Sets of ports, and the requests of packets to their destinations.
 
 use std::fmt;
 use std::ops::RangeInclusive;
 
 use crate::model::Protocol;
 
-/// What a packet asks of its destination.
+/// The request of a packet to its destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Asked {
     /// A port of TCP or UDP.
     Port(Protocol, u16),
     /// An ICMP echo request.
     Icmp,
-    /// Another protocol, a fragment, or a packet with IPv6 extension headers: nothing in it can be trusted to be a port.
+    /// Another protocol, a fragment, or a packet with IPv6 extension headers: such a packet has no port that could be checked.
     Other,
 }
 
@@ -26,7 +26,7 @@ impl fmt::Display for Asked {
     }
 }
 
-/// Everything that a source may ask of a destination.
+/// A set of requests, such as all requests that a source may send to a destination.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PortSet {
     tcp: Ranges,
@@ -116,7 +116,7 @@ impl PortSet {
             .or_else(|| self.other.then_some(Asked::Other))
     }
 
-    /// The ports of TCP and UDP in the set alone.
+    /// The set with its ports of TCP and UDP only.
     #[must_use]
     pub fn numbered(&self) -> Self {
         Self {
@@ -200,7 +200,7 @@ impl FromIterator<Asked> for PortSet {
     }
 }
 
-/// As in a policy: `80, 443, 53/udp, icmp, other`; `everything` and `nothing` for the two ends.
+/// Ports are written as in a policy: `80, 443, 53/udp, icmp, other`. The largest set is `everything`, and the empty one is `nothing`.
 impl fmt::Display for PortSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.is_everything() {

@@ -11,7 +11,7 @@ pub struct Policy {
     pub(super) text: String,
     /// Whether everything passes, with or without a rule.
     pub(super) default_allow: bool,
-    /// Whether nobody may serve a name that no `[[serve]]` has.
+    /// Whether no node may serve a name that no `[[serve]]` has.
     pub(super) strict: bool,
     pub(super) groups: Vec<Group>,
     pub(super) serve: Vec<Serve>,
@@ -21,7 +21,7 @@ pub struct Policy {
     pub(super) tests: Vec<Test>,
 }
 
-/// A group, without groups in it.
+/// A group. Its members are selectors only: groups in it were replaced by their own members.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Group {
     pub(super) line: usize,
@@ -79,7 +79,7 @@ pub(super) enum Ports {
     Fixed(PortSet),
 }
 
-/// `[[test]]`: what the policy is meant to say.
+/// `[[test]]`: a statement about the policy that must hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Test {
     pub(super) line: usize,
@@ -88,7 +88,7 @@ pub(super) struct Test {
     pub(super) wanted: Wanted,
 }
 
-/// What a test expects.
+/// The verdict that a test expects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wanted {
     /// Each source reaches each destination.

@@ -1,4 +1,4 @@
-//! Selectors: the words with which rules name nodes and instances.
+//! Selectors: the words by which rules select nodes and instances.
 
 use std::fmt;
 
@@ -43,16 +43,16 @@ pub enum SelectorError {
     /// The text is empty.
     #[error("a selector cannot be empty")]
     Empty,
-    /// The part before the colon is none that a selector begins with.
+    /// No selector begins with the part before the colon.
     #[error("`{0}:` begins no selector; {1}")]
     Prefix(String, String),
-    /// The name of a service as the DNS has it.
+    /// The name of a service as it is written in the DNS.
     #[error("`{0}` has a dot; a service of a project is written `project/name`, such as `{1}`")]
     Dot(String, String),
     /// An address in place of a name.
     #[error("`{0}` is an address; selectors are names, such as `node:NAME` or `tag:TAG`")]
     Address(String),
-    /// A character that is not in ASCII, which may look like one that is.
+    /// A character outside of ASCII, which may look like one in ASCII.
     #[error("`{0}` has the character `{odd}` (U+{code:04X}) in it, which may look like another one; letters a-z, digits and hyphens are allowed", odd = .1.escape_debug(), code = u32::from(*.1))]
     NotAscii(String, char),
     /// `*` as a part of a name.
@@ -69,7 +69,7 @@ impl Selector {
     /// Parses a selector, which has no port.
     ///
     /// # Errors
-    /// Says what is wrong, and what is right in its place.
+    /// The error says what is wrong, and what to write in its place.
     pub fn parse(text: &str) -> Result<Self, SelectorError> {
         let text = text.trim_matches(' ');
         if text.is_empty() {
@@ -108,7 +108,7 @@ impl Selector {
         }
     }
 
-    /// Whether the name of a service is what the selector asks for. Selectors that are not about services select none.
+    /// Whether this is a selector of services, and selects services with this name.
     #[must_use]
     pub fn names(&self, service: &ServiceName) -> bool {
         match self {
@@ -134,7 +134,7 @@ impl Wild {
         Ok(Self::Is(Label::parse(text)?))
     }
 
-    /// Whether `name` is the name, or any.
+    /// Whether this stands for `name`.
     #[must_use]
     pub fn is(&self, name: &Label) -> bool {
         match self {
@@ -144,7 +144,7 @@ impl Wild {
     }
 }
 
-/// What to write in place of a word before a colon that begins no selector.
+/// The remedy for a word before a colon with which no selector begins.
 fn right_prefix(word: &str) -> String {
     match word {
         "group" | "groups" => "a group is written as its name alone".to_owned(),

@@ -1,4 +1,4 @@
-//! What rules are about: nodes and instances, with the facts that selectors look at.
+//! The nodes and instances that rules are about, with the facts that selectors look at.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -9,13 +9,14 @@ use crate::model::{Label, Protocol, ServiceName};
 
 /// Something with addresses in the mesh: a node, or one instance of one or more services.
 ///
-/// A program without an instance address sends from the address of its node, so it is its node. An address that two subjects of one
-/// node have counts as both of them; an address that subjects of two nodes have is no source and no destination of anything.
+/// A program without an instance address sends from the address of its node, so rules take it for the node. If two subjects of one node
+/// have an address, every rule for one of them is a rule for this address. If subjects of two nodes have an address, nothing passes to it
+/// or from it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Subject {
     /// The addresses in the mesh.
     pub addresses: Vec<IpAddr>,
-    /// The name of the node on which it is.
+    /// The name of its node.
     pub node: Label,
     /// The tags of this node.
     pub tags: Vec<Label>,
@@ -32,8 +33,8 @@ pub struct Offered {
     pub service: ServiceName,
     /// The ports that are declared.
     pub ports: Vec<OfferedPort>,
-    /// Who may reach these ports besides what the policy says (`mesh.allow`). An empty list narrows nothing. Selectors beyond
-    /// [`MAX_NARROWED`] do not count.
+    /// The sources that the owner admits to these ports (`mesh.allow`). A packet passes only if the policy allows it too. An empty list
+    /// admits every source. Selectors beyond [`MAX_NARROWED`] admit none.
     pub allow: Vec<Selector>,
 }
 
@@ -57,12 +58,12 @@ pub struct NodeFacts<'a> {
     pub tags: &'a [Label],
 }
 
-/// How many services at one address, and how many selectors of each, are asked who may reach them. What goes beyond admits nobody: a
-/// member must not make each packet expensive that others send to it or get from it.
+/// The maximum number of services at one address that have `allow`, and of selectors in it. A service or a selector beyond it admits
+/// nobody. Otherwise a member could make every packet expensive that others exchange with it.
 pub const MAX_NARROWED: usize = 16;
 
 impl Offered {
-    /// The selectors of which one must select a source.
+    /// The selectors that count. One of them must select the source of a packet.
     pub(super) fn admitted(&self) -> &[Selector] {
         let most = self.allow.len().min(MAX_NARROWED);
         self.allow.get(..most).unwrap_or_default()
@@ -83,7 +84,7 @@ impl Subject {
         services.filter_map(|offered| offered.service.project.as_ref())
     }
 
-    /// The services whose owner narrows who reaches them.
+    /// The services whose owner admits some sources only.
     pub(super) fn narrowed(&self) -> impl Iterator<Item = &Offered> {
         let services = self.services.iter();
         services.filter(|offered| !offered.allow.is_empty())
@@ -96,7 +97,7 @@ impl Subject {
     }
 }
 
-/// As messages call it: `node web-1`, or `shop/db on web-1`.
+/// The name in messages: `node web-1`, or `shop/db on web-1`.
 impl fmt::Display for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.services.first() {

@@ -64,7 +64,7 @@ pub fn unmatched(policy: &Policy, subjects: &[Subject]) -> Vec<Unmatched> {
         .collect()
 }
 
-/// Each selector of one name that selects somebody, and the groups.
+/// The groups, and all selectors without `*` that select somebody.
 fn names(policy: &Policy, subjects: &[Subject]) -> BTreeSet<String> {
     let mut names: BTreeSet<String> = BTreeSet::new();
     for subject in subjects {
@@ -82,10 +82,10 @@ fn names(policy: &Policy, subjects: &[Subject]) -> BTreeSet<String> {
             }
         }
     }
-    // A group is named in place of a service, and no selector that is not resolved has its name.
+    // The similar word may be the name of a group. No selector here has exactly this name: it would have been read as the group.
     names.extend(policy.groups.iter().map(|group| group.name.to_string()));
     names
 }
 
-/// How similar a name must be to be the one that was meant.
+/// How similar a name must be to be the one that was probably meant.
 const SIMILAR: f64 = 0.85;
