@@ -1,5 +1,5 @@
-//! The text of a policy. Each error is one line with a place in the text. A policy that is understood has one meaning: the table that is
-//! compiled from it and its plain reading agree about each pair of a small mesh, and what it says about itself never panics.
+//! The text of a policy. Each error is one line with a place in the text. For a policy that is understood, the table that is compiled from
+//! it and its plain reading have the same verdicts about each pair of a small mesh. Its explanations, tests and differences never panic.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

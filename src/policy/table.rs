@@ -1,9 +1,11 @@
 //! The compiled form of a policy.
 //!
-//! Each address has a *class*: subjects with equal facts have one class. What passes from one class to another is in *layers*. A layer
-//! holds some of the rules. In a layer, the sources that occur in the same rules have one *role*, and so have the destinations that occur
-//! in the same rules with the same ports; a hash map has the ports for each pair of roles. One layer would do, but its size would be the
-//! product of what rules for all and rules for few tell apart. In layers of their own, rules for all have few roles.
+//! Each address has a *class*: subjects with equal facts have one class. The ports that are open from one class to another are in
+//! *layers*. A layer holds some of the rules. In a layer, the sources that occur in the same rules have one *role*, and so have the
+//! destinations that occur in the same rules with the same ports. A hash map has the ports for each pair of roles.
+//!
+//! One layer could hold all rules, but it could be very large: many rules for few subjects make many roles, and a rule for all subjects
+//! then has an entry for each pair of them. So rules for all subjects are in layers of their own, in which there are few roles.
 
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
@@ -13,7 +15,7 @@ use foldhash::fast::RandomState;
 
 use super::ports::{Asked, PortSet};
 
-/// The class of all subjects that no rule of any policy tells apart.
+/// A class: all subjects that no rule of any policy tells apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Class(pub(super) u16);
 
@@ -21,8 +23,8 @@ impl Class {
     /// The class of an address that is of no subject.
     pub const OUTSIDE: Self = Self(0);
 
-    /// The class of an address that subjects of two nodes claim, and of subjects beyond the maximum number of classes. No packet passes
-    /// from it or to it, unless the table allows everything.
+    /// The class of an address that subjects of two nodes have, and of subjects beyond the maximum number of classes. No packet passes
+    /// from this class or to it, unless the table allows everything.
     pub const NOBODY: Self = Self(u16::MAX);
 
     fn index(self) -> usize {
@@ -30,7 +32,7 @@ impl Class {
     }
 }
 
-/// The compiled form of a policy and of all subjects of a mesh. It does not change; a change makes a new one.
+/// The compiled form of a policy and of all subjects of a mesh. A table never changes: after a change of either, a new one is compiled.
 #[derive(Debug, Clone, Default)]
 pub struct Table {
     pub(super) base: Base,
@@ -43,13 +45,13 @@ pub struct Table {
     pub(super) sets: Vec<PortSet>,
 }
 
-/// What passes before the layers are looked at.
+/// The part of the verdict that does not depend on the layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum Base {
-    /// Nothing passes, whatever the layers have.
+    /// Nothing passes.
     #[default]
     Closed,
-    /// What the layers have passes.
+    /// A packet passes if a layer opens its port.
     Rules,
     /// Everything passes that is not narrowed.
     Everything,
@@ -107,7 +109,7 @@ impl Layer {
     }
 }
 
-/// What the owners of services refuse although the policy allows it (`mesh.allow`).
+/// The packets that the owners of services refuse although the policy allows them (`mesh.allow`).
 #[derive(Debug, Clone, Default)]
 pub(super) struct Narrowing {
     /// The numbers of the refusals of each class that has any, as a range in `refusals`.
@@ -117,7 +119,7 @@ pub(super) struct Narrowing {
     pub(super) admitted: Vec<Box<[u16]>>,
 }
 
-/// What one service refuses.
+/// The packets that one service refuses.
 #[derive(Debug, Clone)]
 pub(super) struct Refusal {
     /// The numbers of the sets of classes that are not refused.
@@ -127,7 +129,7 @@ pub(super) struct Refusal {
 }
 
 impl Narrowing {
-    /// What services of a class refuse.
+    /// The refusals of the services of a class.
     fn refusals(&self, to: Class) -> &[Refusal] {
         let range = self.of_class.get(&to).cloned().unwrap_or_default();
         let range = range.start as usize..range.end as usize;
@@ -191,14 +193,14 @@ impl Table {
         by_rules && !(is_narrowed && self.narrowing.refusals(to).iter().any(refuses))
     }
 
-    /// Everything that passes from one class to another.
+    /// All ports that are open from one class to another.
     #[must_use]
     pub fn ports(&self, from: Class, to: Class) -> PortSet {
         self.ports_by_rules(from, to)
             .without(&self.refused_ports(from, to))
     }
 
-    /// Everything that the policy allows, whether the owner of the destination refuses it or not.
+    /// All ports that the policy opens, including those that the owner of the destination refuses.
     pub(super) fn ports_by_rules(&self, from: Class, to: Class) -> PortSet {
         match self.base {
             Base::Everything if self.is_open || (from != Class::NOBODY && to != Class::NOBODY) => {
@@ -212,7 +214,7 @@ impl Table {
         }
     }
 
-    /// Everything that the owner of the destination refuses, whether the policy allows it or not.
+    /// All ports that the owner of the destination refuses, including those that the policy does not open.
     pub(super) fn refused_ports(&self, from: Class, to: Class) -> PortSet {
         let refusals = self.narrowing.refusals(to).iter();
         let refusals = refusals.filter(|refusal| !self.narrowing.admits(refusal, from));

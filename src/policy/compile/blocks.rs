@@ -28,7 +28,7 @@ pub(super) struct Block {
 pub(super) struct Blocks {
     pub(super) blocks: Vec<Block>,
     pub(super) sources: Vec<Members>,
-    /// Classes in ascending order, with the number of the set of ports of each; 0 where the block has the ports.
+    /// Classes in ascending order, with the number of the set of ports of each. In lists for blocks with fixed ports it is 0 and not used.
     pub(super) destinations: Vec<Vec<(u16, u32)>>,
 }
 

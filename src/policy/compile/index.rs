@@ -1,4 +1,4 @@
-//! Finds the classes that a selector selects without a look at all of them.
+//! An index that finds the classes of a selector without a search through all classes.
 
 use std::collections::HashMap;
 
@@ -96,7 +96,7 @@ impl<'s> Index<'s> {
         number
     }
 
-    /// The classes among `sources` in each project that has any of them.
+    /// The projects that have any of the classes `sources`, each with those that it has.
     pub(super) fn by_project(&self, sources: &[u16]) -> Vec<(&'s Label, Members)> {
         let mut found: Vec<Members> = vec![Members::new(); self.projects.len()];
         for class in sources {
@@ -130,7 +130,7 @@ impl<'s> Index<'s> {
         self.examples.len() + 1
     }
 
-    /// The classes that a selector selects without a look at the other side.
+    /// The classes that a selector selects. `same-project` selects none here, because it depends on the other side of a rule.
     pub(super) fn select(&self, selector: &Selector) -> &[u16] {
         let members = match selector {
             Selector::Any => Some(&self.all),

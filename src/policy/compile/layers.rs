@@ -29,7 +29,7 @@ pub(super) fn pack(
             Some(all) => (rest.len(), all),
             None => {
                 most(rest.len(), fitting(blocks, rest, most_pairs), plan).unwrap_or_else(|| {
-                    // The pairs of one block are the sets of ports at its destinations, of which there may be more than of any layer.
+                    // In a layer with one block, all sources have one role, so this layer has at most one pair for each class.
                     let one = rest.get(..1).unwrap_or_default();
                     (1, Plan::unbounded(blocks, one, classes))
                 })
@@ -41,7 +41,7 @@ pub(super) fn pack(
     layers
 }
 
-/// How many of the first blocks fit into a layer for sure, because they have few pairs of classes.
+/// A number of blocks that certainly fit into a layer, because the pairs of their classes already do.
 fn fitting(blocks: &Blocks, rest: &[Block], most_pairs: usize) -> usize {
     let mut pairs = 0_usize;
     let fits = |block: &&Block| {
@@ -51,8 +51,8 @@ fn fitting(blocks: &Blocks, rest: &[Block], most_pairs: usize) -> usize {
     rest.iter().take_while(fits).count()
 }
 
-/// The plan with the most blocks. More blocks never have fewer pairs, so the number is found by bisection between one that fits, which
-/// may be 0, and one that does not.
+/// The plan with the most blocks that fit, and their number. More blocks never have fewer pairs, so the number is found by bisection
+/// between `fitting`, which is known to fit and may be 0, and `all`, which is known not to fit.
 fn most<'b>(
     all: usize,
     fitting: usize,
@@ -172,7 +172,7 @@ impl<'b> Plan<'b> {
     }
 }
 
-/// Splits each role of `members` in two: for the members with each value, and for all other classes.
+/// Gives the members of each role new roles, one for each value. Classes that are no members keep their roles.
 fn split(
     roles: &mut [u32],
     next: &mut u32,
@@ -191,7 +191,7 @@ fn split(
     }
 }
 
-/// Numbers the roles that are left from 1 on. Role 0 stays.
+/// Numbers the roles that are still in use from 1 on. Role 0 stays.
 fn compact(roles: &mut [u32]) {
     let mut numbers: HashMap<u32, u32, RandomState> = HashMap::default();
     let mut next = 0;

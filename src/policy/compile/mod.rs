@@ -21,7 +21,7 @@ use super::subject::Subject;
 use super::table::{Base, Table};
 
 impl Table {
-    /// Compiles a policy for the subjects of a mesh. Without a policy everything passes that `mesh.allow` of the destination lets pass.
+    /// Compiles a policy for the subjects of a mesh. Without a policy, only `mesh.allow` of a destination denies something.
     #[must_use]
     pub fn compile(policy: Option<&Policy>, subjects: &[Subject]) -> Self {
         let owners = Owners::of(subjects);
@@ -29,7 +29,7 @@ impl Table {
         Self::of_kinds(policy, &kinds, &owners)
     }
 
-    /// Compiles a policy for subjects that have their classes.
+    /// Compiles a policy for subjects whose classes are known.
     pub(super) fn of_kinds(policy: Option<&Policy>, kinds: &Kinds<'_>, owners: &Owners) -> Self {
         Self::with_pairs(policy, kinds, owners, layers::MAX_PAIRS)
     }

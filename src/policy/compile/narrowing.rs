@@ -1,4 +1,4 @@
-//! What the owners of services refuse (`mesh.allow`).
+//! Compiles the refusals of the owners of services (`mesh.allow`).
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -38,7 +38,7 @@ pub(super) fn narrowing(index: &Index<'_>, sets: &mut Sets) -> Narrowing {
     made
 }
 
-/// Adds the refusals of one service: of its own ports, and of those that nobody declares.
+/// Adds the refusals of one service: of its own ports, and of those that no service declares.
 fn add(made: &mut Narrowing, admitted: &[u32], own: u32, undeclared: Option<u32>) {
     for refused in [Some(own), undeclared].into_iter().flatten() {
         made.refusals.push(Refusal {
@@ -94,14 +94,14 @@ fn own_projects(subject: &Subject) -> BTreeSet<Selector> {
     selectors.map(Selector::Project).collect()
 }
 
-/// The ports of services, and fragments, which may be for any port.
+/// The ports of services, and fragments, because a fragment may be for any port.
 fn refused<'s>(services: impl IntoIterator<Item = &'s Offered>) -> PortSet {
     let ports = services.into_iter().flat_map(|offered| &offered.ports);
     let ports = ports.map(OfferedPort::asked);
     ports.chain([Asked::Other]).collect()
 }
 
-/// What no service of an instance declares. At the address of a node, other programs have these ports.
+/// The ports that no service of an instance declares; none for a node, where these ports belong to other programs.
 fn undeclared(subject: &Subject) -> Option<PortSet> {
     let declared = || PortSet::everything().without(&subject.declared());
     (!subject.is_node).then(declared)

@@ -11,7 +11,7 @@ use crate::policy::ports::PortSet;
 pub(super) struct Sets {
     sets: Vec<PortSet>,
     numbers: HashMap<PortSet, u32, RandomState>,
-    /// The unions that were made: most of them are asked for again.
+    /// The unions that were made, because the same ones are asked for many times.
     unions: HashMap<(u32, u32), u32, RandomState>,
 }
 
@@ -21,7 +21,7 @@ impl Sets {
         if let Some(number) = self.numbers.get(&set) {
             return *number;
         }
-        // There are fewer sets than pairs of roles, whose number is bounded.
+        // So many sets as a u32 can number would not fit into memory.
         let number = u32::try_from(self.sets.len()).unwrap_or(u32::MAX);
         self.sets.push(set.clone());
         self.numbers.insert(set, number);

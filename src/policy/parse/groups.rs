@@ -1,4 +1,4 @@
-//! The groups of a policy. A group may have other groups as its members; what remains of them are the selectors in the end.
+//! The groups of a policy. A group may have other groups as its members. They are replaced by the selectors in them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,8 +9,8 @@ use crate::model::Label;
 use crate::policy::rules::{Group, Term};
 use crate::policy::selector::Selector;
 
-/// The maximum number of selectors in all groups together, after the groups in groups are resolved. Without it, a short text with groups
-/// in groups in groups would have millions.
+/// The maximum number of selectors in all groups together, after the groups in groups are resolved. Without it, a short text could have
+/// millions of selectors, by groups in groups in groups.
 const MAX_MEMBERS: usize = 65_536;
 
 /// The most groups that a message about a circle names.
@@ -185,7 +185,8 @@ fn flat(terms: &[Term], resolved: &[Option<Vec<Selector>>]) -> Vec<Selector> {
     selectors.into_iter().collect()
 }
 
-/// Names the groups of one circle. Each group that remains has a group in it that remains, so the walk ends where it was before.
+/// Names the groups of one circle. Each group that is not resolved has another such group in it, so a walk from one to the next comes to
+/// a group where it was before.
 fn report_circle(
     errors: &mut Errors<'_>,
     written: &[Written<'_>],

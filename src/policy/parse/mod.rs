@@ -22,7 +22,7 @@ impl Policy {
     /// Parses a policy.
     ///
     /// # Errors
-    /// The first error in the text.
+    /// Returns the first error in the text.
     pub fn parse(text: &str) -> Result<Self, PolicyError> {
         Self::check(text).map_err(|errors| {
             let first = errors.into_iter().next();
@@ -35,10 +35,11 @@ impl Policy {
         })
     }
 
-    /// Parses a policy.
+    /// Parses a policy, for a person who corrects it.
     ///
     /// # Errors
-    /// All errors in the text, up to a bound, in the order of the text. A policy in a later version of the language is one error.
+    /// Returns all errors in the text, up to a bound, in the order of the text. If the policy is in a later version of the language, this
+    /// is the only error.
     pub fn check(text: &str) -> Result<Self, Vec<PolicyError>> {
         let mut errors = Errors::new(text);
         if text.len() > MAX_POLICY {
@@ -74,7 +75,7 @@ impl Policy {
     }
 }
 
-/// Checks `language`. Returns whether the rest is to be read.
+/// Checks `language`. Returns whether the rest of the policy can be read.
 fn language(errors: &mut Errors<'_>, top: &DeTable<'_>, is_toml: bool) -> bool {
     let Some(value) = top.get("language") else {
         if is_toml {
@@ -155,7 +156,7 @@ fn default_allow(errors: &mut Errors<'_>, top: &DeTable<'_>) -> bool {
     }
 }
 
-/// The value of `strict`: whether nobody may serve a name that no `[[serve]]` has.
+/// The value of `strict`: whether no node may serve a name that no `[[serve]]` has.
 fn strict(errors: &mut Errors<'_>, top: &DeTable<'_>) -> bool {
     let Some(value) = top.get("strict") else {
         return false;
@@ -173,7 +174,7 @@ fn strict(errors: &mut Errors<'_>, top: &DeTable<'_>) -> bool {
 /// The group or the selector that a text means, which must have no port.
 fn without_port(names: &Names, text: &str) -> Result<Term, String> {
     names.term(text).map_err(|error| {
-        // A right selector with a port behind it is a common error here.
+        // A common error here is a port after a selector that is right.
         let (selector, ports) = target::split(text);
         match ports {
             Some(_) if names.term(selector).is_ok() => {
@@ -238,7 +239,7 @@ impl Reader<'_, '_> {
             if let (Some(word), Some(target)) = (to_word, &to)
                 && target.term == Term::One(Selector::SameProject)
             {
-                let message = "a test names its destination; `same-project` stands in rules";
+                let message = "`same-project` is no destination of a test; write a service, a project or a node in its place";
                 self.errors.add(word.at, message.to_owned());
             }
             let is = self.errors.word(entry, "is");
@@ -274,7 +275,7 @@ impl Reader<'_, '_> {
         }
     }
 
-    /// A source: a group, or a selector that says who it is without a destination.
+    /// A source: a group, or a selector other than `same-project`, which depends on a destination.
     fn source(&mut self, word: &Word<'_>) -> Option<Term> {
         match without_port(&self.names, word.text) {
             Ok(Term::One(Selector::SameProject)) => {

@@ -6,7 +6,8 @@ use crate::policy::ports::{Asked, PortSet};
 use crate::policy::rules::Ports;
 use crate::policy::selector::PREFIXES;
 
-/// Words with which people begin a selector that there is not. Before a port that is a name they are no service.
+/// Words that people write before a colon although no selector begins with them. Such a word is a service only if the port after the
+/// colon is a number.
 const WRONG_PREFIXES: [&str; 12] = [
     "tags", "nodes", "projects", "group", "groups", "service", "services", "svc", "name", "host",
     "ip", "cidr",
