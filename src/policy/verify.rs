@@ -30,7 +30,7 @@ impl fmt::Display for Failure {
 }
 
 /// Runs the tests of a policy. A test is about all subjects of the mesh that its source and its destination select. If one of these
-/// selects none, a subject is made up for it, so that tests can run without a mesh.
+/// selects none, subjects are made up for it, so that tests can run without a mesh.
 #[must_use]
 pub fn run_tests(policy: &Policy, subjects: &[Subject]) -> Vec<Failure> {
     if policy.tests.is_empty() {
@@ -65,8 +65,8 @@ pub fn run_tests(policy: &Policy, subjects: &[Subject]) -> Vec<Failure> {
     failures.collect()
 }
 
-/// A test, and the numbers of the subjects that are made up for its source and for its destination. Another test does not see them: they
-/// do not declare its ports.
+/// A test, and the numbers of the subjects that are made up for its source and for its destination. No other test uses them, because they
+/// do not declare the ports of other tests.
 struct Sides<'a> {
     test: &'a Test,
     from: Range<usize>,
