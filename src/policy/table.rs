@@ -242,6 +242,20 @@ impl Table {
         union
     }
 
+    /// The pairs of classes among `classes` between which something passes, and what. For the rules of the firewall of one host,
+    /// `classes` are those of the addresses of this host: all pairs of a large mesh are more than anybody has use for.
+    #[must_use]
+    pub fn pairs(&self, classes: &[Class]) -> Vec<(Class, Class, PortSet)> {
+        let mut classes = classes.to_vec();
+        classes.sort_unstable();
+        classes.dedup();
+        let pairs = classes
+            .iter()
+            .flat_map(|from| classes.iter().map(move |to| (*from, *to)));
+        let pairs = pairs.map(|(from, to)| (from, to, self.ports(from, to)));
+        pairs.filter(|(_, _, ports)| !ports.is_empty()).collect()
+    }
+
     /// How many subjects have no class, because there are more than 65,534 kinds of them. Nothing passes to them or from them.
     #[must_use]
     pub fn beyond(&self) -> usize {
