@@ -8,6 +8,7 @@ use crate::model::text::listed;
 use crate::model::{PublicKey, ServiceName};
 use crate::node::disk::audit_problem;
 use crate::node::joined::JoinedNode;
+use crate::node::replica::Replica;
 use crate::protocol::local::Problem;
 use crate::records::netmap::Netmap;
 
@@ -101,11 +102,6 @@ pub(super) fn problems(
 }
 
 fn found(node: &JoinedNode, damaged_services: Option<&str>, flagged: usize) -> Found {
-    let problem = |what: &str, why: String, fix: &str| Problem {
-        what: what.into(),
-        why,
-        fix: fix.into(),
-    };
     let mut problems = Found::default();
     // This problem is the first, because it causes most of the others.
     if node.replica.is_removed() {
@@ -136,18 +132,8 @@ fn found(node: &JoinedNode, damaged_services: Option<&str>, flagged: usize) -> F
     problems.extend(ProblemKind::Records, node.replica.problems(now));
     let services = node.workloads.problems(&node.identity.block);
     problems.extend(ProblemKind::Services, services);
-    if node.replica.is_removed() {
-        // The removal is the first problem, so the others about the coordinator are left out.
-    } else if node.replica.link().is_duplicate() {
-        problems.extend(ProblemKind::Membership, [problem(
-            "this machine is a copy of another node, which continues; this machine does not connect to the mesh",
-            "another machine with the same keys is connected to the coordinator".into(),
-            "run `meshctl leave` on this machine, then `meshctl join` with a new token",
-        )]);
-    } else if !node.replica.link().is_connected() {
-        let failure = node.replica.link().failure();
-        let why = failure.unwrap_or("no connection yet").to_owned();
-        problems.extend(ProblemKind::Coordinator, [problem("the coordinator is not connected; names and tunnels continue to work, and changes arrive only from the peers that this node reaches", why, "start mesh-coordinator, or check that this host can reach it")]);
+    if let Some((kind, problem)) = link_problem(&node.replica) {
+        problems.extend(kind, [problem]);
     }
     problems.extend(ProblemKind::Disk, node.disk.lost());
     if let Some(why) = damaged_services {
@@ -172,6 +158,40 @@ fn found(node: &JoinedNode, damaged_services: Option<&str>, flagged: usize) -> F
     problems.extend(ProblemKind::Peers, narrow_paths(node));
     problems.extend(ProblemKind::Peers, unreached(node));
     problems
+}
+
+/// What is wrong with the connection to the coordinator.
+fn link_problem(replica: &Replica) -> Option<(ProblemKind, Problem)> {
+    if replica.is_removed() {
+        // The removal is the first problem, so the others about the coordinator are left out.
+        return None;
+    }
+    let link = replica.link();
+    if link.is_duplicate() {
+        let duplicate = problem(
+            "this machine is a copy of another node, which continues; this machine does not connect to the mesh",
+            "another machine with the same keys is connected to the coordinator".into(),
+            "run `meshctl leave` on this machine, then `meshctl join` with a new token",
+        );
+        return Some((ProblemKind::Membership, duplicate));
+    }
+    if link.is_connected() {
+        return None;
+    }
+    let away = problem(
+        "the coordinator is not connected; names and tunnels continue to work, and changes arrive only from the peers that this node reaches",
+        link.failure().unwrap_or("no connection yet").into(),
+        "start mesh-coordinator, or check that this host can reach it",
+    );
+    Some((ProblemKind::Coordinator, away))
+}
+
+fn problem(what: &str, why: String, fix: &str) -> Problem {
+    Problem {
+        what: what.into(),
+        why,
+        fix: fix.into(),
+    }
 }
 
 /// The problems of services whose nodes may not serve them: one for this node, `own`, and one for each other node.
