@@ -43,6 +43,17 @@ pub fn next_version(last: u64, now: SystemTime) -> u64 {
     last.saturating_add(1).max(unix_milliseconds(now))
 }
 
+/// Returns the time at which a record was made, by its version from [`next_version`]. None if the version is no time in the past: the
+/// clock of its signer may have been wrong.
+#[must_use]
+pub fn made_at(version: u64, now: SystemTime) -> Option<SystemTime> {
+    let at = UNIX_EPOCH.checked_add(Duration::from_millis(version))?;
+    (version >= FIRST_VERSION && at <= now).then_some(at)
+}
+
+/// The first millisecond of the year 2020. Versions below it are no times.
+const FIRST_VERSION: u64 = 1_577_836_800_000;
+
 /// The milliseconds since 1970, or 0 before.
 #[must_use]
 pub fn unix_milliseconds(time: SystemTime) -> u64 {
@@ -125,6 +136,15 @@ fn milliseconds_of(unit: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_version_of_a_record_tells_when_it_was_made_unless_it_is_no_time_in_the_past() {
+        let now = UNIX_EPOCH + Duration::from_millis(1_790_000_000_000);
+        assert_eq!(made_at(next_version(0, now), now), Some(now));
+        for version in [0, 7, 1_790_000_000_001, u64::MAX] {
+            assert_eq!(made_at(version, now), None, "{version}");
+        }
+    }
 
     #[test]
     fn versions_grow_even_when_the_clock_jumps_back() {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::transitions::policy::PolicyChange;
 use crate::model::PublicKey;
-use crate::policy::{Policy, PolicyError, Table};
+use crate::policy::{OPEN, Policy, PolicyError, Table};
 use crate::protocol::local::Problem;
 use crate::records::envelope::Signature;
 use crate::records::kinds::Record;
@@ -64,35 +64,51 @@ impl PolicyInForce {
     }
 
     /// Follows the policy record of the ledger. Returns what changed.
-    pub(super) fn follow(&mut self, ledger: &Ledger) -> Option<PolicyChange> {
+    pub(super) fn follow(&mut self, ledger: &Ledger) -> Vec<PolicyChange> {
         // No record leaves a ledger. One that has no policy lost it on disk, and the policy from the file stays in force.
-        let held = ledger.entry(&RecordKey::Policy)?;
+        let Some(held) = ledger.entry(&RecordKey::Policy) else {
+            return Vec::new();
+        };
         let signature = held.envelope.signature;
         if self.examined == Some(signature) {
-            return None;
+            return Vec::new();
         }
         // If an earlier version of meshd was installed, it may not understand the record from the file. That is not reported yet.
         let reported = self.examined.and(self.ignored.clone());
-        let before = self.in_force();
+        let (before, rules) = (self.in_force(), self.rules.clone());
         self.examined = Some(signature);
         self.examine(&held.envelope, held.version, &held.record);
         if self.in_force() == before && self.ignored == reported {
-            return None;
+            return Vec::new();
         }
-        Some(match (&self.ignored, self.version) {
-            (None, version) => PolicyChange::InForce {
-                version: version.unwrap_or_default(),
-            },
-            (Some(ignored), None) => PolicyChange::Closed {
+        match (&self.ignored, self.version) {
+            (None, version) => self.understood(&rules, version.unwrap_or_default()),
+            (Some(ignored), None) => vec![PolicyChange::Closed {
                 version: ignored.version,
                 why: ignored.why.clone(),
-            },
-            (Some(ignored), Some(in_force)) => PolicyChange::Ignored {
+            }],
+            (Some(ignored), Some(in_force)) => vec![PolicyChange::Ignored {
                 version: ignored.version,
                 in_force,
                 why: ignored.why.clone(),
+            }],
+        }
+    }
+
+    /// The changes that a record makes which this version understands. `before` are the rules before it.
+    fn understood(&self, before: &Rules, version: u64) -> Vec<PolicyChange> {
+        let tried = self.tried.as_ref().map(|tried| match tried {
+            Ok(_) => PolicyChange::Tried { version },
+            Err(why) => PolicyChange::NotTried {
+                version,
+                why: why.to_string(),
             },
-        })
+        });
+        // The record of a policy that is tried has the text of the one in force too, and a text that allows everything if there was none.
+        let text = self.rules.policy().map(Policy::text);
+        let is_same = *before == self.rules || (*before == Rules::Open && text == Some(OPEN));
+        let in_force = (tried.is_none() || !is_same).then_some(PolicyChange::InForce { version });
+        in_force.into_iter().chain(tried).collect()
     }
 
     /// The signature of the record of the policy in force.
@@ -133,6 +149,11 @@ impl PolicyInForce {
     /// The version of the policy in force; none if there is none.
     pub(super) fn version(&self) -> Option<u64> {
         self.version
+    }
+
+    /// Whether another policy is tried beside the one in force.
+    pub(super) fn is_trying(&self) -> bool {
+        matches!(self.tried, Some(Ok(_)))
     }
 
     /// Compiles the policy for the subjects of `netmap`. Returns the table that is to be enforced, and that of the policy that is tried.

@@ -11,6 +11,9 @@
 //! Traffic of the mesh itself is not subject to the policy. The code that enforces a table lets it pass: the ports of the nodes' own
 //! protocols, probes of paths, and queries to the DNS address.
 
+/// The text of a policy that allows everything, as if there were none.
+pub const OPEN: &str = "language = 1\ndefault = \"allow\"\n";
+
 mod compile;
 mod diff;
 mod error;

@@ -33,7 +33,7 @@ pub use paths::{
     UdpCheck, UdpState, Why, WhyRequest,
 };
 
-pub use policy::{DeniedDirection, DeniedEnd, DeniedList, DeniedRow};
+pub use policy::{DeniedDirection, DeniedEnd, DeniedList, DeniedRow, PolicyStatus, TriedPolicy};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
@@ -74,6 +74,9 @@ pub struct Status {
     pub interface: Option<InterfaceStatus>,
     pub coordinator: Option<CoordinatorStatus>,
     pub dns: Option<DnsStatus>,
+    /// The policy that the node keeps to. It is null if there is none.
+    #[serde(default)]
+    pub policy: Option<PolicyStatus>,
     /// The other members of the mesh.
     pub peers: Vec<PeerStatus>,
     pub services: ServiceCounts,

@@ -13,7 +13,7 @@ use crate::model::Label;
 use crate::model::text::listed;
 use crate::model::time::next_version;
 use crate::os::{arguments, clock};
-use crate::policy::Policy;
+use crate::policy::{OPEN, Policy};
 use crate::protocol::admin::{MeshState, Submit, Submitted};
 use crate::protocol::api::ErrorCode;
 use crate::records::Envelope;
@@ -22,8 +22,6 @@ use crate::records::kinds::{MeshPolicy, Record};
 
 /// The maximum number of nodes that a message names.
 const MAX_NAMED: usize = 8;
-/// A policy that allows everything, as if there were none.
-const OPEN: &str = "language = 1\ndefault = \"allow\"\n";
 
 /// The arguments of `meshctl policy apply`.
 #[derive(Debug, Args)]

@@ -102,6 +102,7 @@ mod tests {
             interface: None,
             coordinator: None,
             dns: None,
+            policy: None,
             peers: Vec::new(),
             services: crate::protocol::local::ServiceCounts::default(),
             problems: Vec::new(),

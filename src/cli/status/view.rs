@@ -3,7 +3,7 @@
 use crate::cli::style::{BAD, GOOD, Output, WARNING};
 use crate::cli::table;
 use crate::model::Label;
-use crate::protocol::local::{NodeState, NodeStatus, PeerState, PeerStatus, Status};
+use crate::protocol::local::{NodeState, NodeStatus, PeerState, PeerStatus, PolicyStatus, Status};
 
 const HEADINGS: [&str; 10] = [
     "PEER",
@@ -116,6 +116,7 @@ fn parts(status: &Status, node: &NodeStatus) -> Vec<String> {
             listen.join(", ")
         ));
     }
+    lines.extend(status.policy.as_ref().map(policy));
     let services = &status.services;
     let of = |services: usize, instances: usize| {
         let plural = |count: usize| if count == 1 { "" } else { "s" };
@@ -131,6 +132,22 @@ fn parts(status: &Status, node: &NodeStatus) -> Vec<String> {
         of(services.mesh, services.mesh_instances)
     ));
     lines
+}
+
+fn policy(policy: &PolicyStatus) -> String {
+    let in_force = format!("policy       version {}", policy.version);
+    match &policy.tried {
+        None => format!("{in_force} in force"),
+        Some(tried) => {
+            let since = match tried.since_seconds_ago {
+                Some(ago) => format!("since {} ago", age(ago)),
+                None => "at present".to_owned(),
+            };
+            format!(
+                "{in_force} tries another policy {since}: nothing is denied by it, and `meshctl policy denied` lists what would be"
+            )
+        }
+    }
 }
 
 fn peers(status: &Status, output: Output) -> Vec<String> {
@@ -267,6 +284,7 @@ pub(super) fn sample(peers: &[(&str, &str, Option<f64>)], problems: usize) -> St
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::local::TriedPolicy;
 
     #[test]
     fn the_verdict_is_first_problems_follow_and_unreachable_peers_lead_the_table() {
@@ -312,6 +330,23 @@ z: no answer to 5 probes"
             verdict(&alone, Output::PLAIN),
             "not ready: this node was removed from the mesh; 2 problems"
         );
+    }
+
+    #[test]
+    fn a_policy_that_is_tried_is_not_shown_as_one_that_denies() {
+        let shown = |tried| policy(&PolicyStatus { version: 7, tried });
+        assert_eq!(shown(None), "policy       version 7 in force");
+        let tried = |since_seconds_ago| {
+            Some(TriedPolicy {
+                version: 7,
+                since_seconds_ago,
+            })
+        };
+        assert_eq!(
+            shown(tried(Some(7300.0))),
+            "policy       version 7 tries another policy since 2 h ago: nothing is denied by it, and `meshctl policy denied` lists what would be"
+        );
+        assert!(shown(tried(None)).contains(" at present: nothing is denied by it"));
     }
 
     #[test]

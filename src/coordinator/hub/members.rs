@@ -237,6 +237,14 @@ pub enum Administered {
     TokenRevoked(PublicKey),
     /// A policy with this version, and the digest of its text.
     PolicyApplied(u64, Option<LineDigest>),
+    /// A record with this version that has a policy to be tried beside the one in force.
+    PolicyTried {
+        version: u64,
+        /// The digest of its text.
+        digest: LineDigest,
+        /// The digest of the text of the policy in force.
+        in_force: Option<LineDigest>,
+    },
 }
 
 impl Administered {
@@ -247,9 +255,16 @@ impl Administered {
             Record::Mesh(mesh) => Self::MeshChanged(mesh.version),
             Record::Token(token) => Self::TokenMade(token.clone()),
             Record::Policy(policy) => {
-                let text = policy.text.as_ref();
-                let digest = text.map(|text| LineDigest::of(text.as_bytes()));
-                Self::PolicyApplied(policy.version, digest)
+                let digest = |text: &String| LineDigest::of(text.as_bytes());
+                let in_force = policy.text.as_ref().map(digest);
+                match policy.tried.as_ref().map(digest) {
+                    None => Self::PolicyApplied(policy.version, in_force),
+                    Some(digest) => Self::PolicyTried {
+                        version: policy.version,
+                        digest,
+                        in_force,
+                    },
+                }
             }
             Record::Revocation(revocation) if revocation.revoked == RevokedKind::Token => {
                 Self::TokenRevoked(revocation.id)
@@ -282,6 +297,9 @@ impl Transition for Submitted<'_> {
             Administered::PolicyApplied(version, _) => {
                 tracing::info!(target: TRANSITION, version, "policy applied");
             }
+            Administered::PolicyTried { version, .. } => {
+                tracing::info!(target: TRANSITION, version, "policy sent to be tried");
+            }
         }
     }
 
@@ -303,7 +321,69 @@ impl Transition for Submitted<'_> {
                 version: *version,
                 digest: *digest,
             },
+            Administered::PolicyTried {
+                version,
+                digest,
+                in_force,
+            } => What::PolicyTried {
+                version: *version,
+                digest: Some(*digest),
+                in_force: *in_force,
+            },
         };
         Some(Event::done(self.1.clone(), what))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::os::log::captured;
+    use crate::records::kinds::MeshPolicy;
+    use crate::testbed::records as build;
+
+    const DOCUMENT: &str = include_str!("../../../docs/logs.md");
+
+    #[test]
+    fn a_policy_that_is_tried_is_another_event_than_one_that_is_applied() {
+        let mut ledger = Ledger::new(build::id(1));
+        let mut apply = |policy: MeshPolicy| {
+            let record = build::sealed(&Record::Policy(policy), 1);
+            ledger.apply(record).expect("it is newer");
+            let administered = Administered::of(&ledger, &RecordKey::Policy, false);
+            administered.expect("it is of the administrator")
+        };
+        let digest = |text: &str| LineDigest::of(text.as_bytes());
+        let tried = apply(MeshPolicy::new(1, "a").trying("b"));
+        let expected = Administered::PolicyTried {
+            version: 1,
+            digest: digest("b"),
+            in_force: Some(digest("a")),
+        };
+        assert_eq!(tried, expected);
+        let applied = apply(MeshPolicy::new(2, "b"));
+        assert_eq!(applied, Administered::PolicyApplied(2, Some(digest("b"))));
+        let by = Who::Administrator;
+        let lines = captured::lines(|| {
+            Submitted(&tried, &by).log();
+            Submitted(&applied, &by).log();
+        });
+        assert_eq!(
+            lines,
+            [
+                "INFO policy sent to be tried version=1",
+                "INFO policy applied version=2"
+            ]
+        );
+        for line in &lines {
+            captured::assert_documented(line, DOCUMENT);
+        }
+        let what = Submitted(&tried, &by).event().map(|event| event.what);
+        let expected = What::PolicyTried {
+            version: 1,
+            digest: Some(digest("b")),
+            in_force: Some(digest("a")),
+        };
+        assert_eq!(what, Some(expected));
     }
 }

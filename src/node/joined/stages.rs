@@ -42,16 +42,18 @@ impl Stages for JoinedNode {
 
     fn apply_members(&mut self) -> bool {
         let now = Instant::now();
-        let change = self.device.policy.follow(self.replica.ledger());
-        if let Some(change) = &change {
+        let changes = self.device.policy.follow(self.replica.ledger());
+        for change in &changes {
             self.disk.audit.note(change);
+        }
+        if !changes.is_empty() {
             self.disk.write_policy(&self.device.policy);
         }
         let rules = self.device.policy.rules().clone();
         let netmap = self.replica.ledger().netmap_under(rules);
         let before = std::mem::replace(&mut self.netmap, netmap);
         // The policy is set before the peers, so that it has the addresses of a new peer when the first packet of the peer arrives.
-        let is_other = change.is_some() || subjects::changed(&before, &self.netmap);
+        let is_other = !changes.is_empty() || subjects::changed(&before, &self.netmap);
         let concerns_firewall = is_other && enforce_policy(self);
         let id = self.id();
         for change in members::changes(&before, &self.netmap, &id, self.replica.ledger()) {

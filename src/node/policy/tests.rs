@@ -5,7 +5,6 @@ use crate::testbed::records::{block, id, label};
 
 const MESH: u8 = 1;
 const TOKEN: u8 = 2;
-const OPEN: &str = "language = 1\ndefault = \"allow\"\n";
 const DENY: &str = "language = 1\ndefault = \"deny\"\n";
 const LATER: &str = "language = 99\n";
 
@@ -40,7 +39,7 @@ fn nothing_passes_before_the_records_are_read() {
 #[test]
 fn without_a_policy_everything_passes() {
     let mut policy = start(None);
-    assert_eq!(policy.follow(&ledger(&[])), None);
+    assert_eq!(policy.follow(&ledger(&[])), []);
     let netmap = ledger(&[]).netmap_under(policy.rules().clone());
     assert!(policy.compile(&netmap).0.allows_everything());
     assert_eq!(policy.problem(), None);
@@ -69,8 +68,8 @@ fn the_policy_of_the_ledger_comes_into_force_once_and_is_written() {
     let mut policy = start(None);
     let ledger = ledger(&[(3, DENY)]);
     let change = policy.follow(&ledger);
-    assert_eq!(change, Some(PolicyChange::InForce { version: 3 }));
-    assert_eq!(policy.follow(&ledger), None);
+    assert_eq!(change, [PolicyChange::InForce { version: 3 }]);
+    assert_eq!(policy.follow(&ledger), []);
     assert_eq!(text(&policy), Some(DENY));
     let written = policy.unwritten().cloned().expect("it is new");
     policy.handle_written(&record(2, OPEN));
@@ -84,7 +83,7 @@ fn another_policy_with_the_same_version_is_a_change() {
     let mut policy = start(None);
     policy.follow(&ledger(&[(3, DENY)]));
     let change = policy.follow(&ledger(&[(3, OPEN)]));
-    assert_eq!(change, Some(PolicyChange::InForce { version: 3 }));
+    assert_eq!(change, [PolicyChange::InForce { version: 3 }]);
     assert_eq!(text(&policy), Some(OPEN));
 }
 
@@ -121,17 +120,49 @@ fn a_policy_that_is_tried_is_forgotten_with_the_next_one_and_is_a_problem_if_it_
 }
 
 #[test]
+fn a_policy_that_is_tried_is_never_reported_as_one_in_force() {
+    let mut policy = start(None);
+    let tried = |version| PolicyChange::Tried { version };
+    assert_eq!(policy.follow(&trying(3, DENY)), [tried(3)]);
+    assert!(policy.is_trying());
+    assert_eq!(policy.follow(&trying(3, DENY)), []);
+    assert_eq!(policy.follow(&trying(4, OPEN)), [tried(4)]);
+    let later = policy.follow(&trying(5, LATER));
+    assert!(
+        matches!(
+            later.as_slice(),
+            [PolicyChange::NotTried { version: 5, .. }]
+        ),
+        "{later:?}"
+    );
+    assert!(!policy.is_trying());
+    // Applying it for real ends the trial.
+    let in_force = |version| PolicyChange::InForce { version };
+    assert_eq!(policy.follow(&ledger(&[(6, DENY)])), [in_force(6)]);
+    // A node that was away receives another policy in force and one that is tried with it.
+    let both = policy.follow(&trying(7, DENY));
+    assert_eq!(both, [in_force(7), tried(7)]);
+    // A restart reports nothing again.
+    let record = policy.unwritten().cloned();
+    let mut policy = start(record);
+    assert_eq!(policy.follow(&trying(7, DENY)), []);
+    assert!(policy.is_trying());
+}
+
+#[test]
 fn a_policy_that_is_not_understood_leaves_the_one_before_in_force() {
     let mut policy = start(None);
     policy.follow(&ledger(&[(3, DENY)]));
     let change = policy.follow(&ledger(&[(4, LATER)]));
-    let Some(PolicyChange::Ignored {
-        version, in_force, ..
-    }) = change
+    let [
+        PolicyChange::Ignored {
+            version, in_force, ..
+        },
+    ] = change.as_slice()
     else {
         panic!("{change:?}");
     };
-    assert_eq!((version, in_force, text(&policy)), (4, 3, Some(DENY)));
+    assert_eq!((*version, *in_force, text(&policy)), (4, 3, Some(DENY)));
     let problem = policy.problem().expect("it is one");
     assert!(
         problem.what.contains("stays in force (version 3)"),
@@ -152,7 +183,7 @@ fn if_none_was_understood_before_only_control_traffic_passes() {
     let ledger = ledger(&[(4, LATER)]);
     let change = policy.follow(&ledger);
     assert!(
-        matches!(change, Some(PolicyChange::Closed { version: 4, .. })),
+        matches!(change.as_slice(), [PolicyChange::Closed { version: 4, .. }]),
         "{change:?}"
     );
     let netmap = ledger.netmap_under(policy.rules().clone());
@@ -177,7 +208,7 @@ fn a_restart_begins_with_the_last_policy_that_was_understood() {
     assert_eq!(text(&policy), Some(DENY));
     // The record was lost on disk with the others.
     let mut policy = start(Some(record(3, DENY)));
-    assert_eq!(policy.follow(&ledger(&[])), None);
+    assert_eq!(policy.follow(&ledger(&[])), []);
     assert_eq!(text(&policy), Some(DENY));
 }
 
@@ -189,10 +220,10 @@ fn an_earlier_version_of_meshd_reports_once_that_it_does_not_understand_the_poli
     let ledger = ledger(&[(4, LATER)]);
     let change = policy.follow(&ledger);
     assert!(
-        matches!(change, Some(PolicyChange::Closed { version: 4, .. })),
+        matches!(change.as_slice(), [PolicyChange::Closed { version: 4, .. }]),
         "{change:?}"
     );
-    assert_eq!(policy.follow(&ledger), None);
+    assert_eq!(policy.follow(&ledger), []);
 }
 
 #[test]

@@ -1,15 +1,18 @@
 //! The status of a node.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use super::peers::{not_ready, peers, seconds};
 use super::problems::problems;
+use crate::model::time::made_at;
 use crate::model::{Label, PublicKey};
 use crate::node::joined::JoinedNode;
+use crate::node::policy::PolicyInForce;
+use crate::os::clock;
 use crate::protocol::local::{
-    CoordinatorStatus, DnsStatus, InterfaceStatus, NodeState, NodeStatus, SCHEMA, ServiceCounts,
-    Status,
+    CoordinatorStatus, DnsStatus, InterfaceStatus, NodeState, NodeStatus, PolicyStatus, SCHEMA,
+    ServiceCounts, Status, TriedPolicy,
 };
 use crate::records::kinds::Service;
 
@@ -24,6 +27,7 @@ pub(in crate::node) fn bare_status(state: NodeState) -> Status {
         interface: None,
         coordinator: None,
         dns: None,
+        policy: None,
         peers: Vec::new(),
         services: ServiceCounts::default(),
         problems: Vec::new(),
@@ -47,6 +51,7 @@ pub(in crate::node) fn status(node: &JoinedNode, damaged_services: Option<&str>)
             records: zone.len(),
             split_dns: dns.split_dns().to_owned(),
         }),
+        policy: policy_status(&node.device.policy, clock::wall()),
         peers: peers(node, now),
         services: count(node.netmap.services.values(), &node.id()),
         problems: problems(node, damaged_services, zone.flagged()),
@@ -115,6 +120,17 @@ fn node_status(node: &JoinedNode) -> NodeStatus {
     }
 }
 
+fn policy_status(policy: &PolicyInForce, now: SystemTime) -> Option<PolicyStatus> {
+    let version = policy.version()?;
+    let tried = policy.is_trying().then(|| TriedPolicy {
+        version,
+        since_seconds_ago: made_at(version, now)
+            .and_then(|at| now.duration_since(at).ok())
+            .map(seconds),
+    });
+    Some(PolicyStatus { version, tried })
+}
+
 fn coordinator_status(node: &JoinedNode, now: Instant) -> CoordinatorStatus {
     let link = node.replica.link();
     let received = link.last_received();
@@ -171,6 +187,37 @@ mod tests {
             counts.local_instances,
             counts.mesh_instances,
         ]
+    }
+
+    #[test]
+    fn a_policy_that_is_tried_is_shown_with_its_age() {
+        use crate::records::kinds::{MeshPolicy, Record};
+        use crate::testbed::records as build;
+
+        let version = 1_790_000_000_000;
+        let at = std::time::UNIX_EPOCH + std::time::Duration::from_millis(version);
+        let now = at + std::time::Duration::from_secs(90);
+        let status = |record: MeshPolicy, now| {
+            let record = build::sealed(&Record::Policy(record), 1);
+            let policy = PolicyInForce::new(Some(record), &build::id(1));
+            policy_status(&policy, now).map(|status| (status.version, status.tried))
+        };
+        let open = MeshPolicy::new(version, crate::policy::OPEN);
+        assert_eq!(status(open.clone(), now), Some((version, None)));
+        let tried = |since_seconds_ago| TriedPolicy {
+            version,
+            since_seconds_ago,
+        };
+        let trying = open.trying("language = 1\n");
+        let found = status(trying.clone(), now);
+        assert_eq!(found, Some((version, Some(tried(Some(90.0))))));
+        // The clock of this node is behind.
+        let found = status(trying, std::time::UNIX_EPOCH);
+        assert_eq!(found, Some((version, Some(tried(None)))));
+        assert_eq!(
+            policy_status(&PolicyInForce::new(None, &build::id(1)), now),
+            None
+        );
     }
 
     #[test]

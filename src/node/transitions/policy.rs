@@ -8,6 +8,10 @@ use crate::os::log::TRANSITION;
 pub(in crate::node) enum PolicyChange {
     /// The policy with this version is in force.
     InForce { version: u64 },
+    /// The policy in the record with this version is tried from now on. Nothing is denied by it.
+    Tried { version: u64 },
+    /// The record with this version has a policy that is to be tried, and this node does not understand it.
+    NotTried { version: u64, why: String },
     /// This node does not understand the policy with this version, and keeps to an earlier one.
     Ignored {
         version: u64,
@@ -23,6 +27,12 @@ impl Transition for PolicyChange {
         match self {
             Self::InForce { version } => {
                 tracing::info!(target: TRANSITION, version, "policy in force");
+            }
+            Self::Tried { version } => {
+                tracing::info!(target: TRANSITION, version, "policy tried, nothing is denied by it");
+            }
+            Self::NotTried { version, why } => {
+                tracing::warn!(target: TRANSITION, version, reason = why, "policy not tried");
             }
             Self::Ignored {
                 version,
@@ -40,6 +50,11 @@ impl Transition for PolicyChange {
     fn event(&self) -> Option<Event> {
         let what = match self {
             Self::InForce { version } => What::PolicyInForce { version: *version },
+            Self::Tried { version } => tried(*version),
+            Self::NotTried { version, why } => {
+                let result = Err::<(), _>(why);
+                return Some(Event::of_result(Who::Daemon, tried(*version), &result));
+            }
             Self::Ignored {
                 version,
                 in_force,
@@ -56,5 +71,13 @@ impl Transition for PolicyChange {
             },
         };
         Some(Event::done(Who::Daemon, what))
+    }
+}
+
+fn tried(version: u64) -> What {
+    What::PolicyTried {
+        version,
+        digest: None,
+        in_force: None,
     }
 }

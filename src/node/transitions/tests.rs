@@ -208,6 +208,11 @@ fn each_transition_of_the_policy_is_one_line() {
     let lines = captured::lines(|| {
         for change in [
             PolicyChange::InForce { version: 7 },
+            PolicyChange::Tried { version: 8 },
+            PolicyChange::NotTried {
+                version: 8,
+                why: why.clone(),
+            },
             PolicyChange::Ignored {
                 version: 8,
                 in_force: 7,
@@ -222,6 +227,8 @@ fn each_transition_of_the_policy_is_one_line() {
         &lines,
         &[
             "INFO policy in force version=7",
+            "INFO policy tried, nothing is denied by it version=8",
+            "WARN policy not tried version=8 reason=\"line 1, column 12: no\"",
             "WARN policy not understood, the one before stays in force version=8 in_force=7 reason=\"line 1, column 12: no\"",
             "WARN policy not understood, only control traffic passes version=8 reason=\"line 1, column 12: no\"",
         ],

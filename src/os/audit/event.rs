@@ -254,6 +254,15 @@ pub enum What {
         #[serde(skip_serializing_if = "Option::is_none")]
         digest: Option<LineDigest>,
     },
+    /// The coordinator received a policy that is tried beside the one in force, or this node tries one from now on. Nothing is denied by
+    /// it. `digest` is the SHA-256 of its text, and `in_force` that of the policy in force, which the same record has.
+    PolicyTried {
+        version: u64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        digest: Option<LineDigest>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        in_force: Option<LineDigest>,
+    },
 
     /// A process called the local API to change something. The node's own transitions follow as events of their own.
     LocalCall {

@@ -7,6 +7,24 @@ use serde::{Deserialize, Serialize};
 use crate::model::time::UnixSeconds;
 use crate::model::{Label, ServiceName};
 
+/// The policy that a node keeps to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PolicyStatus {
+    /// The version of the policy in force.
+    pub version: u64,
+    /// The policy that is tried beside it, with `meshctl policy apply --dry-run`. It is null if none is.
+    pub tried: Option<TriedPolicy>,
+}
+
+/// A policy that is tried. Nothing is denied by it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TriedPolicy {
+    /// The version with which it was applied.
+    pub version: u64,
+    /// How long ago it was applied. It is null if that is not known.
+    pub since_seconds_ago: Option<f64>,
+}
+
 /// The last refusals of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeniedList {
