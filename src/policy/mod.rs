@@ -28,6 +28,7 @@ mod table;
 mod unmatched;
 mod verify;
 
+pub use self::compile::MAX_KINDS;
 pub use self::diff::{Change, diff};
 pub use self::error::PolicyError;
 pub use self::explain::{Explanation, explain};

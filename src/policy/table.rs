@@ -7,13 +7,14 @@
 //! One layer could hold all rules, but it could be very large: many rules for few subjects make many roles, and a rule for all subjects
 //! then has an entry for each pair of them. So rules for all subjects are in layers of their own, in which there are few roles.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv6Addr};
 
 use foldhash::fast::RandomState;
 
 use super::ports::{Asked, PortSet};
+use crate::model::Label;
 
 /// A class: all subjects that no rule of any policy tells apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -62,8 +63,8 @@ pub(super) enum Base {
 pub(super) struct Classes {
     pub(super) v4: HashMap<u32, Class, RandomState>,
     pub(super) v6: HashMap<V6, Class, RandomState>,
-    /// How many subjects have no class because there are too many.
-    pub(super) beyond: usize,
+    /// How many subjects of each node have no class because there are too many.
+    pub(super) beyond: BTreeMap<Label, usize>,
 }
 
 /// An IPv6 address as a key of a map, in as little memory as it needs.
@@ -256,9 +257,10 @@ impl Table {
         pairs.filter(|(_, _, ports)| !ports.is_empty()).collect()
     }
 
-    /// How many subjects have no class, because there are more than 65,534 kinds of them. Nothing passes to them or from them.
+    /// How many subjects of each node have no class, because the node has more than [`MAX_KINDS`](super::MAX_KINDS) kinds of them, or
+    /// the mesh more than 65,534. Nothing passes to them or from them. Nodes without such subjects are left out.
     #[must_use]
-    pub fn beyond(&self) -> usize {
-        self.classes.beyond
+    pub fn beyond(&self) -> &BTreeMap<Label, usize> {
+        &self.classes.beyond
     }
 }

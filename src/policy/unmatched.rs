@@ -16,7 +16,7 @@ pub struct Unmatched {
     pub line: usize,
     /// The selector.
     pub selector: Selector,
-    /// The most similar group or selector of something in the mesh, if one is similar.
+    /// The most similar group or selector of something in the mesh, if one is similar. Only the first 64 selectors have one.
     pub nearest: Option<String>,
 }
 
@@ -56,10 +56,13 @@ pub fn unmatched(policy: &Policy, subjects: &[Subject]) -> Vec<Unmatched> {
     // Each is listed at its first line.
     let unmatched = written.iter().filter(|(_, s)| selectors.remove(*s));
     unmatched
-        .map(|(line, selector)| Unmatched {
+        .enumerate()
+        .map(|(n, (line, selector))| Unmatched {
             line: *line,
             selector: (*selector).clone(),
-            nearest: text::nearest(&selector.to_string(), &names, SIMILAR).cloned(),
+            nearest: (n < MAX_COMPARED)
+                .then(|| text::nearest(&selector.to_string(), &names, SIMILAR).cloned())
+                .flatten(),
         })
         .collect()
 }
@@ -87,5 +90,7 @@ fn names(policy: &Policy, subjects: &[Subject]) -> BTreeSet<String> {
     names
 }
 
+/// The maximum number of selectors that are compared with all names of the mesh. The comparison takes long for thousands of them.
+const MAX_COMPARED: usize = 64;
 /// How similar a name must be to be the one that was probably meant.
 const SIMILAR: f64 = 0.85;

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use super::kinds::{Instance, Service};
+use super::kinds::{Instance, POLICY_1, Service};
+use super::ledger::Ledger;
 use super::netmap::{Member, Netmap};
 use crate::model::address::Block;
 use crate::model::{Label, PublicKey};
@@ -25,6 +26,21 @@ pub fn subjects(netmap: &Netmap) -> Vec<Subject> {
         }
     }
     subjects.all
+}
+
+/// Returns the members that keep to no policy, because their version of meshd knows none, in the order of their names.
+#[must_use]
+pub fn without_policies(ledger: &Ledger) -> Vec<Label> {
+    let nodes = ledger.nodes().filter(|node| !node.speaks(POLICY_1));
+    let nodes: Vec<&PublicKey> = nodes.map(|node| &node.id).collect();
+    if nodes.is_empty() {
+        return Vec::new();
+    }
+    let mut names = ledger.names();
+    let names = nodes.into_iter().filter_map(|id| names.remove(id));
+    let mut without: Vec<Label> = names.collect();
+    without.sort();
+    without
 }
 
 /// Whether the owner of an instance narrows who may reach it.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 
+use super::check::UnmatchedSelector;
 use super::live::Live;
 use super::{check, file};
 use crate::cli::exit::CliError;
@@ -13,7 +14,7 @@ use crate::model::Label;
 use crate::model::text::listed;
 use crate::model::time::next_version;
 use crate::os::{arguments, clock};
-use crate::policy::{OPEN, Policy};
+use crate::policy::{OPEN, Policy, Unmatched, unmatched};
 use crate::protocol::admin::{MeshState, Submit, Submitted};
 use crate::protocol::api::ErrorCode;
 use crate::records::Envelope;
@@ -56,6 +57,8 @@ struct Applied {
     version: u64,
     /// The nodes that do not keep to it.
     without: Vec<Label>,
+    /// The selectors that select nobody in the present mesh, which may be errors in writing.
+    unmatched: Vec<UnmatchedSelector>,
 }
 
 pub(in crate::cli) async fn run(
@@ -74,6 +77,9 @@ pub(in crate::cli) async fn run(
         }
         return Err(check::failed("apply", path, &failures));
     }
+    let unmatched = unmatched(&policy, &live.subjects(Some(&policy)));
+    // The nodes without policies are named below.
+    check::warn(path, &unmatched, &[]);
     let without = live.without_policies();
     if !without.is_empty() && !arguments.force {
         return Err(not_everywhere(&without));
@@ -83,7 +89,7 @@ pub(in crate::cli) async fn run(
             "version {} of the policy is this one already; nothing changed",
             live.version()
         );
-        return report(&arguments, live.version(), without);
+        return report(&arguments, live.version(), without, &unmatched);
     }
     let version = next_version(live.version(), clock::wall());
     let record = if arguments.dry_run {
@@ -99,7 +105,7 @@ pub(in crate::cli) async fn run(
     }
     submit(envelope, version, globals).await?;
     say(&arguments, &policy, version, &without);
-    report(&arguments, version, without)
+    report(&arguments, version, without, &unmatched)
 }
 
 /// Sends the signed policy to the coordinator.
@@ -146,7 +152,12 @@ fn say(arguments: &ApplyArguments, policy: &Policy, version: u64, without: &[Lab
     }
 }
 
-fn report(arguments: &ApplyArguments, version: u64, without: Vec<Label>) -> Result<u8, CliError> {
+fn report(
+    arguments: &ApplyArguments,
+    version: u64,
+    without: Vec<Label>,
+    unmatched: &[Unmatched],
+) -> Result<u8, CliError> {
     if !arguments.json {
         return Ok(0);
     }
@@ -155,6 +166,7 @@ fn report(arguments: &ApplyArguments, version: u64, without: Vec<Label>) -> Resu
         applied: !arguments.dry_run,
         version,
         without,
+        unmatched: unmatched.iter().map(UnmatchedSelector::from).collect(),
     })
 }
 

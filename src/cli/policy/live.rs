@@ -6,9 +6,8 @@ use crate::model::{Label, PublicKey};
 use crate::policy::{Policy, Subject};
 use crate::protocol::admin::{MeshState, RecordList};
 use crate::protocol::api::ErrorCode;
-use crate::records::kinds::POLICY_1;
 use crate::records::netmap::{Netmap, Rules};
-use crate::records::subjects::subjects;
+use crate::records::subjects::{subjects, without_policies};
 use crate::records::{Envelope, Ledger, RecordKey};
 
 /// The records of the mesh.
@@ -95,11 +94,7 @@ impl Live {
 
     /// The members that would not keep to a policy, because their version does not know policies.
     pub(super) fn without_policies(&self) -> Vec<Label> {
-        let mut names = self.ledger.names();
-        let nodes = self.ledger.nodes().filter(|node| !node.speaks(POLICY_1));
-        let mut without: Vec<Label> = nodes.filter_map(|node| names.remove(&node.id)).collect();
-        without.sort();
-        without
+        without_policies(&self.ledger)
     }
 }
 
@@ -112,7 +107,7 @@ fn fill(ledger: &mut Ledger, records: Vec<Envelope>) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::records::kinds::{Node, Record};
+    use crate::records::kinds::{Node, POLICY_1, Record};
     use crate::testbed::records as build;
 
     const MESH: u8 = 1;

@@ -5,6 +5,11 @@ use serde::Serialize;
 use super::live::Live;
 use crate::cli::exit::CliError;
 use crate::cli::{Globals, table};
+use crate::model::Label;
+use crate::model::text::listed;
+
+/// The maximum number of nodes that a message names.
+const MAX_NAMED: usize = 8;
 
 /// `meshctl policy show --json`.
 #[derive(Debug, Serialize)]
@@ -16,6 +21,8 @@ struct Shown {
     text: Option<String>,
     /// The policy that is tried beside it, with `meshctl policy apply --dry-run`.
     tried: Option<String>,
+    /// The nodes that do not keep to it, because their version of meshd knows no policies.
+    without: Vec<Label>,
 }
 
 pub(super) async fn run(json: bool, globals: &Globals) -> Result<u8, CliError> {
@@ -28,6 +35,7 @@ pub(super) async fn run(json: bool, globals: &Globals) -> Result<u8, CliError> {
             version,
             text: text.map(str::to_owned),
             tried: live.tried().map(str::to_owned),
+            without: live.without_policies(),
         });
     }
     match (version, text) {
@@ -46,6 +54,13 @@ pub(super) async fn run(json: bool, globals: &Globals) -> Result<u8, CliError> {
     }
     if live.tried().is_some() {
         eprintln!("another policy is tried beside it; `meshctl policy show --json` has its text");
+    }
+    let without = live.without_policies();
+    if version.is_some() && !without.is_empty() {
+        eprintln!(
+            "warning: these nodes do not keep to it, since their version of meshd knows no policies; upgrade them: {}",
+            listed(&without, MAX_NAMED)
+        );
     }
     Ok(0)
 }

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
 use super::peers::{contact_of, member_of, milliseconds, others};
-use super::problems::{contested, unlawful};
+use super::policy::policy_problems;
+use super::problems::contested;
 use crate::containers::running_containers::running_containers;
 use crate::model::Label;
 use crate::node::api::Reply;
@@ -37,7 +38,7 @@ pub(in crate::node) fn checkup(node: &JoinedNode, reply: Reply<Checkup>) {
         problems: [
             node.device.network.route_problems(),
             contested(&node.netmap),
-            unlawful(&node.netmap, &node.id()),
+            policy_problems(node),
         ]
         .concat(),
         removed: node.replica.is_removed(),

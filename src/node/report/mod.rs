@@ -4,6 +4,7 @@ mod checkup;
 mod denied;
 mod netcheck;
 mod peers;
+mod policy;
 mod problems;
 mod resolve;
 mod services;

@@ -1,11 +1,11 @@
 //! The problems of a node, with remedies.
 
-use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::peers::{narrow_paths, unreached};
+use super::policy::policy_problems;
+use crate::model::PublicKey;
 use crate::model::text::listed;
-use crate::model::{PublicKey, ServiceName};
 use crate::node::disk::audit_problem;
 use crate::node::joined::JoinedNode;
 use crate::node::replica::Replica;
@@ -14,8 +14,6 @@ use crate::records::netmap::Netmap;
 
 /// The maximum number of contested services that get a problem of their own, and of nodes that such a problem names.
 const MAX_CONTESTED: usize = 8;
-/// The maximum number of services without a right that a problem names.
-const MAX_UNLAWFUL: usize = 8;
 
 /// What a problem is about, for metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +30,7 @@ pub(in crate::node) enum ProblemKind {
     Records,
     /// Services, containers and the firewall that leads to them.
     Services,
-    /// Policies that this node does not understand, and services that they do not permit.
+    /// Policies that a node does not understand, and what they do not permit or cannot protect.
     Policy,
     /// Peers that are not reached, and narrow paths.
     Peers,
@@ -112,10 +110,7 @@ fn found(node: &JoinedNode, damaged_services: Option<&str>, flagged: usize) -> F
             "run `meshctl leave`; if the removal was a mistake, run `meshctl join` with a new token afterwards",
         )]);
     }
-    problems.extend(ProblemKind::Policy, node.device.policy.problem());
-    problems.extend(ProblemKind::Policy, node.device.policy.untried());
-    let unlawful = unlawful(&node.netmap, &node.id());
-    problems.extend(ProblemKind::Policy, unlawful);
+    problems.extend(ProblemKind::Policy, policy_problems(node));
     problems.extend(ProblemKind::Services, node.workloads.external_bridges());
     problems.extend(ProblemKind::Device, node.device.problems());
     let name_of = |id: &PublicKey| {
@@ -194,49 +189,6 @@ fn problem(what: &str, why: String, fix: &str) -> Problem {
     }
 }
 
-/// The problems of services whose nodes may not serve them: one for this node, `own`, and one for each other node.
-pub(super) fn unlawful(netmap: &Netmap, own: &PublicKey) -> Vec<Problem> {
-    // Under a policy that this node does not understand nobody may serve a name. That is one problem, and not one for each node.
-    if netmap.rules.policy().is_none() {
-        return Vec::new();
-    }
-    let mut by_node: BTreeMap<PublicKey, Vec<&ServiceName>> = BTreeMap::new();
-    for unlawful in netmap.unlawful.values() {
-        let services = by_node.entry(unlawful.node).or_default();
-        services.push(&unlawful.service);
-    }
-    let mut problems = Vec::new();
-    if let Some(services) = by_node.remove(own) {
-        problems.push(Problem {
-            what: format!("this node may not serve {}", listed(services, MAX_UNLAWFUL)),
-            why: "no rule [[serve]] of the policy permits it, so no node answers with its instances, and no packet reaches them as that service"
-                .into(),
-            fix: "give this node a tag that the rule names, by joining it with another token; permit it with `meshctl policy apply`; or end the service"
-                .into(),
-        });
-    }
-    let more = by_node.len().saturating_sub(MAX_UNLAWFUL);
-    for (node, services) in by_node.into_iter().take(MAX_UNLAWFUL) {
-        let name = netmap.members.get(&node).map(|member| &member.name);
-        let name = name.map_or_else(|| node.short(), ToString::to_string);
-        problems.push(Problem {
-            what: format!(
-                "the node {name} offers {}, which it may not serve",
-                listed(services, MAX_UNLAWFUL)
-            ),
-            why: "no rule [[serve]] of the policy permits it; its instances are left out of all answers".into(),
-            fix: "if it is to serve that, permit it with `meshctl policy apply`; otherwise end the service there, or remove the node"
-                .into(),
-        });
-    }
-    problems.extend((more > 0).then(|| Problem {
-        what: format!("{more} more nodes offer services that they may not serve"),
-        why: "no rule [[serve]] of the policy permits it; their instances are left out of all answers".into(),
-        fix: "correct the others first".into(),
-    }));
-    problems
-}
-
 /// The problems of services that are served by nodes without a common tag. One of the nodes may serve by mistake or be
 /// hostile.
 pub(super) fn contested(netmap: &Netmap) -> Vec<Problem> {
@@ -262,57 +214,4 @@ pub(super) fn contested(netmap: &Netmap) -> Vec<Problem> {
         }
     });
     problems.chain(more).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use super::*;
-    use crate::policy::Policy;
-    use crate::records::netmap::Rules;
-    use crate::testbed::records as build;
-
-    /// The nodes n1 to n3 offer `db` and `web`, and only n1 may serve `db`.
-    fn netmap() -> Netmap {
-        let text = "language = 1\n[[serve]]\nnames = [\"db\"]\nby = [\"node:n1\"]\n";
-        let policy = Policy::parse(text).expect("a policy");
-        let mut netmap = Netmap {
-            rules: Rules::Policy(Arc::new(policy)),
-            ..Netmap::default()
-        };
-        for n in 1..=3u8 {
-            let block = build::block(n.into());
-            let member = build::member(&build::id(n), &format!("n{n}"), block);
-            netmap.members.insert(member.id, member);
-            for name in ["db", "web"] {
-                let instance = build::instance("i", vec![block.node_v4().into()]);
-                let service = build::service(&build::id(n), name, vec![instance]);
-                netmap.replace(&service.id, Some(&service));
-            }
-        }
-        netmap
-    }
-
-    #[test]
-    fn a_service_without_the_right_to_its_name_is_a_problem_at_both_ends() {
-        let what = |own: u8| -> Vec<String> {
-            let problems = unlawful(&netmap(), &build::id(own));
-            let mut what: Vec<String> = problems.into_iter().map(|p| p.what).collect();
-            what.sort();
-            what
-        };
-        let of = |node: &str| format!("the node {node} offers db, which it may not serve");
-        assert_eq!(what(1), [of("n2"), of("n3")]);
-        assert_eq!(what(2), [of("n3"), "this node may not serve db".to_owned()]);
-    }
-
-    #[test]
-    fn under_a_policy_that_is_not_understood_the_services_are_no_problems_of_their_own() {
-        let netmap = Netmap {
-            rules: Rules::Closed,
-            ..netmap()
-        };
-        assert_eq!(unlawful(&netmap, &build::id(1)), []);
-    }
 }

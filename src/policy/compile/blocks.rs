@@ -174,17 +174,16 @@ impl<'p, 's> Builder<'p, 's> {
         }
         classes.sort_unstable();
         // A class that several selectors of a group select has the ports of all of them.
-        let mut merged: Vec<(u16, u32)> = Vec::with_capacity(classes.len());
-        for (class, set) in classes {
-            match merged.last_mut() {
-                Some((last, before)) if *last == class => {
-                    if key.1 != Kind::Fixed {
-                        *before = self.sets.union(*before, set);
-                    }
-                }
-                _ => merged.push((class, set)),
-            }
-        }
+        let mut numbers = Vec::new();
+        let of_class = classes.chunk_by(|(a, _), (b, _)| a == b);
+        let merged: Vec<(u16, u32)> = of_class
+            .filter_map(|sets| {
+                let (class, _) = sets.first()?;
+                numbers.clear();
+                numbers.extend(sets.iter().map(|(_, set)| *set));
+                Some((*class, self.sets.union(&mut numbers)))
+            })
+            .collect();
         let number = u32::try_from(self.made.destinations.len()).unwrap_or(u32::MAX);
         self.made.destinations.push(merged);
         self.targets.insert(key, number);

@@ -1,6 +1,6 @@
 //! Gives each subject its class, and each address that of its subject.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use foldhash::fast::RandomState;
@@ -11,6 +11,10 @@ use crate::policy::table::{Class, Classes, V6};
 
 /// The largest class of subjects. No subject has [`Class::OUTSIDE`] or [`Class::NOBODY`] as its class.
 const MAX_CLASS: usize = u16::MAX as usize - 1;
+
+/// The maximum number of classes that subjects of one node add. A node has few kinds of instances, but a member that was broken into could
+/// publish thousands, take all classes, and leave none for those of others.
+pub const MAX_KINDS: usize = 1_024;
 
 /// Everything about a subject that a selector looks at. The name of an instance's node is not part of it, because rules select an
 /// instance by the tags of its node only.
@@ -109,6 +113,7 @@ fn merge(into: &mut Subject, more: &Subject) {
 
 /// The classes of the subjects of a mesh. They do not depend on a policy.
 pub(in crate::policy) struct Kinds<'s> {
+    subjects: &'s [Subject],
     /// One subject of each class, in the order of the classes. The first one is of class 1.
     pub(in crate::policy) examples: Vec<&'s Subject>,
     /// The class of each subject.
@@ -119,6 +124,7 @@ pub(in crate::policy) struct Kinds<'s> {
 impl<'s> Kinds<'s> {
     pub(in crate::policy) fn of(subjects: &'s [Subject], owners: &'s Owners) -> Self {
         let mut known: HashMap<Facts<'s>, Class, RandomState> = HashMap::default();
+        let mut of_node: HashMap<&'s Label, usize, RandomState> = HashMap::default();
         let mut examples = Vec::new();
         let mut classify = |subject: &'s Subject| {
             let facts = Facts::of(subject);
@@ -129,6 +135,14 @@ impl<'s> Kinds<'s> {
                 Ok(number) if usize::from(number) <= MAX_CLASS => Class(number),
                 _ => return Class::NOBODY,
             };
+            // Subjects that tests of a policy make up have no addresses, and all of them are on one node.
+            if !subject.addresses.is_empty() {
+                let count = of_node.entry(&subject.node).or_default();
+                if *count >= MAX_KINDS {
+                    return Class::NOBODY;
+                }
+                *count += 1;
+            }
             examples.push(subject);
             known.insert(facts, class);
             class
@@ -136,6 +150,7 @@ impl<'s> Kinds<'s> {
         let of_subject = subjects.iter().map(&mut classify).collect();
         let of_merged = owners.merged.iter().map(&mut classify).collect();
         Self {
+            subjects,
             examples,
             of_subject,
             of_merged,
@@ -159,8 +174,18 @@ impl<'s> Kinds<'s> {
         }
         classes.v4.shrink_to_fit();
         classes.v6.shrink_to_fit();
-        let all = self.of_subject.iter();
-        classes.beyond = all.filter(|class| **class == Class::NOBODY).count();
+        classes.beyond = self.beyond();
         classes
+    }
+
+    /// How many subjects of each node have no class, where any have none.
+    fn beyond(&self) -> BTreeMap<Label, usize> {
+        let mut beyond: BTreeMap<Label, usize> = BTreeMap::new();
+        for (subject, class) in self.subjects.iter().zip(&self.of_subject) {
+            if *class == Class::NOBODY {
+                *beyond.entry(subject.node.clone()).or_default() += 1;
+            }
+        }
+        beyond
     }
 }

@@ -154,6 +154,8 @@ impl<'b> Plan<'b> {
             to: narrow(&self.to),
             ..Layer::default()
         };
+        // The sets of the pairs that more than one block opens, other than the first one of each pair.
+        let mut more: Vec<(u32, u32)> = Vec::new();
         for block in self.blocks {
             debug_assert!(blocks.size(block) > 0);
             let sources = self.sources.get(&block.from).into_iter().flatten();
@@ -162,9 +164,22 @@ impl<'b> Plan<'b> {
                 for (to, set) in destinations.into_iter().flatten() {
                     let set = block.fixed.unwrap_or(*set);
                     let key = Layer::key(from, role16(*to));
-                    let pair = layer.pairs.entry(key).or_insert(set);
-                    *pair = sets.union(*pair, set);
+                    let first = *layer.pairs.entry(key).or_insert(set);
+                    if first != set {
+                        more.push((key, set));
+                    }
                 }
+            }
+        }
+        more.sort_unstable();
+        let mut numbers = Vec::new();
+        for of_pair in more.chunk_by(|(a, _), (b, _)| a == b) {
+            let pair = of_pair.first();
+            if let Some(first) = pair.and_then(|(key, _)| layer.pairs.get_mut(key)) {
+                numbers.clear();
+                numbers.push(*first);
+                numbers.extend(of_pair.iter().map(|(_, set)| *set));
+                *first = sets.union(&mut numbers);
             }
         }
         layer.pairs.shrink_to_fit();

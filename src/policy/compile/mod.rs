@@ -12,6 +12,7 @@ mod opened;
 mod sets;
 
 use self::blocks::{Blocks, Builder};
+pub use self::facts::MAX_KINDS;
 pub(super) use self::facts::{Kinds, Owners};
 use self::index::Index;
 pub(super) use self::opened::opened;

@@ -11,8 +11,8 @@ use crate::policy::ports::PortSet;
 pub(super) struct Sets {
     sets: Vec<PortSet>,
     numbers: HashMap<PortSet, u32, RandomState>,
-    /// The unions that were made, because the same ones are asked for many times.
-    unions: HashMap<(u32, u32), u32, RandomState>,
+    /// The unions that were made, by the sets that they have in ascending order, because the same ones are asked for many times.
+    unions: HashMap<Box<[u32]>, u32, RandomState>,
 }
 
 impl Sets {
@@ -28,26 +28,49 @@ impl Sets {
         number
     }
 
-    /// The number of the union of two sets.
-    pub(super) fn union(&mut self, a: u32, b: u32) -> u32 {
-        if a == b {
-            return a;
-        }
-        let key = (a.min(b), a.max(b));
-        if let Some(number) = self.unions.get(&key) {
+    /// The number of the union of several sets. No set is made for each step to it: of one destination that many rules open, the steps
+    /// would need far more memory than the union.
+    pub(super) fn union(&mut self, numbers: &mut Vec<u32>) -> u32 {
+        numbers.sort_unstable();
+        numbers.dedup();
+        if let [number] = numbers.as_slice() {
             return *number;
         }
-        let set = |number: u32| self.sets.get(number as usize);
-        let mut union = set(a).cloned().unwrap_or_default();
-        if let Some(b) = set(b) {
-            union.add(b);
+        if let Some(number) = self.unions.get(numbers.as_slice()) {
+            return *number;
+        }
+        let mut union = PortSet::nothing();
+        for set in numbers.iter().filter_map(|n| self.sets.get(*n as usize)) {
+            union.add(set);
         }
         let number = self.number(union);
-        self.unions.insert(key, number);
+        self.unions.insert(numbers.as_slice().into(), number);
         number
     }
 
     pub(super) fn into_sets(self) -> Vec<PortSet> {
         self.sets
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Protocol;
+    use crate::policy::ports::Asked;
+
+    #[test]
+    fn the_union_of_many_sets_is_one_set_more_and_is_made_once() {
+        let mut sets = Sets::default();
+        let port = |n| PortSet::of(Asked::Port(Protocol::Tcp, n));
+        let mut all: Vec<u32> = (1..=500).map(|n| sets.number(port(2 * n))).collect();
+        let union = sets.union(&mut all);
+        all.reverse();
+        assert_eq!(sets.union(&mut all), union);
+        assert_eq!(sets.union(&mut vec![7, 7]), 7);
+        let sets = sets.into_sets();
+        assert_eq!(sets.len(), 501);
+        let union = &sets[union as usize];
+        assert_eq!(union.ranges(Protocol::Tcp).count(), 500);
     }
 }

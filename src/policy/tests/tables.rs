@@ -127,11 +127,64 @@ fn subjects_beyond_the_number_of_classes_reach_nothing_and_are_counted() {
         .collect();
     all.push(instance(1, "late", &["80"]));
     let table = Table::compile(Some(&rule("*", "*")), &all);
-    assert_eq!(table.beyond(), 3);
+    let beyond: Vec<(&str, usize)> = table
+        .beyond()
+        .iter()
+        .map(|(n, c)| (n.as_str(), *c))
+        .collect();
+    assert_eq!(beyond, [("n1", 1), ("n65534", 1), ("n65535", 1)]);
     let (early, late) = (&all[65_533], &all[65_534]);
     assert!(passes(&table, &all[0], early, tcp(1)) && !passes(&table, &all[0], late, tcp(1)));
     assert_eq!(table.class(first(late)), Class::NOBODY);
     assert!(!passes(&table, late, &all[0], tcp(1)));
+}
+
+#[test]
+fn a_member_with_thousands_of_kinds_of_instances_takes_no_classes_of_others() {
+    let mut all: Vec<Subject> = (1..3_000)
+        .map(|n| instance(n, &format!("s{n}"), &["80"]))
+        .collect();
+    let late = Subject {
+        node: label("n2"),
+        ..instance(4_000, "late", &["80"])
+    };
+    all.push(late.clone());
+    // An instance that is like one with a class needs no other one.
+    all.push(instance(5_000, "s1", &["80"]));
+    let table = Table::compile(Some(&rule("*", "*")), &all);
+    let beyond: Vec<(&str, usize)> = table
+        .beyond()
+        .iter()
+        .map(|(n, c)| (n.as_str(), *c))
+        .collect();
+    assert_eq!(beyond, [("n1", 2_999 - MAX_KINDS)]);
+    let (last, next) = (&all[MAX_KINDS - 1], &all[MAX_KINDS]);
+    assert!(passes(&table, &late, last, tcp(80)) && passes(&table, last, &late, tcp(80)));
+    assert!(!passes(&table, &late, next, tcp(80)) && !passes(&table, next, &late, tcp(80)));
+    assert!(passes(&table, &late, &all[3_000], tcp(80)));
+}
+
+#[test]
+fn one_destination_that_many_rules_open_makes_few_sets() {
+    let offers =
+        (0..400).map(|n| offered(&format!("s{n}"), &[(2 * n + 1).to_string().as_str()], &[]));
+    let hostile = Subject {
+        services: offers.collect(),
+        ..instance(1, "s", &[])
+    };
+    let mut text = String::new();
+    for n in 0..400 {
+        text.push_str(&format!(
+            "[[allow]]\nfrom=[\"a\", \"b{n}\"]\nto=[\"s{n}\"]\n"
+        ));
+    }
+    let table = Table::compile(
+        Some(&policy(&text)),
+        &[hostile.clone(), instance(2, "a", &[])],
+    );
+    assert!(table.sets.len() <= 410, "{}", table.sets.len());
+    let open = table.ports(table.class(addresses(2)[0]), table.class(first(&hostile)));
+    assert_eq!(open.ranges(Protocol::Tcp).count(), 400);
 }
 
 #[test]
@@ -170,7 +223,10 @@ fn the_classes_of_the_projects_of_an_owner_are_listed_once() {
 #[test]
 fn broad_rules_and_narrow_ones_fit_into_few_layers() {
     let subjects: Vec<Subject> = (0..3_000)
-        .map(|n| instance(n, &format!("s{n}.p{}", n % 500), &["80", "metrics=9100"]))
+        .map(|n| Subject {
+            node: label(&format!("n{}", n % 10)),
+            ..instance(n, &format!("s{n}.p{}", n % 500), &["80", "metrics=9100"])
+        })
         .collect();
     let mut text = String::new();
     for n in 1..=700 {
