@@ -103,6 +103,7 @@ impl JoinedNode {
         timers.set(Timer::Mapping, mapping);
         timers.set(Timer::Replica, self.replica.poll_timeout());
         timers.set(Timer::Names, self.names.poll_timeout());
+        timers.set(Timer::Policy, self.device.policy.poll_timeout());
         timers.set(Timer::Acceptance, self.connections.poll_timeout());
         timers.start(Timer::Keys, now + KEYS_INTERVAL);
         if self.workloads.docker.is_some() {
@@ -118,6 +119,7 @@ impl JoinedNode {
             Timer::Mapping => mapping::poll(self, now),
             Timer::Replica => self.replica.handle_time(clock::now()),
             Timer::Names => self.names.handle_time(now),
+            Timer::Policy => self.dirty.firewall |= stages::enforce_policy(self),
             Timer::Containers => {
                 if self.workloads.handle_time(now) {
                     self.containers_changed();

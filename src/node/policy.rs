@@ -5,7 +5,9 @@
 //! a restart. If there was none, only control traffic passes, and nobody may serve a name: a policy that is not understood opens nothing.
 
 use std::sync::Arc;
+use std::time::Instant;
 
+use self::pace::Pace;
 use super::transitions::policy::PolicyChange;
 use crate::model::PublicKey;
 use crate::policy::{OPEN, Policy, PolicyError, Table};
@@ -13,8 +15,10 @@ use crate::protocol::local::Problem;
 use crate::records::envelope::Signature;
 use crate::records::kinds::Record;
 use crate::records::netmap::{Netmap, Rules};
-use crate::records::subjects::{is_narrowed, subjects};
+use crate::records::subjects::{Moved, is_narrowed, subjects};
 use crate::records::{Envelope, Ledger, RecordKey};
+
+mod pace;
 
 /// The policy in force, and the table to which it is compiled.
 #[derive(Debug, Clone)]
@@ -28,6 +32,9 @@ pub(super) struct PolicyInForce {
     examined: Option<Signature>,
     ignored: Option<Ignored>,
     table: Arc<Table>,
+    /// The table of the policy that is tried.
+    tried_table: Option<Arc<Table>>,
+    pace: Pace,
     /// The policy that is tried beside the one in force, or why this version does not understand it.
     tried: Option<Result<Arc<Policy>, PolicyError>>,
     /// Whether the file of the record is out of date.
@@ -51,6 +58,8 @@ impl PolicyInForce {
             examined: None,
             ignored: None,
             table: Arc::new(Table::closed()),
+            tried_table: None,
+            pace: Pace::default(),
             tried: None,
             is_unwritten: false,
         };
@@ -156,11 +165,9 @@ impl PolicyInForce {
         matches!(self.tried, Some(Ok(_)))
     }
 
-    /// Compiles the policy for the subjects of `netmap`. Returns the table that is to be enforced, and that of the policy that is tried.
-    pub(super) fn compile(&mut self, netmap: &Netmap) -> (Arc<Table>, Option<Arc<Table>>) {
-        // Many meshes have no policy and no `mesh.allow`. Everything passes there, so the table needs no addresses.
-        let is_open = netmap.rules == Rules::Open && !is_narrowed(netmap);
-        let subjects = if is_open {
+    /// Compiles the policy for the subjects of `netmap`.
+    pub(super) fn compile(&mut self, netmap: &Netmap) {
+        let subjects = if is_cheap(netmap) {
             Vec::new()
         } else {
             subjects(netmap)
@@ -170,11 +177,46 @@ impl PolicyInForce {
             rules => Table::compile(rules.policy(), &subjects),
         };
         self.table = Arc::new(table);
-        let tried = match &self.tried {
+        self.tried_table = match &self.tried {
             Some(Ok(tried)) => Some(Arc::new(Table::compile(Some(tried.as_ref()), &subjects))),
             Some(Err(_)) | None => None,
         };
-        (Arc::clone(&self.table), tried)
+    }
+
+    /// The policy was compiled.
+    pub(super) fn handle_compiled(&mut self, began: Instant, ended: Instant) {
+        self.pace.handle_compiled(began, ended);
+    }
+
+    /// Whether the policy was never compiled.
+    pub(super) fn is_uncompiled(&self) -> bool {
+        self.pace.is_first()
+    }
+
+    /// Whether the policy is to be compiled at once after a change of members. Otherwise, the change is deferred.
+    pub(super) fn may_compile(&self, netmap: &Netmap, now: Instant) -> bool {
+        !self.pace.is_resting(now) || is_cheap(netmap)
+    }
+
+    /// Defers a change of members. Returns whether the table closes more addresses until it is compiled again.
+    pub(super) fn defer(&mut self, moved: Moved) -> bool {
+        match self.pace.defer(moved, &self.table) {
+            Some(closed) => {
+                self.table = Arc::new(self.table.without(closed.iter().copied()));
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// When the policy is to be compiled for changes that were deferred.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.pace.poll_timeout()
+    }
+
+    /// The table of the policy that is tried.
+    pub(super) fn tried_table(&self) -> Option<&Arc<Table>> {
+        self.tried_table.as_ref()
     }
 
     /// The table that is enforced.
@@ -217,6 +259,15 @@ impl PolicyInForce {
             fix: "install the version of meshd that the other nodes have, or try a policy in the language of this one with `meshctl policy apply --dry-run`"
                 .into(),
         })
+    }
+}
+
+/// Whether a table for this map needs no subjects. Many meshes have no policy and no `mesh.allow`, so everything passes there.
+fn is_cheap(netmap: &Netmap) -> bool {
+    match netmap.rules {
+        Rules::Open => !is_narrowed(netmap),
+        Rules::Closed => true,
+        Rules::Policy(_) => false,
     }
 }
 

@@ -18,6 +18,8 @@ pub(super) enum Timer {
     Replica,
     /// Names of services that ended are removed from the zone.
     Names,
+    /// The policy is compiled for changes of members that waited.
+    Policy,
     /// Containers become ready, or their engine has not reported in time.
     Containers,
     /// A join has waited long enough for the coordinator to accept this node's record.
@@ -29,12 +31,13 @@ pub(super) enum Timer {
 }
 
 impl Timer {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Keys,
         Self::Paths,
         Self::Mapping,
         Self::Replica,
         Self::Names,
+        Self::Policy,
         Self::Containers,
         Self::Acceptance,
         Self::Reconcile,

@@ -127,13 +127,13 @@ impl Workloads {
     }
 
     /// Hands the wanted state of the kernel to the firewall. `block` is the block of this node, and `service_addresses` are the
-    /// usable instance addresses by service address. Without a `policy` everything passes.
+    /// usable instance addresses by service address.
     pub(super) fn apply_firewall(
         &self,
         mesh: &MeshAddresses,
         block: &Block,
         service_addresses: BTreeMap<Ipv4Addr, Vec<Ipv4Addr>>,
-        policy: Option<&Table>,
+        policy: &Table,
     ) {
         let docker = self.docker.as_ref();
         // Rules from before a restart of meshd are right until it is known what runs.
@@ -160,7 +160,7 @@ impl Workloads {
             bridges: self.bridges.clone(),
             mappings,
             service_addresses,
-            policy: policy.and_then(|table| LocalPolicy::of(table, &addresses)),
+            policy: LocalPolicy::of(policy, &addresses),
             native: docker.and_then(Docker::native).map(|plan| Native {
                 bridge: network::BRIDGE.into(),
                 range: plan.range(),

@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
@@ -40,10 +41,11 @@ pub struct Table {
     /// Whether every packet passes.
     pub(super) is_open: bool,
     pub(super) classes: Classes,
-    pub(super) layers: Vec<Layer>,
-    pub(super) narrowing: Narrowing,
+    // These are large, and a table without some addresses has the same ones.
+    pub(super) layers: Arc<[Layer]>,
+    pub(super) narrowing: Arc<Narrowing>,
     /// The sets of ports of the layers and of the narrowing.
-    pub(super) sets: Vec<PortSet>,
+    pub(super) sets: Arc<[PortSet]>,
 }
 
 /// The part of the verdict that does not depend on the layers.
@@ -151,6 +153,30 @@ impl Table {
     #[must_use]
     pub fn closed() -> Self {
         Self::default()
+    }
+
+    /// The same table, by which nothing passes to these addresses or from them.
+    #[must_use]
+    pub fn without(&self, addresses: impl IntoIterator<Item = IpAddr>) -> Self {
+        let mut table = self.clone();
+        for address in addresses {
+            table.is_open = false;
+            match address {
+                IpAddr::V4(address) => {
+                    table.classes.v4.insert(address.to_bits(), Class::NOBODY);
+                }
+                IpAddr::V6(address) => {
+                    table.classes.v6.insert(V6::from(address), Class::NOBODY);
+                }
+            }
+        }
+        table
+    }
+
+    /// Whether something passes to an address that the table does not know.
+    #[must_use]
+    pub fn allows_unknown(&self) -> bool {
+        self.base == Base::Everything
     }
 
     /// Whether every packet passes, so that nothing has to be looked up: there is no policy, or one that allows everything, and no

@@ -1,6 +1,6 @@
 //! The subjects of the policy: the nodes and instances of the mesh, whose addresses packets come from and go to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::kinds::{Instance, POLICY_1, Service};
@@ -83,6 +83,92 @@ pub fn differ(before: Option<&Service>, now: Option<&Service>) -> bool {
     };
     let mut pairs = before.instances.iter().zip(&now.instances);
     before.instances.len() != now.instances.len() || !pairs.all(is_same)
+}
+
+/// The owner of an address: a node, or one of its instances.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner {
+    node: PublicKey,
+    instance: Option<Label>,
+}
+
+/// The addresses that owners lost and got between two maps of the mesh. The services that a node offers at its own addresses are left
+/// out, because these addresses stay those of the node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Moved {
+    pub gone: Vec<(IpAddr, Owner)>,
+    pub added: Vec<(IpAddr, Owner)>,
+}
+
+type Owned<'a> = BTreeSet<(IpAddr, PublicKey, Option<&'a Label>)>;
+
+impl Moved {
+    /// The addresses that moved between two maps.
+    #[must_use]
+    pub fn between(before: &Netmap, now: &Netmap) -> Self {
+        Self::of(&owned(before), &owned(now))
+    }
+
+    /// The addresses that moved because these services were replaced in `netmap`, each with its id and its record before.
+    #[must_use]
+    pub fn by(replaced: &[(String, Option<Service>)], netmap: &Netmap) -> Self {
+        let (mut before, mut now) = (Owned::new(), Owned::new());
+        for (id, service) in replaced {
+            if let Some(service) = service {
+                before.extend(instances(service, netmap));
+            }
+            if let Some(service) = netmap.services.get(id) {
+                now.extend(instances(service, netmap));
+            }
+        }
+        Self::of(&before, &now)
+    }
+
+    fn of(before: &Owned<'_>, now: &Owned<'_>) -> Self {
+        let owner = |(address, node, instance): &(IpAddr, PublicKey, Option<&Label>)| {
+            let (node, instance) = (*node, instance.cloned());
+            (*address, Owner { node, instance })
+        };
+        Self {
+            gone: before.difference(now).map(owner).collect(),
+            added: now.difference(before).map(owner).collect(),
+        }
+    }
+}
+
+/// The addresses of the nodes and of their instances.
+fn owned(netmap: &Netmap) -> Owned<'_> {
+    let nodes = netmap.members.values().flat_map(|member| {
+        let own = [
+            IpAddr::V4(member.block.node_v4()),
+            IpAddr::V6(member.block.node_v6()),
+        ];
+        own.map(|address| (address, member.id, None))
+    });
+    let services = netmap.services.values();
+    let instances = services.flat_map(|service| instances(service, netmap));
+    nodes.chain(instances).collect()
+}
+
+/// The addresses of the instances of a service, without those of its node.
+fn instances<'a>(
+    service: &'a Service,
+    netmap: &Netmap,
+) -> impl Iterator<Item = (IpAddr, PublicKey, Option<&'a Label>)> + use<'a> {
+    let member = netmap.members.get(&service.node);
+    let own = member.map(|member| {
+        [
+            IpAddr::V4(member.block.node_v4()),
+            IpAddr::V6(member.block.node_v6()),
+        ]
+    });
+    let node = service.node;
+    let instances = service.instances.iter();
+    let all = instances.flat_map(move |instance| {
+        let addresses = instance.addresses.iter();
+        addresses.map(move |address| (*address, node, Some(&instance.id)))
+    });
+    all.filter(move |(address, _, _)| own.is_none_or(|own| !own.contains(address)))
 }
 
 #[derive(Default)]
@@ -289,6 +375,58 @@ mod tests {
         }
         assert!(differ(Some(&before), None) && differ(None, Some(&before)));
         assert!(!differ(None, None));
+    }
+
+    #[test]
+    fn addresses_move_with_their_instances_and_not_with_the_services_of_a_node() {
+        let before = netmap();
+        let at = |netmap: &Netmap, id: &str, last: u8| {
+            let mut now = netmap.clone();
+            let address = address(&format!("10.210.1.{last}"));
+            serve(
+                &mut now,
+                "db",
+                None,
+                vec![build::instance(id, vec![address])],
+            );
+            now
+        };
+        let moved = |before: &Netmap, now: &Netmap| {
+            let moved = Moved::between(before, now);
+            let replaced: Vec<(String, Option<Service>)> = (now.services.keys())
+                .map(|id| (id.clone(), before.services.get(id).cloned()))
+                .collect();
+            assert_eq!(Moved::by(&replaced, now), moved);
+            let of = |side: &[(IpAddr, Owner)]| -> Vec<String> {
+                let owners = side.iter().map(|(address, owner)| {
+                    let instance = owner.instance.as_ref().map_or("", Label::as_str);
+                    format!("{address} {instance}")
+                });
+                owners.collect()
+            };
+            (of(&moved.gone), of(&moved.added))
+        };
+        let one = at(&before, "one", 64);
+        let both = |gone: &[&str], added: &[&str]| {
+            let owned = |texts: &[&str]| -> Vec<String> {
+                texts.iter().map(|text| (*text).to_owned()).collect()
+            };
+            (owned(gone), owned(added))
+        };
+        assert_eq!(moved(&before, &one), both(&[], &["10.210.1.64 one"]));
+        assert_eq!(moved(&one, &one), both(&[], &[]));
+        let other = at(&one, "other", 64);
+        let exchanged = both(&["10.210.1.64 one"], &["10.210.1.64 other"]);
+        assert_eq!(moved(&one, &other), exchanged);
+        let own = build::block(1).node_v4();
+        let [.., last] = own.octets();
+        assert_eq!(moved(&before, &at(&before, "own", last)), both(&[], &[]));
+        let gone = Moved::between(&before, &Netmap::default()).gone;
+        let owner = Owner {
+            node: build::id(1),
+            instance: None,
+        };
+        assert!(gone.contains(&(own.into(), owner)));
     }
 
     #[test]

@@ -50,13 +50,6 @@ impl Filter<'_> {
         });
     }
 
-    /// The policy in force. None: everything passes.
-    #[must_use]
-    pub fn policy(&self) -> Option<Arc<Table>> {
-        let table = self.0.table();
-        table.guard.as_ref().map(|guard| Arc::clone(guard.policy()))
-    }
-
     /// The last packets that the policy denied, the latest first.
     #[must_use]
     pub fn denied(&self) -> Vec<Denied> {

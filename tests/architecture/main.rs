@@ -86,6 +86,7 @@ const PURE: &[&str] = &[
     "node/own_records.rs",
     "node/paths.rs",
     "node/policy.rs",
+    "node/policy",
     "node/remedies.rs",
     "node/replica",
     "node/settle.rs",

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Instant;
 
 use ipnet::IpNet;
@@ -21,7 +22,7 @@ use crate::path::links::Candidate;
 use crate::path::watch::keepalive_seconds;
 use crate::records::kinds::Service;
 use crate::records::netmap::{Member, Netmap};
-use crate::records::subjects;
+use crate::records::subjects::{self, Moved};
 use crate::tunnel::PeerConfig;
 
 impl Stages for JoinedNode {
@@ -53,8 +54,12 @@ impl Stages for JoinedNode {
         let netmap = self.replica.ledger().netmap_under(rules);
         let before = std::mem::replace(&mut self.netmap, netmap);
         // The policy is set before the peers, so that it has the addresses of a new peer when the first packet of the peer arrives.
-        let is_other = !changes.is_empty() || subjects::changed(&before, &self.netmap);
-        let concerns_firewall = is_other && enforce_policy(self);
+        let concerns_firewall = if !changes.is_empty() || self.device.policy.is_uncompiled() {
+            enforce_policy(self)
+        } else {
+            subjects::changed(&before, &self.netmap)
+                && follow_subjects(self, |now| Moved::between(&before, now))
+        };
         let id = self.id();
         for change in members::changes(&before, &self.netmap, &id, self.replica.ledger()) {
             self.disk.audit.note(&change);
@@ -123,7 +128,7 @@ impl Stages for JoinedNode {
         let differs = |(id, before): &(String, Option<Service>)| {
             subjects::differ(before.as_ref(), self.netmap.services.get(id))
         };
-        replaced.iter().any(differs) && enforce_policy(self)
+        replaced.iter().any(differs) && follow_subjects(self, |now| Moved::by(replaced, now))
     }
 
     fn rebuild_zone(&mut self) -> bool {
@@ -165,12 +170,11 @@ impl Stages for JoinedNode {
     fn apply_firewall(&mut self) {
         if let Some(mesh) = self.replica.ledger().mesh() {
             let service_addresses = self.names.zone().load().service_addresses();
-            let policy = self.device.tunnel.filter().policy();
             self.workloads.apply_firewall(
                 &mesh.addresses,
                 &self.identity.block,
                 service_addresses,
-                policy.as_deref(),
+                self.device.policy.table(),
             );
         }
     }
@@ -181,12 +185,36 @@ impl Stages for JoinedNode {
 }
 
 /// Compiles the policy for the map of the mesh, and sets it in the tunnel. Returns whether something is denied, or was before.
-fn enforce_policy(node: &mut JoinedNode) -> bool {
-    let was_open = node.device.policy.table().allows_everything();
-    let (table, tried) = node.device.policy.compile(&node.netmap);
-    let is_open = table.allows_everything();
-    node.device.tunnel.filter().set_policy(table, tried);
+pub(super) fn enforce_policy(node: &mut JoinedNode) -> bool {
+    let policy = &mut node.device.policy;
+    let was_open = policy.table().allows_everything();
+    let began = Instant::now();
+    policy.compile(&node.netmap);
+    policy.handle_compiled(began, Instant::now());
+    let is_open = policy.table().allows_everything();
+    set_policy(node);
     !(was_open && is_open)
+}
+
+/// Compiles the policy for other subjects, or defers that if the last compilation was just before. `moved` returns the addresses that
+/// moved. Returns whether something is denied, or was before.
+fn follow_subjects(node: &mut JoinedNode, moved: impl FnOnce(&Netmap) -> Moved) -> bool {
+    let policy = &mut node.device.policy;
+    if policy.may_compile(&node.netmap, Instant::now()) {
+        return enforce_policy(node);
+    }
+    let closes_more = policy.defer(moved(&node.netmap));
+    if closes_more {
+        set_policy(node);
+    }
+    closes_more
+}
+
+fn set_policy(node: &JoinedNode) {
+    let policy = &node.device.policy;
+    let (table, tried) = (policy.table(), policy.tried_table());
+    let filter = node.device.tunnel.filter();
+    filter.set_policy(Arc::clone(table), tried.cloned());
 }
 
 /// The paths by which a member says that it may be reached.

@@ -41,7 +41,8 @@ fn without_a_policy_everything_passes() {
     let mut policy = start(None);
     assert_eq!(policy.follow(&ledger(&[])), []);
     let netmap = ledger(&[]).netmap_under(policy.rules().clone());
-    assert!(policy.compile(&netmap).0.allows_everything());
+    policy.compile(&netmap);
+    assert!(policy.table().allows_everything());
     assert_eq!(policy.problem(), None);
 }
 
@@ -59,7 +60,8 @@ fn without_a_policy_not_everything_passes_to_an_instance_whose_owner_narrows_it(
         };
         let service = build::service(&id(1), "db", vec![instance]);
         netmap.replace(&service.id, Some(&service));
-        assert_eq!(policy.compile(&netmap).0.allows_everything(), is_open);
+        policy.compile(&netmap);
+        assert_eq!(policy.table().allows_everything(), is_open);
     }
 }
 
@@ -103,19 +105,22 @@ fn a_policy_that_is_tried_is_forgotten_with_the_next_one_and_is_a_problem_if_it_
     let mut policy = start(None);
     policy.follow(&trying(3, DENY));
     let netmap = ledger(&[]).netmap_under(policy.rules().clone());
-    let (table, tried) = policy.compile(&netmap);
-    assert!(table.allows_everything());
-    assert!(!tried.expect("it is tried").allows_everything());
+    policy.compile(&netmap);
+    assert!(policy.table().allows_everything());
+    let tried = policy.tried_table().expect("it is tried");
+    assert!(!tried.allows_everything());
     assert_eq!(policy.untried(), None);
 
     policy.follow(&trying(4, LATER));
-    assert!(policy.compile(&netmap).1.is_none());
+    policy.compile(&netmap);
+    assert!(policy.tried_table().is_none());
     let problem = policy.untried().expect("it is one");
     assert!(problem.why.starts_with("line 1, "), "{problem:?}");
     assert_eq!((policy.version(), policy.problem()), (Some(4), None));
 
     policy.follow(&ledger(&[(5, OPEN)]));
-    assert!(policy.compile(&netmap).1.is_none());
+    policy.compile(&netmap);
+    assert!(policy.tried_table().is_none());
     assert_eq!(policy.untried(), None);
 }
 
@@ -187,7 +192,8 @@ fn if_none_was_understood_before_only_control_traffic_passes() {
         "{change:?}"
     );
     let netmap = ledger.netmap_under(policy.rules().clone());
-    assert!(!policy.compile(&netmap).0.allows_everything());
+    policy.compile(&netmap);
+    assert!(!policy.table().allows_everything());
     assert!(
         policy
             .problem()
@@ -290,4 +296,51 @@ fn under_a_policy_that_is_not_understood_nobody_serves_a_name() {
     let netmap = ledger.netmap_under(policy.rules().clone());
     assert!(netmap.services.is_empty());
     assert_eq!(netmap.unlawful.len(), 2);
+}
+
+#[test]
+fn a_new_instance_reaches_nothing_while_its_change_waits_and_a_mesh_without_rules_waits_for_nothing()
+ {
+    let begun = Instant::now();
+    let later = begun + std::time::Duration::from_millis(10);
+    let ledger = two_nodes("language = 1\nallow = [{ from = [\"*\"], to = [\"*\"] }]\n");
+    let mut policy = start_with(&ledger);
+    let before = ledger.netmap_under(policy.rules().clone());
+    assert!(policy.is_uncompiled() && policy.may_compile(&before, begun));
+    policy.compile(&before);
+    policy.handle_compiled(begun, later);
+    assert!(!policy.may_compile(&before, later));
+    assert!(policy.may_compile(&Netmap::default(), later));
+    assert_eq!(policy.poll_timeout(), None);
+
+    let new = block(10).v4.hosts().nth(71).expect("a /24");
+    let old = block(10).v4.hosts().nth(70).expect("a /24");
+    let mut now = before.clone();
+    let instance = build::instance("new-1", vec![new.into()]);
+    let service = build::service(&id(10), "web", vec![instance]);
+    now.replace(&service.id, Some(&service));
+    assert!(!policy.defer(Moved::between(&before, &now)));
+    assert!(policy.poll_timeout().is_some_and(|at| at > later));
+    let passes = |policy: &PolicyInForce| {
+        let class = |address: std::net::Ipv4Addr| policy.table().class(address.into());
+        let ping = crate::policy::Asked::Icmp;
+        policy.table().allows(class(new), class(old), ping)
+    };
+    assert!(!passes(&policy));
+    policy.compile(&now);
+    assert!(passes(&policy));
+
+    // The address of an instance that is exchanged for another one is closed until then.
+    let mut exchanged = now.clone();
+    let other = build::instance("other-1", vec![new.into()]);
+    let other = build::service(&id(10), "web", vec![other]);
+    exchanged.replace(&other.id, Some(&other));
+    assert!(policy.defer(Moved::between(&now, &exchanged)));
+    assert!(!passes(&policy));
+}
+
+fn start_with(ledger: &Ledger) -> PolicyInForce {
+    let mut policy = start(None);
+    policy.follow(ledger);
+    policy
 }

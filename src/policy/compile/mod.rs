@@ -59,9 +59,9 @@ impl Table {
             base,
             is_open: base == Base::Everything && narrowing.of_class.is_empty(),
             classes: kinds.classes(owners),
-            layers,
-            narrowing,
-            sets: sets.into_sets(),
+            layers: layers.into(),
+            narrowing: narrowing.into(),
+            sets: sets.into_sets().into(),
         }
     }
 }

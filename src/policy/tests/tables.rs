@@ -49,6 +49,33 @@ fn everything_passes_without_a_policy_until_an_owner_narrows() {
 }
 
 #[test]
+fn a_table_without_an_address_denies_only_what_is_about_it() {
+    let (a, b, c) = (
+        node(1, "a", &[]),
+        instance(2, "b", &["80"]),
+        node(3, "c", &[]),
+    );
+    let all = [a.clone(), b.clone()];
+    for table in [
+        Table::compile(None, &[]),
+        Table::compile(None, &all),
+        Table::compile(Some(&rule("*", "*")), &all),
+    ] {
+        assert!(passes(&table, &a, &b, tcp(80)) || !table.allows_unknown());
+        let without = table.without(b.addresses.clone());
+        assert!(!without.allows_everything());
+        assert!(!passes(&without, &a, &b, tcp(80)) && !passes(&without, &b, &a, tcp(22)));
+        let others = |table: &Table| {
+            (
+                passes(table, &a, &a, tcp(22)),
+                passes(table, &c, &a, tcp(22)),
+            )
+        };
+        assert_eq!(others(&without), others(&table));
+    }
+}
+
+#[test]
 fn an_address_of_no_subject_has_no_part_in_any_rule() {
     let a = node(1, "a", &[]);
     let table = Table::compile(Some(&rule("*", "*")), std::slice::from_ref(&a));

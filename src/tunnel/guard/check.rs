@@ -72,8 +72,8 @@ impl Guard {
     }
 
     /// The policy.
-    #[must_use]
-    pub fn policy(&self) -> &Arc<Table> {
+    #[cfg(test)]
+    pub(super) fn policy(&self) -> &Arc<Table> {
         &self.policy
     }
 

@@ -1,0 +1,162 @@
+//! Bounds how often the table of the policy is compiled for changes of members. Pure.
+//!
+//! A member may change its records many times a second, and in a large mesh each compilation takes long. So a new table stays for a rest
+//! of several times the duration of its compilation. Changes during the rest wait for its end. An address that comes to another owner
+//! meanwhile is closed, so that nobody has the rights of the owner before. A change of the policy itself does not wait.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use crate::policy::{Class, Table};
+use crate::records::subjects::{Moved, Owner};
+
+/// The rest after a compilation, as a multiple of its duration: at most a fifth of the time is spent on it.
+const REST: u32 = 4;
+/// The maximum rest. A new instance is not reached before its end.
+const MAX_REST: Duration = Duration::from_millis(400);
+
+/// When the table is compiled again, and the addresses that are closed until then.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Pace {
+    /// The end of the rest. None before the first compilation.
+    rests_until: Option<Instant>,
+    is_waiting: bool,
+    /// The addresses that were lost since the last compilation, with their owners at that time.
+    gone: BTreeMap<IpAddr, Owner>,
+    closed: BTreeSet<IpAddr>,
+}
+
+impl Pace {
+    /// The table was compiled.
+    pub(super) fn handle_compiled(&mut self, began: Instant, ended: Instant) {
+        let took = ended.saturating_duration_since(began);
+        *self = Self {
+            rests_until: Some(ended + took.saturating_mul(REST).min(MAX_REST)),
+            ..Self::default()
+        };
+    }
+
+    /// Whether the table was never compiled.
+    pub(super) fn is_first(&self) -> bool {
+        self.rests_until.is_none()
+    }
+
+    /// Whether changes of members wait.
+    pub(super) fn is_resting(&self, now: Instant) -> bool {
+        self.rests_until.is_some_and(|until| now < until)
+    }
+
+    /// When the changes that wait are to be compiled.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.rests_until.filter(|_| self.is_waiting)
+    }
+
+    /// Lets a change wait. Returns the addresses that are closed in `table` until it is compiled again, if they are more than before.
+    pub(super) fn defer(&mut self, moved: Moved, table: &Table) -> Option<&BTreeSet<IpAddr>> {
+        self.is_waiting = true;
+        for (address, owner) in moved.gone {
+            self.gone.entry(address).or_insert(owner);
+        }
+        let before = self.closed.len();
+        for (address, owner) in moved.added {
+            let is_new = table.class(address) == Class::OUTSIDE;
+            let is_others = self
+                .gone
+                .get(&address)
+                .is_some_and(|before| *before != owner);
+            if is_others || (is_new && table.allows_unknown()) {
+                self.closed.insert(address);
+            }
+        }
+        (self.closed.len() > before).then_some(&self.closed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::records::netmap::Netmap;
+    use crate::testbed::records as build;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    /// A map in which node 1 has an instance at this address of its block.
+    fn netmap(instance: Option<(&str, usize)>) -> Netmap {
+        let (id, block) = (build::id(1), build::block(1));
+        let mut netmap = Netmap::default();
+        netmap.members.insert(id, build::member(&id, "n1", block));
+        if let Some((instance, n)) = instance {
+            let address = block.v4.hosts().nth(n).expect("a /24");
+            let instance = build::instance(instance, vec![address.into()]);
+            let service = build::service(&id, "db", vec![instance]);
+            netmap.replace(&service.id, Some(&service));
+        }
+        netmap
+    }
+
+    fn moved(before: Option<(&str, usize)>, now: Option<(&str, usize)>) -> Moved {
+        Moved::between(&netmap(before), &netmap(now))
+    }
+
+    #[test]
+    fn a_table_rests_for_four_times_its_compilation_and_never_for_long() {
+        let start = Instant::now();
+        let mut pace = Pace::default();
+        assert!(pace.is_first() && !pace.is_resting(start));
+        pace.handle_compiled(start, start + 50 * MS);
+        assert!(!pace.is_first());
+        assert!(pace.is_resting(start + 249 * MS) && !pace.is_resting(start + 250 * MS));
+        pace.handle_compiled(start, start + 3_000 * MS);
+        assert!(pace.is_resting(start + 3_399 * MS) && !pace.is_resting(start + 3_400 * MS));
+    }
+
+    #[test]
+    fn many_changes_are_compiled_together_at_the_end_of_the_rest() {
+        let start = Instant::now();
+        let mut pace = Pace::default();
+        let table = Table::closed();
+        pace.handle_compiled(start, start + 50 * MS);
+        assert_eq!(pace.poll_timeout(), None);
+        let mut compiled = 0;
+        for n in 0..1_000 {
+            let now = start + (50 + n) * MS;
+            if pace.is_resting(now) {
+                pace.defer(Moved::default(), &table);
+                assert_eq!(pace.poll_timeout().is_some(), pace.is_waiting);
+            } else {
+                compiled += 1;
+                pace.handle_compiled(now, now + 50 * MS);
+                assert_eq!(pace.poll_timeout(), None);
+            }
+        }
+        // The rest ends 200 ms after a compilation, which takes 50 ms.
+        assert_eq!(compiled, 4);
+    }
+
+    #[test]
+    fn an_address_that_comes_to_another_owner_is_closed_until_the_next_compilation() {
+        let start = Instant::now();
+        let mut pace = Pace::default();
+        let table = Table::closed();
+        let old = Some(("old-1", 70));
+        assert!(pace.defer(moved(old, None), &table).is_none());
+        assert!(pace.defer(moved(None, old), &table).is_none(), "it is back");
+        let other = Some(("new-1", 70));
+        let address = build::block(1).v4.hosts().nth(70).expect("a /24");
+        let closed = pace.defer(moved(old, other), &table);
+        assert_eq!(closed, Some(&BTreeSet::from([address.into()])));
+        pace.handle_compiled(start, start);
+        assert!(pace.defer(moved(None, other), &table).is_none());
+    }
+
+    #[test]
+    fn where_unknown_addresses_pass_a_new_one_is_closed_until_its_owner_is_known() {
+        let mut pace = Pace::default();
+        let new = || moved(None, Some(("new-1", 70)));
+        let open = Table::compile(None, &[]);
+        let closed = pace.defer(new(), &open).map(BTreeSet::len);
+        assert_eq!(closed, Some(1));
+        assert!(pace.defer(new(), &open).is_none(), "it is closed already");
+    }
+}
