@@ -70,7 +70,7 @@ Examples:
   meshctl policy denied
   meshctl policy denied --json
 
-Run it on the node that refuses: it knows its last 64 refusals.")]
+Run it on the node that refuses: it knows its last 64 refusals, and as many that a policy which is tried would make.")]
     Denied {
         /// One JSON document on stdout
         #[arg(long)]

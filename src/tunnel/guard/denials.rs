@@ -1,6 +1,7 @@
 //! The last packets that the policy denied. Pure.
 //!
-//! There is one entry for each source, destination and port. In a full list the sender with the most entries loses its oldest
+//! There is one entry for each source, destination and port. The packets that only the policy that is tried would deny have places of
+//! their own, so that they do not hide what is really denied. In a full list the sender with the most entries loses its oldest
 //! one, so that a member that tries everything does not hide what others were denied.
 
 use std::collections::VecDeque;
@@ -10,7 +11,7 @@ use std::time::Instant;
 use crate::model::rate::{Bucket, Rate};
 use crate::policy::Asked;
 
-/// The maximum number of entries.
+/// The maximum number of entries of packets that were denied, and of those that would be.
 const MAX_DENIALS: usize = 64;
 /// The maximum number of first denials that wait to be reported.
 const MAX_FIRST: usize = 16;
@@ -88,8 +89,9 @@ impl Denials {
         let pair = |of: &Denial| (of.from, of.to, of.is_tried);
         let is_first = !denial.is_tried
             && (self.entries.iter()).all(|entry| pair(&entry.denial) != pair(&denial));
-        if self.entries.len() >= MAX_DENIALS {
-            self.entries.swap_remove(self.replaced(sender, now));
+        if self.alike(denial.is_tried).count() >= MAX_DENIALS {
+            let replaced = self.replaced(denial.is_tried, sender, now);
+            self.entries.swap_remove(replaced);
         }
         self.entries.push(Entry {
             denial,
@@ -105,12 +107,18 @@ impl Denials {
         is_reported
     }
 
+    /// The entries of packets that only the policy that is tried would deny, or the others, each with its place.
+    fn alike(&self, is_tried: bool) -> impl Iterator<Item = (usize, &Entry)> {
+        let entries = self.entries.iter().enumerate();
+        entries.filter(move |(_, entry)| entry.denial.is_tried == is_tried)
+    }
+
     /// The place of the entry that another one of `sender` replaces: the oldest entry of the sender with the most entries. The new
     /// entry counts as one.
-    fn replaced(&self, sender: Sender, now: Instant) -> usize {
+    fn replaced(&self, is_tried: bool, sender: Sender, now: Instant) -> usize {
         // There are usually few senders, and a short list is faster than a map.
         let mut counts = vec![(sender, 1_usize)];
-        for entry in &self.entries {
+        for (_, entry) in self.alike(is_tried) {
             match counts.iter_mut().find(|(of, _)| *of == entry.sender) {
                 Some((_, count)) => *count += 1,
                 None => counts.push((entry.sender, 1)),
@@ -118,8 +126,7 @@ impl Denials {
         }
         let most = counts.iter().max_by_key(|(_, count)| *count);
         let most = most.map_or(sender, |(of, _)| *of);
-        let entries = self.entries.iter().enumerate();
-        entries
+        self.alike(is_tried)
             .filter(|(_, entry)| entry.sender == most)
             .max_by_key(|(_, entry)| now.saturating_duration_since(entry.last))
             .map_or(0, |(at, _)| at)
@@ -198,6 +205,30 @@ mod tests {
         assert_eq!(entries.len(), MAX_DENIALS);
         assert!(entries.iter().any(|e| e.denial == denial(7, 1, 22)));
         assert!(entries.iter().any(|e| e.denial == denial(199, 1, 999)));
+    }
+
+    #[test]
+    fn packets_that_a_tried_policy_would_deny_do_not_hide_those_that_are_denied() {
+        let start = Instant::now();
+        let mut denials = Denials::new(start);
+        let tried = |port| Denial {
+            is_tried: true,
+            ..denial(1, 1, port)
+        };
+        denials.note(denial(1, 1, 22), ONE, start);
+        for port in 0..1000 {
+            let at = start + Duration::from_millis(1 + u64::from(port));
+            denials.note(tried(port), ONE, at);
+        }
+        let entries = denials.entries();
+        assert_eq!(entries.len(), MAX_DENIALS + 1);
+        assert!(entries.iter().any(|e| e.denial == denial(1, 1, 22)));
+        for port in 0..1000 {
+            denials.note(denial(1, 1, port), ONE, start);
+        }
+        let entries = denials.entries();
+        assert_eq!(entries.len(), 2 * MAX_DENIALS);
+        assert!(entries.iter().any(|e| e.denial == tried(999)));
     }
 
     #[test]
