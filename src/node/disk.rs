@@ -30,15 +30,22 @@ pub(super) struct Disk {
     pub(super) audit: Audit,
 }
 
-/// The problem of a log of events that cannot be written.
+/// The problem of a log of events that cannot be written, or whose files cannot be put aside or removed.
 pub(super) fn audit_problem(audit: &Audit) -> Option<Problem> {
-    audit.fault().map(|why| Problem {
+    let unwritten = audit.fault().map(|why| Problem {
         what: format!(
             "the audit log is not written; {} event(s) are missing from it",
             audit.lost()
         ),
         why,
         fix: "make room on the file system of the state directory, and correct the rights of audit.jsonl in it; meshd tries again by itself".into(),
+    });
+    unwritten.or_else(|| {
+        Some(Problem {
+            what: "the audit log takes more room on the disk than it should".into(),
+            why: format!("its files cannot be put aside or removed: {}", audit.excess()?),
+            fix: "correct the rights of the state directory and of the files audit.jsonl.* in it; meshd tries again by itself with the next event".into(),
+        })
     })
 }
 

@@ -7,7 +7,7 @@ mod text;
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use clap::Args;
 use serde::Serialize;
@@ -73,7 +73,7 @@ pub(super) async fn run(arguments: &AuditArguments) -> Result<u8, CliError> {
     }
     let since = arguments.since.map(|since| {
         let start = clock::wall().checked_sub(since);
-        utc(start.unwrap_or(std::time::SystemTime::UNIX_EPOCH))
+        start.unwrap_or(SystemTime::UNIX_EPOCH)
     });
     let events = Events::open(&place, since)?;
     match (arguments.follow, arguments.json) {
@@ -93,13 +93,13 @@ struct Events {
 }
 
 impl Events {
-    fn open(place: &Place, since: Option<String>) -> Result<Self, CliError> {
+    fn open(place: &Place, since: Option<SystemTime>) -> Result<Self, CliError> {
         let directory = place.directory.clone();
-        let reader = EventReader::open(&directory);
+        let reader = EventReader::open_since(&directory, since.unwrap_or(SystemTime::UNIX_EPOCH));
         Ok(Self {
             reader: reader.map_err(|error| failed(&directory, &error))?,
             directory,
-            since,
+            since: since.map(utc),
             unreadable: 0,
         })
     }

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Seek as _, SeekFrom};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use super::files::{CURRENT, earlier, read_head};
 use super::line::{Line, MAX_LINE};
@@ -156,6 +157,23 @@ pub struct EventReader {
     /// The files that are not read yet, the oldest one last.
     waiting: Vec<File>,
     current: Option<BufReader<File>>,
+    /// The last line that was returned.
+    last: Option<Mark>,
+    /// Lines up to this one are passed over, because they were returned already.
+    known: Option<Mark>,
+}
+
+/// A line, by its number and its time. Lines of a log that was begun again have low numbers, and later times.
+#[derive(Debug, Clone)]
+struct Mark {
+    n: u64,
+    at: String,
+}
+
+impl Mark {
+    fn covers(&self, line: &Line) -> bool {
+        line.n <= self.n && line.at <= self.at
+    }
 }
 
 /// The next line that a reader found.
@@ -172,11 +190,27 @@ impl EventReader {
     /// # Errors
     /// A file cannot be read.
     pub fn open(directory: &Path) -> io::Result<Self> {
-        let files = OpenFiles::open(directory)?.0;
+        Self::open_since(directory, SystemTime::UNIX_EPOCH)
+    }
+
+    /// Begins at the oldest line of the files that may have an event after `since`.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn open_since(directory: &Path, since: SystemTime) -> io::Result<Self> {
+        let mut waiting = Vec::new();
+        for (name, file) in OpenFiles::open(directory)?.0.into_iter().rev() {
+            // Nothing is appended to an earlier file, so all of its lines are older than its last change.
+            if name == CURRENT || file.metadata()?.modified()? >= since {
+                waiting.push(file);
+            }
+        }
         Ok(Self {
             directory: directory.to_owned(),
-            waiting: files.into_iter().rev().map(|(_, file)| file).collect(),
+            waiting,
             current: None,
+            last: None,
+            known: None,
         })
     }
 
@@ -197,8 +231,15 @@ impl EventReader {
             };
             match read_line(file)? {
                 Read::Line(bytes) => {
-                    let line = Line::parse(&bytes).map(Box::new);
-                    return Ok(Some(line.map_or(NextEvent::Unreadable, NextEvent::Event)));
+                    let Some(line) = Line::parse(&bytes) else {
+                        return Ok(Some(NextEvent::Unreadable));
+                    };
+                    if self.known.as_ref().is_some_and(|known| known.covers(&line)) {
+                        continue;
+                    }
+                    let (n, at) = (line.n, line.at.clone());
+                    self.last = Some(Mark { n, at });
+                    return Ok(Some(NextEvent::Event(Box::new(line))));
                 }
                 // The rest of this line is read with its beginning, when it is there.
                 Read::Torn(bytes) => {
@@ -226,16 +267,115 @@ impl EventReader {
         };
         let read = file.get_ref().metadata()?;
         let mut newer = Vec::new();
-        for (_, file) in OpenFiles::open(&self.directory)?.0.into_iter().rev() {
+        for (name, file) in OpenFiles::open(&self.directory)?.0.into_iter().rev() {
             let found = file.metadata()?;
             if (found.dev(), found.ino()) == (read.dev(), read.ino()) {
-                self.waiting = newer;
+                self.waiting = newer.into_iter().map(|(_, file)| file).collect();
                 return Ok(());
             }
-            newer.push(file);
+            newer.push((name, file));
         }
-        // The file that was read is gone, with all lines before it.
-        self.waiting = newer;
+        // The file that was read is gone, or another one was put in its place, which may have the same lines. Earlier files may still be
+        // there.
+        self.known.clone_from(&self.last);
+        let through = self.last.as_ref().map_or(0, |last| last.n);
+        let is_newer = |name: &str| last_number(name).is_none_or(|last| last > through);
+        let newer = newer.into_iter().filter(|(name, _)| is_newer(name));
+        self.waiting = newer.map(|(_, file)| file).collect();
         Ok(())
+    }
+}
+
+/// The number of the last line in an earlier file, by its name. None for the current file.
+fn last_number(name: &str) -> Option<u64> {
+    let number = name.strip_prefix(CURRENT)?.strip_prefix('.')?;
+    number.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::os::audit::event::{Event, Text, What, Who};
+    use crate::os::audit::line::Chain;
+
+    /// The lines with these numbers, each at the second of its number after `start`.
+    fn lines(chain: &mut Chain, count: u64, start: u64) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for n in 1..=count {
+            let reason = Text::of(&n);
+            let event = Event::done(Who::Daemon, What::StoreWentBack { reason });
+            let at = SystemTime::UNIX_EPOCH + Duration::from_secs(start + n);
+            bytes.extend(chain.append(at, &event));
+        }
+        bytes
+    }
+
+    fn numbers(reader: &mut EventReader) -> Vec<u64> {
+        let mut found = Vec::new();
+        while let Some(next) = reader.poll().expect("readable") {
+            match next {
+                NextEvent::Event(line) => found.push(line.n),
+                NextEvent::Unreadable => panic!("nobody changed it"),
+            }
+        }
+        found
+    }
+
+    /// Puts another file in the place of the current one.
+    fn replace(directory: &Path, bytes: &[u8]) {
+        let other = directory.join("other");
+        std::fs::write(&other, bytes).expect("writable");
+        std::fs::rename(&other, directory.join(CURRENT)).expect("writable");
+    }
+
+    #[test]
+    fn no_event_is_shown_again_after_the_file_was_replaced() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path();
+        let mut chain = Chain::EMPTY;
+        let earlier = path.join(format!("{CURRENT}.{:020}", 3));
+        std::fs::write(earlier, lines(&mut chain, 3, 0)).expect("writable");
+        let mut current = lines(&mut chain, 2, 10);
+        std::fs::write(path.join(CURRENT), &current).expect("writable");
+        let mut reader = EventReader::open(path).expect("a log");
+        assert_eq!(numbers(&mut reader), [1, 2, 3, 4, 5]);
+        reader.follow().expect("readable");
+        assert_eq!(numbers(&mut reader), []);
+
+        current.extend(lines(&mut chain, 1, 20));
+        replace(path, &current);
+        reader.follow().expect("readable");
+        assert_eq!(numbers(&mut reader), [6]);
+
+        // A log that is begun again has low numbers.
+        let mut again = Chain::EMPTY;
+        replace(path, &lines(&mut again, 2, 100));
+        reader.follow().expect("readable");
+        assert_eq!(numbers(&mut reader), [1, 2]);
+    }
+
+    #[test]
+    fn earlier_files_that_are_too_old_are_not_read() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path();
+        let mut chain = Chain::EMPTY;
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        for last in [2, 4] {
+            let earlier = path.join(format!("{CURRENT}.{last:020}"));
+            std::fs::write(&earlier, lines(&mut chain, 2, last * 10)).expect("writable");
+            let file = File::options().append(true).open(&earlier);
+            let changed = file.and_then(|file| file.set_modified(at(last * 10 + 2)));
+            changed.expect("writable");
+        }
+        std::fs::write(path.join(CURRENT), lines(&mut chain, 1, 60)).expect("writable");
+        let since = |seconds| {
+            let reader = EventReader::open_since(path, at(seconds));
+            numbers(&mut reader.expect("a log"))
+        };
+        assert_eq!(since(0), [1, 2, 3, 4, 5]);
+        assert_eq!(since(30), [3, 4, 5]);
+        assert_eq!(since(1_000), [5]);
     }
 }

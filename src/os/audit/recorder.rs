@@ -57,6 +57,10 @@ pub struct Recorder<S> {
     /// The last number in the files whose removal has a line in the log.
     trimmed_through: u64,
     missing: Option<Missing>,
+    /// Why no new file can be begun.
+    unrotated: Option<String>,
+    /// Why the oldest file cannot be removed.
+    untrimmed: Option<String>,
 }
 
 /// Events that are not in the log, and the reason.
@@ -77,7 +81,15 @@ impl<S: Sink> Recorder<S> {
             is_trimmed: false,
             trimmed_through: 0,
             missing: None,
+            unrotated: None,
+            untrimmed: None,
         }
+    }
+
+    /// Why the log takes more room than it should, if it does.
+    pub fn excess(&self) -> Option<&str> {
+        let excess = self.unrotated.as_ref().or(self.untrimmed.as_ref());
+        excess.map(String::as_str)
     }
 
     /// Sets the maximum size of a file.
@@ -120,7 +132,8 @@ impl<S: Sink> Recorder<S> {
             Ok(()) => {
                 self.missing = None;
                 // The lines are on disk, so they are written even if the trim fails. The trim is tried again with the next lines.
-                let _ = self.trim(now);
+                let trimmed = self.trim(now);
+                self.untrimmed = trimmed.err().map(|error| error.to_string());
                 Ok(())
             }
             Err(error) => {
@@ -134,9 +147,18 @@ impl<S: Sink> Recorder<S> {
     fn append(&mut self, bytes: &[u8], chain: Chain) -> io::Result<()> {
         let length = bytes.len() as u64;
         if self.size > 0 && self.size.saturating_add(length) > self.max_file {
-            self.sink.rotate(self.chain.last)?;
-            self.size = 0;
-            self.is_trimmed = false;
+            match self.sink.rotate(self.chain.last) {
+                Ok(()) => {
+                    self.size = 0;
+                    self.is_trimmed = false;
+                    self.unrotated = None;
+                }
+                // A file that is too long is better than missing events, until it has twice its size. The next lines try it again.
+                Err(error) if self.size < self.max_file.saturating_mul(2) => {
+                    self.unrotated = Some(error.to_string());
+                }
+                Err(error) => return Err(error),
+            }
         }
         self.sink.append(bytes)?;
         self.size = self.size.saturating_add(length);

@@ -63,6 +63,8 @@ struct Queue {
     /// Events that are not in the log since the start.
     lost: u64,
     fault: Option<String>,
+    /// Why the log takes more room than it should.
+    excess: Option<String>,
     is_stalled: bool,
     is_closed: bool,
 }
@@ -210,6 +212,12 @@ impl Audit {
         queue.fault.clone()
     }
 
+    /// Why the log takes more room than it should, if it does: its file cannot be put aside, or its oldest file cannot be removed.
+    #[must_use]
+    pub fn excess(&self) -> Option<String> {
+        self.0.as_ref()?.0.queue().excess.clone()
+    }
+
     /// The number of events since the start that are not in the log.
     #[must_use]
     pub fn lost(&self) -> u64 {
@@ -309,8 +317,15 @@ impl Thread {
             queue.fault = Some(crate::os::usage::without_numbers(&error.to_string()));
         }
         let lost = queue.lost;
+        let excess = self.recorder.as_ref().and_then(Recorder::excess);
+        let is_new_excess = excess.is_some() && queue.excess.is_none();
+        queue.excess = excess.map(crate::os::usage::without_numbers);
         drop(queue);
         self.shared.ended.notify_all();
+        if is_new_excess {
+            let directory = self.directory.display();
+            tracing::error!(%directory, reason = excess, "the audit log takes more room than it should");
+        }
         match (before, result) {
             (None, Err(error)) => {
                 let directory = self.directory.display();

@@ -13,7 +13,8 @@ struct Memory {
     head: Option<Chain>,
     is_full: bool,
     max_files: usize,
-    /// Whether files cannot be removed.
+    /// Whether files cannot be removed, or not get another name.
+    is_permanent: bool,
     is_immutable: bool,
 }
 
@@ -35,6 +36,9 @@ impl Sink for Memory {
     }
 
     fn rotate(&mut self, _: u64) -> io::Result<()> {
+        if self.is_immutable {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
         self.files.push(Vec::new());
         Ok(())
     }
@@ -55,7 +59,7 @@ impl Sink for Memory {
     }
 
     fn remove_oldest(&mut self) -> io::Result<()> {
-        if self.is_immutable {
+        if self.is_permanent {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
         self.files.remove(0);
@@ -119,7 +123,7 @@ fn the_chain_goes_on_over_files_and_the_removal_of_the_oldest_one_is_in_it() {
 #[test]
 fn a_file_that_cannot_be_removed_has_one_line_about_its_removal() {
     let mut recorder = recorder(1).with_max_file(2_000);
-    recorder.sink.is_immutable = true;
+    recorder.sink.is_permanent = true;
     let write = |recorder: &mut Recorder<Memory>| {
         let written = recorder.write(&[entry(0)], SystemTime::UNIX_EPOCH);
         written.expect("there is room");
@@ -136,10 +140,32 @@ fn a_file_that_cannot_be_removed_has_one_line_about_its_removal() {
     }
     assert_eq!(recorder.sink.files.len(), 2);
     assert_eq!(removals(&recorder), 1);
-    recorder.sink.is_immutable = false;
+    assert!(recorder.excess().is_some());
+    recorder.sink.is_permanent = false;
     write(&mut recorder);
+    assert_eq!(recorder.excess(), None);
     assert_eq!(recorder.sink.files.len(), 1);
     assert_eq!(removals(&recorder), 1);
+    assert_verified(&recorder);
+}
+
+#[test]
+fn a_file_that_cannot_be_put_aside_is_continued_up_to_twice_its_size_and_that_is_a_fault() {
+    let mut recorder = recorder(3).with_max_file(2_000);
+    recorder.sink.is_immutable = true;
+    let now = SystemTime::UNIX_EPOCH;
+    let mut written = 0;
+    while recorder.write(&[entry(0)], now).is_ok() {
+        written += 1;
+        let length = recorder.sink.files.first().map_or(0, Vec::len);
+        assert_eq!(recorder.excess().is_some(), length > 2_000);
+        assert!(length < 4_500, "{length}");
+    }
+    assert!(written > 10, "{written}");
+    recorder.sink.is_immutable = false;
+    recorder.write(&[entry(1)], now).expect("there is room");
+    assert_eq!(recorder.excess(), None);
+    assert_eq!(recorder.sink.files.len(), 2);
     assert_verified(&recorder);
 }
 
