@@ -198,8 +198,12 @@ impl PolicyInForce {
         !self.pace.is_resting(now) || is_cheap(netmap)
     }
 
-    /// Defers a change of members. Returns whether the table closes more addresses until it is compiled again.
-    pub(super) fn defer(&mut self, moved: Moved) -> bool {
+    /// Defers a change of members, after which the map is `netmap`. Returns whether the table closes more addresses until it is compiled
+    /// again.
+    pub(super) fn defer(&mut self, moved: Moved, netmap: &Netmap) -> bool {
+        // A table that lets everything pass does so whoever owns an address, as long as no owner narrows.
+        let stays_open = self.table.allows_everything() && !is_narrowed(netmap);
+        let moved = if stays_open { Moved::default() } else { moved };
         match self.pace.defer(moved, &self.table) {
             Some(closed) => {
                 self.table = Arc::new(self.table.without(closed.iter().copied()));

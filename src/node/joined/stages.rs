@@ -203,7 +203,7 @@ fn follow_subjects(node: &mut JoinedNode, moved: impl FnOnce(&Netmap) -> Moved) 
     if policy.may_compile(&node.netmap, Instant::now()) {
         return enforce_policy(node);
     }
-    let closes_more = policy.defer(moved(&node.netmap));
+    let closes_more = policy.defer(moved(&node.netmap), &node.netmap);
     if closes_more {
         set_policy(node);
     }

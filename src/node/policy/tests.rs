@@ -319,7 +319,7 @@ fn a_new_instance_reaches_nothing_while_its_change_waits_and_a_mesh_without_rule
     let instance = build::instance("new-1", vec![new.into()]);
     let service = build::service(&id(10), "web", vec![instance]);
     now.replace(&service.id, Some(&service));
-    assert!(!policy.defer(Moved::between(&before, &now)));
+    assert!(!policy.defer(Moved::between(&before, &now), &now));
     assert!(policy.poll_timeout().is_some_and(|at| at > later));
     let passes = |policy: &PolicyInForce| {
         let class = |address: std::net::Ipv4Addr| policy.table().class(address.into());
@@ -335,8 +335,32 @@ fn a_new_instance_reaches_nothing_while_its_change_waits_and_a_mesh_without_rule
     let other = build::instance("other-1", vec![new.into()]);
     let other = build::service(&id(10), "web", vec![other]);
     exchanged.replace(&other.id, Some(&other));
-    assert!(policy.defer(Moved::between(&now, &exchanged)));
+    assert!(policy.defer(Moved::between(&now, &exchanged), &exchanged));
     assert!(!passes(&policy));
+}
+
+#[test]
+fn under_a_policy_that_allows_everything_no_address_is_closed_while_a_change_waits() {
+    let ledger = two_nodes(OPEN);
+    let mut policy = start_with(&ledger);
+    let before = ledger.netmap_under(policy.rules().clone());
+    policy.compile(&before);
+    let address = block(10).v4.hosts().nth(71).expect("a /24");
+    let with = |allow: &[&str]| {
+        let instance = Instance {
+            allow: allow.iter().map(|text| (*text).to_owned()).collect(),
+            ..build::instance("new-1", vec![address.into()])
+        };
+        let service = build::service(&id(10), "web", vec![instance]);
+        let mut now = before.clone();
+        now.replace(&service.id, Some(&service));
+        (Moved::between(&before, &now), now)
+    };
+    let (moved, now) = with(&[]);
+    assert!(!policy.defer(moved, &now) && policy.table().allows_everything());
+    // The owner of this one narrows who reaches it.
+    let (moved, now) = with(&["tag:ops"]);
+    assert!(policy.defer(moved, &now) && !policy.table().allows_everything());
 }
 
 fn start_with(ledger: &Ledger) -> PolicyInForce {
