@@ -36,7 +36,10 @@ pub(in crate::firewall) struct LocalRules {
     members: BTreeSet<Ipv4Addr>,
     /// The containers whose addresses are translated.
     mapped: BTreeSet<Ipv4Addr>,
-    /// From one container to another one.
+    /// From each container to a container. Most rules are about many sources, and an element for each pair of containers would make the
+    /// sets of a large host slow to load.
+    from_members: BTreeMap<Ipv4Addr, PortSet>,
+    /// What one container may ask of another one beyond that.
     between: BTreeMap<(Ipv4Addr, Ipv4Addr), PortSet>,
     /// From the node to a container.
     from_node: BTreeMap<Ipv4Addr, PortSet>,
@@ -63,6 +66,7 @@ impl LocalRules {
             node,
             members: members.iter().map(|(_, container)| *container).collect(),
             mapped: valid.containers.values().copied().collect(),
+            from_members: BTreeMap::new(),
             between: BTreeMap::new(),
             from_node: BTreeMap::new(),
             to_node: BTreeMap::new(),
@@ -72,14 +76,38 @@ impl LocalRules {
             rules.from_node.extend(ports.map(|p| (*container, p)));
             let ports = policy.between(*instance, node);
             rules.to_node.extend(ports.map(|p| (*container, p)));
-            for (other, server) in &members {
-                let ports = policy.between(*instance, *other);
-                rules
-                    .between
-                    .extend(ports.map(|p| ((*container, *server), p)));
-            }
+            rules.add_server(policy, &members, (*instance, *container));
         }
         Some(rules)
+    }
+
+    /// Adds what the containers may ask of the one that is `server`, whose instance address is `to`. `members` are all of them by their
+    /// instance addresses.
+    fn add_server(
+        &mut self,
+        policy: &LocalPolicy,
+        members: &[(Ipv4Addr, Ipv4Addr)],
+        (to, server): (Ipv4Addr, Ipv4Addr),
+    ) {
+        let asked = |from: &Ipv4Addr| policy.between(*from, to).unwrap_or_default();
+        let asked = members.iter().map(|(from, client)| (*client, asked(from)));
+        let asked: Vec<(Ipv4Addr, PortSet)> = asked.collect();
+        let others = asked.iter().filter(|(client, _)| *client != server);
+        let by_all = common(others.map(|(_, ports)| ports));
+        for (client, ports) in asked {
+            // Everything without some ports would be many ranges.
+            let rest = if ports.is_everything() && !by_all.is_everything() {
+                ports
+            } else {
+                ports.without(&by_all)
+            };
+            if !rest.is_empty() {
+                self.between.insert((client, server), rest);
+            }
+        }
+        if !by_all.is_empty() {
+            self.from_members.insert(server, by_all);
+        }
     }
 
     /// Whether a connection from `from` may go on. `to` is the address that the client asked for, and `server` the one that it was
@@ -95,7 +123,13 @@ impl LocalRules {
             _ if !self.prefix.contains(&to) => return true,
             (true, true) if matches!(asked, Asked::Port(_, DNS)) => return true,
             (true, true) => self.to_node.get(&from),
-            (true, false) if self.members.contains(&server) => self.between.get(&(from, server)),
+            (true, false) if self.members.contains(&server) => {
+                let by_all = self.from_members.get(&server);
+                if by_all.is_some_and(|ports| ports.contains(asked)) {
+                    return true;
+                }
+                self.between.get(&(from, server))
+            }
             (false, false) if is_of_node && self.mapped.contains(&server) => {
                 self.from_node.get(&server)
             }
@@ -130,6 +164,9 @@ impl LocalRules {
         let between = between.filter(|((from, to), _)| is_in(from) && is_in(to));
         let between = between.map(|((from, to), ports)| (format!("{from} . {to}"), ports));
         Allowed::of(between).sets(text, "between", "ipv4_addr . ipv4_addr");
+        let from_members = self.from_members.iter().filter(|(to, _)| is_in(to));
+        let from_members = from_members.map(|(to, ports)| (to.to_string(), ports));
+        Allowed::of(from_members).sets(text, "from_members", "ipv4_addr");
         let from_node = self.from_node.iter().filter(|(to, _)| is_in(to));
         let from_node = from_node.map(|(to, ports)| (to.to_string(), ports));
         Allowed::of(from_node).sets(text, "from_node", "ipv4_addr");
@@ -139,10 +176,13 @@ impl LocalRules {
     pub(super) fn chains(&self, text: &mut String) {
         let mut rules = vec!["ct state related meta l4proto icmp return".to_owned()];
         rules.extend(returns(ENDS, "between"));
-        rules.push("ct original ip saddr @members goto prohibited".into());
+        rules.push("ct original ip saddr @members goto from_members".into());
         rules.extend(returns(SERVER, "from_node"));
         rules.push("goto prohibited".into());
         chain(text, "local_policy", "", &rules);
+        let mut rules = returns(SERVER, "from_members").to_vec();
+        rules.push("goto prohibited".into());
+        chain(text, "from_members", "", &rules);
         // With br_netfilter, which Docker loads, the kernel does not translate a reset, so the client would ignore it. It does translate
         // an ICMP error. Such an error ends an attempt to connect at once, but no established connection.
         let prohibited = [
@@ -217,7 +257,7 @@ impl LocalRules {
 /// The rules for containers on one bridge that have mesh addresses of their own. Packets between them do not pass through the host. A
 /// container there that is no member counts as the node. There is no connection tracking for bridges. So TCP is checked as in the
 /// tunnel, and a server may send datagrams to a client from each port that the client may reach.
-const BRIDGED: [&str; 18] = [
+const BRIDGED: [&str; 26] = [
     "ether type != ip accept",
     "ip daddr != @natives accept",
     "tcp flags & (syn | ack) != syn ip saddr != @natives accept",
@@ -230,6 +270,14 @@ const BRIDGED: [&str; 18] = [
     "meta l4proto udp ip daddr . ip saddr @between_all accept",
     "icmp type echo-request ip saddr . ip daddr @between_pings accept",
     "meta l4proto != { icmp, tcp, udp } ip saddr . ip daddr @between_others accept",
+    "ip saddr @natives ip daddr @from_members_all accept",
+    "ip saddr @natives ip daddr . meta l4proto . th dport @from_members_ports accept",
+    "tcp flags & (syn | ack) != syn ip saddr . meta l4proto . th sport @from_members_ports accept",
+    "tcp flags & (syn | ack) != syn ip saddr @from_members_all accept",
+    "meta l4proto udp ip saddr . meta l4proto . th sport @from_members_ports accept",
+    "meta l4proto udp ip saddr @from_members_all accept",
+    "icmp type echo-request ip saddr @natives ip daddr @from_members_pings accept",
+    "meta l4proto != { icmp, tcp, udp } ip saddr @natives ip daddr @from_members_others accept",
     "ip saddr @natives drop",
     "ip daddr @from_node_all accept",
     "ip daddr . meta l4proto . th dport @from_node_ports accept",
@@ -237,6 +285,15 @@ const BRIDGED: [&str; 18] = [
     "meta l4proto != { icmp, tcp, udp } ip daddr @from_node_others accept",
     "drop",
 ];
+
+/// The ports that are in all of `sets`. Nothing if these are fewer than two, because then no element is saved.
+fn common<'a>(mut sets: impl Iterator<Item = &'a PortSet>) -> PortSet {
+    let both = |a: &PortSet, b: &PortSet| a.without(&a.without(b));
+    match (sets.next(), sets.next()) {
+        (Some(one), Some(other)) => sets.fold(both(one, other), |all, set| both(&all, set)),
+        _ => PortSet::nothing(),
+    }
+}
 
 /// The rules that return if the policy allows a packet between the ends `key`, by the sets of this name.
 fn returns(key: &str, name: &str) -> [String; 5] {

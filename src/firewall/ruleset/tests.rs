@@ -373,6 +373,63 @@ fn a_policy_decides_about_connections_as_its_rules_do() {
     }
 }
 
+/// A host with containers up to this number. All of them may ask each other for metrics, and those with even numbers the first one for
+/// everything.
+fn many(last: u8) -> FirewallState {
+    let address = |n: u8| Ipv4Addr::new(10, 210, 1, n);
+    let metrics = PortSet::of(Asked::Port(Protocol::Tcp, 9100));
+    let all = || 2..=last;
+    let pairs = all().flat_map(|from| all().map(move |to| (from, to)));
+    let pairs = pairs.map(|(from, to)| {
+        let ports = if to == 2 && from % 2 == 0 {
+            PortSet::everything()
+        } else {
+            metrics.clone()
+        };
+        (address(from), address(to), ports)
+    });
+    let pairs: Vec<_> = pairs.collect();
+    FirewallState {
+        mappings: all()
+            .map(|n| (address(n), mapped(&format!("172.18.0.{n}"))))
+            .collect(),
+        policy: Some(LocalPolicy::allowing(&pairs)),
+        ..with_containers()
+    }
+}
+
+#[test]
+fn what_every_container_may_ask_has_one_element_for_each_server_and_not_for_each_pair() {
+    let state = many(200);
+    let text = table(&state);
+    assert_eq!(text.matches(" . tcp . 9100").count(), 199);
+    let all = text.find("set between_all").and_then(|at| text.get(at..));
+    let all = all.and_then(|text| text.split('}').next()).expect("a set");
+    // Each container and itself, and those that may ask the first one for everything.
+    assert_eq!(all.matches(" . 172.").count(), 199 + 99);
+}
+
+#[test]
+fn a_policy_for_many_containers_decides_as_its_pairs_do() {
+    let state = many(9);
+    let valid = ValidState::of(&state);
+    let (local, policy) = (valid.local().expect("containers"), state.policy.as_ref());
+    let address = |n: u8| Ipv4Addr::new(10, 210, 1, n);
+    for (from, to) in (2..=9).flat_map(|from| (2..=9).map(move |to| (from, to))) {
+        let ports = policy.and_then(|policy| policy.between(address(from), address(to)));
+        let (client, server) = (
+            ip(&format!("172.18.0.{from}")),
+            ip(&format!("172.18.0.{to}")),
+        );
+        let tcp = |port| Asked::Port(Protocol::Tcp, port);
+        for asked in [tcp(9100), tcp(9101), tcp(0), Asked::Icmp, Asked::Other] {
+            let found = local.allows((client, address(to), server), asked);
+            let expected = ports.as_ref().is_some_and(|ports| ports.contains(asked));
+            assert_eq!(found, expected, "{from} to {to}: {asked}");
+        }
+    }
+}
+
 #[test]
 fn a_container_with_a_mesh_address_of_its_own_is_a_member_by_that_address() {
     let mut state = with_policy();
