@@ -79,6 +79,10 @@ fn an_applied_policy_is_in_force_at_every_node_and_takes_a_name_from_a_node_with
         listed.contains("would be denied")
     });
     assert_eq!(addresses_of_db(&mesh, 1).len(), 2, "nothing changed");
+    let tried = |mesh: &Mesh| mesh.status(2).policy.and_then(|policy| policy.tried);
+    assert!(tried(&mesh).is_some_and(|tried| tried.since_seconds_ago.is_some()));
+    let shown = mesh.on(2, &["status"]).stdout;
+    assert!(shown.contains("nothing is denied by it"), "{shown}");
 
     let ended = apply(&mesh, POLICY, &[]);
     assert_eq!((ended.code, ended.stdout.as_str()), (0, ""), "{ended:?}");
@@ -92,6 +96,7 @@ fn an_applied_policy_is_in_force_at_every_node_and_takes_a_name_from_a_node_with
             && mesh.has_problem(1, &["n3", "db", "may not serve"])
     });
     assert!(!mesh.has_problem(0, &["this node may not serve"]));
+    assert_eq!(tried(&mesh), None);
 
     // It is in force again from the first packet on after a restart without the coordinator.
     mesh.coordinator.take().expect("it runs").kill();

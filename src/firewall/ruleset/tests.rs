@@ -381,7 +381,7 @@ fn many(last: u8) -> FirewallState {
     let all = || 2..=last;
     let pairs = all().flat_map(|from| all().map(move |to| (from, to)));
     let pairs = pairs.map(|(from, to)| {
-        let ports = if to == 2 && from % 2 == 0 {
+        let ports = if to == 2 && from.is_multiple_of(2) {
             PortSet::everything()
         } else {
             metrics.clone()
