@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use meshd::protocol::local::{PeerState, PeerStatus, Status};
 use meshd::testbed::{Host, Nat, Router, Running, World};
 
+use crate::bulk::Stream;
 use crate::control::{ADMIN_SOCKET, SOCKET, meshctl, wait_for};
 
 /// The configuration of a node, if it has one.
@@ -34,6 +35,14 @@ pub(crate) struct Lab {
     /// The directory of the programs. None for those that were built with this one.
     programs: Option<PathBuf>,
     pub(crate) world: World,
+}
+
+impl Node {
+    /// Starts a TCP stream to a node, at most so many bytes in a second, or as many as pass.
+    pub(crate) fn stream(&self, to: &Self, port: u16, rate: Option<f64>) -> Stream {
+        let target = SocketAddr::from((to.address, port));
+        Stream::start(&self.host, &to.host, target, rate)
+    }
 }
 
 impl Lab {

@@ -34,6 +34,8 @@ mod report;
 mod stream;
 mod switching;
 
+#[path = "../rig/bulk.rs"]
+mod bulk;
 #[path = "../rig/control.rs"]
 mod control;
 #[path = "../rig/median.rs"]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use meshd::protocol::local::PeerState;
 
 use crate::Settings;
-use crate::flow::{Flow, Stream};
+use crate::flow::Flow;
 use crate::lab::{Lab, Node};
 use crate::median::median;
 use crate::read::process_cpu;
@@ -37,7 +37,7 @@ pub(crate) fn throughput(settings: &Settings) {
         // The order changes, so that a drift of the machine does not favour one of them.
         for which in [round % 2, (round + 1) % 2] {
             lab.apply([OPEN, &rules][which]);
-            let stream = Stream::start(&lab.nodes[0], &lab.nodes[1], port, None);
+            let stream = lab.nodes[0].stream(&lab.nodes[1], port, None);
             port += 1;
             std::thread::sleep(WARM);
             let (cpu, bytes, began) = (cpu(&lab), stream.received(), Instant::now());
@@ -76,7 +76,7 @@ pub(crate) fn cuts(settings: &Settings) {
     let runs = settings.runs.min(20);
     for port in (PORT..).take(runs) {
         lab.apply(OPEN);
-        let stream = Stream::start(&lab.nodes[0], &lab.nodes[1], port, Some(2e6));
+        let stream = lab.nodes[0].stream(&lab.nodes[1], port, Some(2e6));
         let flow = Flow::start(&lab.nodes[0], &lab.nodes[1], 500);
         let ping = ping(&lab.nodes[0], &lab.nodes[1]);
         std::thread::sleep(BEFORE);

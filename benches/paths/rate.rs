@@ -6,7 +6,6 @@ use meshd::protocol::local::PeerState;
 use meshd::testbed::Nat;
 
 use crate::Settings;
-use crate::flow::Stream;
 use crate::lab::Lab;
 use crate::median::median;
 use crate::read::process_cpu;
@@ -42,7 +41,7 @@ pub(crate) fn relayed_and_direct(settings: &Settings) {
             };
             lab.world.set_cuts(cuts).expect("nft");
             // The nodes notice a cut only when they send.
-            let stream = Stream::start(&lab.nodes[one], &lab.nodes[other], port, None);
+            let stream = lab.nodes[one].stream(&lab.nodes[other], port, None);
             port += 1;
             lab.wait("the path is the one to measure", are(state));
             std::thread::sleep(WARM);

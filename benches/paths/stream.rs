@@ -6,7 +6,6 @@ use meshd::protocol::local::PeerState;
 use meshd::testbed::Nat;
 
 use crate::Settings;
-use crate::flow::Stream;
 use crate::lab::{Lab, Node};
 use crate::median::median;
 use crate::report::{Times, ms, print};
@@ -61,7 +60,7 @@ pub(crate) fn over_tls_and_direct(settings: &Settings) {
 /// The rate of a TCP stream between two nodes in Gbit/s. Adds the round trips of pings beside it.
 fn rate(lab: &Lab, [from, to]: [usize; 2], port: u16, trips: &mut Times) -> f64 {
     let (from, to) = (&lab.nodes[from], &lab.nodes[to]);
-    let stream = Stream::start(from, to, port, None);
+    let stream = from.stream(to, port, None);
     std::thread::sleep(WARM);
     let (bytes, began) = (stream.received(), Instant::now());
     ping(from, to, trips);

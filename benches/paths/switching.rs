@@ -6,7 +6,7 @@ use meshd::protocol::local::PeerState;
 use meshd::testbed::Nat;
 
 use crate::Settings;
-use crate::flow::{Flow, Stream};
+use crate::flow::Flow;
 use crate::lab::Lab;
 use crate::report::{note, print};
 
@@ -28,7 +28,7 @@ pub(crate) fn losses(settings: &Settings) {
     let are = |state| move |lab: &Lab| lab.are(one, other, state);
     lab.wait("the two reach each other directly", are(PeerState::Direct));
     let flow = Flow::start(&lab.nodes[one], &lab.nodes[other], settings.packets);
-    let stream = Stream::start(&lab.nodes[other], &lab.nodes[one], 7001, Some(RATE));
+    let stream = lab.nodes[other].stream(&lab.nodes[one], 7001, Some(RATE));
     let switches = settings.runs.min(10);
     let (mut to_relay, mut to_direct) = (0, 0);
     for _ in 0..switches {
