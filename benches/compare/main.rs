@@ -11,6 +11,7 @@
 //! Both ends and iperf3 share the machine's cores, and rounds are interleaved, so that what else the machine does hits all
 //! alike. Whole-machine CPU time per gigabyte is the figure least moved by it; compare ratios within a run, not runs.
 
+#[path = "../rig/mod.rs"]
 mod rig;
 
 use std::net::Ipv4Addr;
