@@ -12,6 +12,7 @@
 mod docker;
 mod host;
 mod link;
+pub mod paired;
 pub mod records;
 mod root;
 mod router;
