@@ -5,33 +5,47 @@
 //! ```
 //!
 //! One node, which forwards to a socket that nobody reads. At its own address and at the DNS address (in the tunnel
-//! device), one client asks for names of the mesh, [`ASKED`] a second, in open loop: first alone, then while another asks for
-//! [`HANGING`] random names a second. Latencies are from the call that sends to the one that receives.
+//! device), one client asks for names of the mesh, [`ASKED`] a second, in open loop, so in ten seconds 50,000: alone, while another asks
+//! for [`HANGING`] random names a second, while [`STREAMS`] TCP streams to another node are as fast as they can, and beside both.
+//! Latencies are from the call that sends to the one that receives. The goal is that no query is lost.
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use meshd::protocol::local::Status;
-use meshd::testbed::{Host, Running, World, as_root};
+use meshd::testbed::{World, as_root};
 
-use control::{ADMIN_SOCKET, SOCKET, meshctl, wait_for};
+use bulk::Stream;
+use mesh::{Member, Mesh};
+use queries::{answered, await_answer, client, query, query_of_service, services};
 
+#[path = "rig/bulk.rs"]
+mod bulk;
 #[path = "rig/control.rs"]
+#[expect(dead_code, reason = "the mesh has a function for it")]
 mod control;
+#[path = "rig/mesh.rs"]
+#[expect(dead_code, reason = "only answers are measured, not the daemon")]
+mod mesh;
+#[path = "rig/queries.rs"]
+mod queries;
 #[path = "rig/table.rs"]
 mod table;
 
-const SERVICES: usize = 1_000;
 /// Queries a second.
 const ASKED: u32 = 5_000;
 const HANGING: u32 = 20_000;
+/// TCP streams through the tunnel.
+const STREAMS: u16 = 4;
+/// The streams and the hanging queries have started after this time.
+const WARM: Duration = Duration::from_secs(2);
 /// How often a client sends what is due.
 const TICK: Duration = Duration::from_micros(200);
-/// How long replies are waited for after the last query.
+/// How long replies are waited for after the last query, and how long one read waits.
 const GRACE: Duration = Duration::from_secs(1);
 /// The upstream, an address of the host.
 const UPSTREAM: &str = "127.0.0.99:53";
@@ -54,78 +68,91 @@ fn main() -> ExitCode {
 
 fn measure(time: Duration) {
     let world = World::new().expect("a network");
-    let logs = tempfile::tempdir().expect("a temporary directory");
-    let host = world.host("n1").expect("a host");
-    let _upstream = host
+    let programs = Path::new(env!("CARGO_BIN_EXE_meshd")).parent();
+    let mesh = Mesh::start(&world, programs.expect("a program is in a directory"));
+    let node = mesh.add("n1", &configuration());
+    let other = mesh.add("n2", "");
+    let _upstream = node
+        .host
         .inside(|| UdpSocket::bind(UPSTREAM))
         .expect("a namespace")
         .expect("its address");
-    let start = |program: &str, arguments: &[&str]| -> Running {
-        let mut command = host.command(program).expect("a namespace");
-        host.start(command.args(arguments), &logs.path().join("log"))
-            .expect("it is built")
-    };
-    let admin = [
-        "--state-dir",
-        "/run/coordinator",
-        "--admin-socket",
-        ADMIN_SOCKET,
-    ];
-    let _coordinator = start(env!("CARGO_BIN_EXE_mesh-coordinator"), &admin);
-    wait_for(&host, ADMIN_SOCKET);
-    meshctl(&host, &["init"]);
-    std::fs::write(host.path("/run/meshd.toml"), configuration()).expect("a directory");
-    let node = [
-        "--config",
-        "/run/meshd.toml",
-        "--state-dir",
-        "/run/state",
-        "--socket",
-        SOCKET,
-    ];
-    let _node = start(env!("CARGO_BIN_EXE_meshd"), &node);
-    wait_for(&host, SOCKET);
-    let token = meshctl(&host, &["token", "create"]);
-    meshctl(&host, &["join", token.trim()]);
-    let status: Status =
-        serde_json::from_str(&meshctl(&host, &["status", "--json"])).expect("a status");
-    let own = status.node.expect("it has joined").address_v4;
-
     let mut rows = Vec::new();
-    for (place, address) in [("node's address", own), ("DNS address", DNS_ADDRESS)] {
+    let mut lost = 0;
+    for (place, address) in [
+        ("node's address", node.address),
+        ("DNS address", DNS_ADDRESS),
+    ] {
         let server = SocketAddr::new(address.into(), 53);
-        await_answer(&host, server);
-        for hanging in [0, HANGING] {
-            let figures = host
+        await_answer(&node.host, server);
+        for (hanging, streams) in [(0, 0), (HANGING, 0), (0, STREAMS), (HANGING, STREAMS)] {
+            let bulk = Bulk::start(&node, &other, streams);
+            let figures = node
+                .host
                 .inside(|| load(server, hanging, time))
                 .expect("a namespace");
-            rows.push(row(place, hanging, figures));
+            lost += figures.lost();
+            rows.push(row([place, &hanging.to_string(), &bulk.stop()], &figures));
         }
     }
-    table::print_table(
-        &[
-            "asked at",
-            "hanging/s",
-            "sent",
-            "lost",
-            "p50, us",
-            "p99, us",
-            "most, us",
-        ],
-        &rows,
-    );
+    let head = [
+        "asked at",
+        "hanging/s",
+        "streams, Gbit/s",
+        "sent",
+        "lost",
+        "p50, us",
+        "p99, us",
+        "most, us",
+    ];
+    table::print_table(&head, &rows);
+    let verdict = if lost == 0 { "met" } else { "MISSED" };
+    println!("{lost} lost; goal: none: {verdict}");
 }
 
 fn configuration() -> String {
     let upstream = UPSTREAM.split(':').next().unwrap_or_default();
-    let mut text = format!("[dns]\nupstreams = [\"{upstream}\"]\n");
-    for n in 0..SERVICES {
-        // The first node of a mesh has the block 10.210.1.0/24.
-        let last = n % 250 + 2;
-        text +=
-            &format!("[[service]]\nname = \"s{n}\"\nport = 80\naddress = \"10.210.1.{last}\"\n");
+    let services = services();
+    format!("[dns]\nupstreams = [\"{upstream}\"]\n{services}")
+}
+
+/// Streams from one node to another.
+struct Bulk {
+    streams: Vec<Stream>,
+    began: Instant,
+    before: u64,
+}
+
+impl Bulk {
+    /// Starts them, and waits until they are fast.
+    fn start(from: &Member, to: &Member, streams: u16) -> Self {
+        let ports = 7_300..7_300 + streams;
+        let streams = ports.map(|port| {
+            let target = SocketAddr::new(to.address.into(), port);
+            Stream::start(&from.host, &to.host, target, None)
+        });
+        let streams: Vec<Stream> = streams.collect();
+        if !streams.is_empty() {
+            std::thread::sleep(WARM);
+        }
+        Self {
+            before: streams.iter().map(Stream::received).sum(),
+            began: Instant::now(),
+            streams,
+        }
     }
-    text
+
+    /// Ends them. Returns the rate of all together in Gbit/s.
+    fn stop(self) -> String {
+        let after: u64 = self.streams.iter().map(Stream::received).sum();
+        let bits = (after - self.before) as f64 * 8.0;
+        let rate = bits / 1e9 / self.began.elapsed().as_secs_f64();
+        let stopped = self.streams.into_iter().map(Stream::stop);
+        if !stopped.fold(true, |all, is_complete| all & is_complete) {
+            eprintln!("a stream did not arrive completely");
+        }
+        format!("{rate:.2}")
+    }
 }
 
 /// The measurements of one client.
@@ -133,6 +160,12 @@ struct Figures {
     sent: u64,
     /// Microseconds, sorted.
     latencies: Vec<u64>,
+}
+
+impl Figures {
+    fn lost(&self) -> u64 {
+        self.sent - self.latencies.len() as u64
+    }
 }
 
 /// Asks for names of the mesh, beside `hanging` queries a second for random ones.
@@ -152,7 +185,7 @@ fn load(server: SocketAddr, hanging: u32, time: Duration) -> Figures {
                     |_| (),
                 );
             });
-            std::thread::sleep(Duration::from_secs(2));
+            std::thread::sleep(WARM);
         }
         let figures = measured(server, time);
         done.store(true, Ordering::Relaxed);
@@ -164,35 +197,35 @@ fn measured(server: SocketAddr, time: Duration) -> Figures {
     let socket = client(server);
     socket.set_read_timeout(Some(GRACE)).expect("a socket");
     let asked: Mutex<HashMap<u16, Instant>> = Mutex::default();
+    let end = Instant::now() + time;
     std::thread::scope(|scope| {
         let receiver = scope.spawn(|| {
             let mut buffer = [0; 1500];
             let mut latencies = Vec::new();
-            while let Ok(length) = socket.recv(&mut buffer) {
+            loop {
+                let received = socket.recv(&mut buffer);
                 let now = Instant::now();
-                let [a, b, _, code, ..] = buffer[..length] else {
+                let Ok(length) = received else {
+                    if now >= end + GRACE {
+                        break;
+                    }
                     continue;
                 };
-                let sent = asked
-                    .lock()
-                    .expect("no panic")
-                    .remove(&u16::from_be_bytes([a, b]));
-                if let Some(sent) = sent.filter(|_| code & 15 == 0) {
+                let Some(id) = answered(&buffer[..length]) else {
+                    continue;
+                };
+                if let Some(sent) = asked.lock().expect("no panic").remove(&id) {
                     latencies.push((now - sent).as_micros() as u64);
                 }
             }
             latencies.sort_unstable();
             latencies
         });
-        let end = Instant::now() + time;
         let sent = ask(
             &socket,
             ASKED,
             || Instant::now() < end,
-            |n| {
-                let name = format!("s{}", n.wrapping_mul(7_919) % SERVICES as u64);
-                query(n, &[&name, "svc", "mesh"])
-            },
+            query_of_service,
             |n| {
                 asked
                     .lock()
@@ -228,56 +261,16 @@ fn ask(
     sent
 }
 
-fn client(server: SocketAddr) -> UdpSocket {
-    let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
-    socket.connect(server).expect("a route");
-    socket
-}
-
-/// A query for an address (RFC 1035 section 4.1), of which the id is the end of `number`.
-fn query(number: u64, labels: &[&str]) -> Vec<u8> {
-    let mut bytes = (number as u16).to_be_bytes().to_vec();
-    bytes.extend_from_slice(&[1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
-    for label in labels {
-        bytes.push(label.len() as u8);
-        bytes.extend_from_slice(label.as_bytes());
-    }
-    bytes.extend_from_slice(&[0, 0, 1, 0, 1]);
-    bytes
-}
-
-fn await_answer(host: &Host, server: SocketAddr) {
-    let end = Instant::now() + Duration::from_secs(30);
-    let answered = || {
-        host.inside(|| {
-            let socket = client(server);
-            let second = Some(Duration::from_secs(1));
-            socket.set_read_timeout(second).expect("a socket");
-            let sent = socket.send(&query(0, &["s7", "svc", "mesh"])).is_ok();
-            let mut buffer = [0; 1500];
-            sent && socket.recv(&mut buffer).is_ok() && buffer[3] & 15 == 0
-        })
-        .expect("a namespace")
-    };
-    while !answered() {
-        assert!(Instant::now() < end, "no answer at {server}");
-    }
-}
-
-fn row(place: &str, hanging: u32, figures: Figures) -> Vec<String> {
-    let Figures { sent, latencies } = figures;
+fn row(beside: [&str; 3], figures: &Figures) -> Vec<String> {
+    let latencies = &figures.latencies;
     let at = |share: f64| {
         let index = (latencies.len().saturating_sub(1) as f64 * share) as usize;
         latencies.get(index).map_or("-".into(), ToString::to_string)
     };
-    let lost = sent - latencies.len() as u64;
-    [
-        place.into(),
-        hanging.to_string(),
-        sent.to_string(),
-        lost.to_string(),
-    ]
-    .into_iter()
-    .chain([at(0.5), at(0.99), at(1.0)])
-    .collect()
+    let counts = [figures.sent.to_string(), figures.lost().to_string()];
+    let beside = beside.map(str::to_owned).into_iter();
+    beside
+        .chain(counts)
+        .chain([at(0.5), at(0.99), at(1.0)])
+        .collect()
 }
