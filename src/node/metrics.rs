@@ -190,8 +190,7 @@ fn add_paths(page: &mut MetricsPage, node: &JoinedNode) {
     page.counters("path_changes_total", help, "to", changes);
     let help = "How long it took from the agreement on a direct path to a relayed peer until packets took it.";
     let times = node.device.reach.punching.times();
-    let buckets = (&counts::PUNCH_BOUNDS[..], times.counts());
-    page.durations("punch_seconds", help, buckets, times.sum());
+    page.durations("punch_seconds", help, times);
 }
 
 fn add_coordinator(page: &mut MetricsPage, node: &JoinedNode, now: Now) {

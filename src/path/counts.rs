@@ -54,37 +54,6 @@ impl PathChanges {
     }
 }
 
-/// How long the punches took that ended with a direct path.
-#[derive(Debug, Default)]
-pub struct PunchTimes {
-    /// The number of those up to each bound and above the one before, and of those above all bounds.
-    counts: [u64; PUNCH_BOUNDS.len() + 1],
-    sum: Duration,
-}
-
-impl PunchTimes {
-    /// A punch took so long.
-    pub fn handle_punch(&mut self, took: Duration) {
-        let at = PUNCH_BOUNDS.iter().position(|bound| took <= *bound);
-        if let Some(count) = self.counts.get_mut(at.unwrap_or(PUNCH_BOUNDS.len())) {
-            *count += 1;
-        }
-        self.sum += took;
-    }
-
-    /// The number of punches in each bucket, the last of which has no bound.
-    #[must_use]
-    pub fn counts(&self) -> &[u64] {
-        &self.counts
-    }
-
-    /// How long all of them took together.
-    #[must_use]
-    pub fn sum(&self) -> Duration {
-        self.sum
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,15 +81,5 @@ mod tests {
         assert_eq!(changes.current(&id), Some(Path::Stream(node)));
         changes.retain(|_| false);
         assert_eq!(changes.current(&id), None);
-    }
-
-    #[test]
-    fn punches_are_counted_by_how_long_they_took() {
-        let mut times = PunchTimes::default();
-        for ms in [80, 100, 101, 700, 30_000] {
-            times.handle_punch(Duration::from_millis(ms));
-        }
-        assert_eq!(times.counts(), [2, 1, 0, 1, 0, 0, 0, 1]);
-        assert_eq!(times.sum(), Duration::from_millis(30_981));
     }
 }

@@ -20,9 +20,10 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::budget::Budget;
-use super::counts::PunchTimes;
+use super::counts::PUNCH_BOUNDS;
 use super::peer::retry_pause;
 use crate::model::Path;
+use crate::os::metrics::Durations;
 
 /// The hops of the datagram that opens the router, in the order of the attempts.
 const HOPS: [u8; 3] = [4, 2, 8];
@@ -38,7 +39,7 @@ pub struct Punching<K> {
     /// How many routers may be opened: a member may name the address of somebody else as its own.
     budget: Option<Budget<K>>,
     /// How long those took that ended with a direct path.
-    times: PunchTimes,
+    times: Durations,
 }
 
 impl<K> Default for Punching<K> {
@@ -46,7 +47,7 @@ impl<K> Default for Punching<K> {
         Self {
             attempts: BTreeMap::new(),
             budget: None,
-            times: PunchTimes::default(),
+            times: Durations::new(&PUNCH_BOUNDS),
         }
     }
 }
@@ -89,7 +90,7 @@ impl<K: Copy + Ord + Hash> Punching<K> {
             if !is_relayed {
                 let began = attempt.began.take().filter(|_| is_direct(peer));
                 if let Some(began) = began.filter(|at| is_within(*at, ANSWER_WITHIN, now)) {
-                    times.handle_punch(now.saturating_duration_since(began));
+                    times.note(now.saturating_duration_since(began));
                 }
                 (attempt.tries, attempt.next) = (0, None);
             }
@@ -119,7 +120,7 @@ impl<K: Copy + Ord + Hash> Punching<K> {
 
     /// How long the attempts took that ended with a direct path, each one from when it was agreed on.
     #[must_use]
-    pub fn times(&self) -> &PunchTimes {
+    pub fn times(&self) -> &Durations {
         &self.times
     }
 

@@ -100,6 +100,7 @@ const PURE: &[&str] = &[
     "os/audit/recorder.rs",
     "os/audit/verify.rs",
     "os/log/fields.rs",
+    "os/metrics/durations.rs",
     "os/metrics/page.rs",
     "os/repeats.rs",
     "os/watchdog.rs",

@@ -4,6 +4,7 @@
 //! whose help texts and last line differ, and whose content type is another one. Scrapers and rules that know the present text, format
 //! 0.0.4, would have to change. Our counters are atomics in the parts that count, so a registry would only copy them.
 
+mod durations;
 mod page;
 mod process;
 mod server;
@@ -12,6 +13,7 @@ use std::net::SocketAddr;
 
 use serde::Deserialize;
 
+pub use self::durations::Durations;
 pub use self::page::{Family, Kind, MetricsPage, Value};
 pub use self::process::text as process_text;
 pub use self::server::{answer, serve};

@@ -1,7 +1,8 @@
 //! A page of metrics under construction.
 
 use std::fmt::{self, Display, Write as _};
-use std::time::Duration;
+
+use super::durations::Durations;
 
 /// What a metric is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,34 +109,47 @@ impl MetricsPage {
         }
     }
 
-    /// Adds durations that were counted by their length: the upper bounds, the number of durations up to each bound and above the one
-    /// before, then the number of those above all bounds, and the sum of all durations.
-    pub fn durations(
+    /// Adds durations that were counted by their length.
+    pub fn durations(&mut self, name: &str, help: &str, durations: &Durations) {
+        self.family(name, Kind::Histogram, help);
+        self.add_durations(name, &[], durations);
+    }
+
+    /// Adds durations that differ in the value of one label.
+    pub fn durations_by<'a>(
         &mut self,
         name: &str,
         help: &str,
-        (bounds, counts): (&[Duration], &[u64]),
-        sum: Duration,
+        label: &str,
+        durations: impl IntoIterator<Item = (&'a str, &'a Durations)>,
     ) {
         self.family(name, Kind::Histogram, help);
-        let bounds = bounds.iter().map(|bound| bound.as_secs_f64().to_string());
-        let bounds = bounds.chain(["+Inf".to_owned()]);
-        let mut below = 0;
+        for (of_label, durations) in durations {
+            self.add_durations(name, &[(label, of_label)], durations);
+        }
+    }
+
+    fn add_durations(&mut self, name: &str, labels: &[(&str, &str)], durations: &Durations) {
+        let mut all = 0;
         let bucket = format!("{name}_bucket");
-        for (bound, count) in bounds.zip(counts) {
-            below += count;
+        for (bound, below) in durations.cumulated() {
+            all = below;
+            let bound = bound.map(|bound| bound.as_secs_f64().to_string());
+            let bound = bound.as_deref().unwrap_or("+Inf");
+            let le = [("le", bound)];
+            let labels = [labels, &le[..]].concat();
             let mut family = Family {
                 page: self,
                 name: &bucket,
             };
-            family.sample(&[("le", &bound)], below);
+            family.sample(&labels, below);
         }
         for (what, value) in [
-            ("sum", Value::from(sum.as_secs_f64())),
-            ("count", below.into()),
+            ("sum", Value::from(durations.sum().as_secs_f64())),
+            ("count", all.into()),
         ] {
             let name = &format!("{name}_{what}");
-            Family { page: self, name }.sample(&[], value);
+            Family { page: self, name }.sample(labels, value);
         }
     }
 
@@ -201,7 +215,11 @@ fn push_escaped(text: &mut String, of_label: &str) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    const BOUNDS: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(2500)];
 
     #[test]
     fn a_page_has_a_head_for_each_metric_and_a_line_for_each_value() {
@@ -233,9 +251,11 @@ mod tests {
     #[test]
     fn durations_are_a_histogram_of_prometheus() {
         let mut page = MetricsPage::new("meshd_");
-        let bounds = [100, 2500].map(Duration::from_millis);
-        let sum = Duration::from_millis(30_250);
-        page.durations("punch_seconds", "Punches.", (&bounds, &[2, 0, 1]), sum);
+        let mut times = Durations::new(&BOUNDS);
+        for ms in [50, 100, 30_100] {
+            times.note(Duration::from_millis(ms));
+        }
+        page.durations("punch_seconds", "Punches.", &times);
         assert_eq!(
             page.into_text(),
             "# HELP meshd_punch_seconds Punches.\n\
@@ -245,6 +265,24 @@ mod tests {
              meshd_punch_seconds_bucket{le=\"+Inf\"} 3\n\
              meshd_punch_seconds_sum 30.25\n\
              meshd_punch_seconds_count 3\n"
+        );
+    }
+
+    #[test]
+    fn durations_by_a_label_have_it_in_each_line() {
+        let mut page = MetricsPage::new("meshd_");
+        let mut times = Durations::new(&BOUNDS);
+        times.note(Duration::from_millis(250));
+        page.durations_by("change_seconds", "Parts.", "stage", [("zone", &times)]);
+        assert_eq!(
+            page.into_text(),
+            "# HELP meshd_change_seconds Parts.\n\
+             # TYPE meshd_change_seconds histogram\n\
+             meshd_change_seconds_bucket{stage=\"zone\",le=\"0.1\"} 0\n\
+             meshd_change_seconds_bucket{stage=\"zone\",le=\"2.5\"} 1\n\
+             meshd_change_seconds_bucket{stage=\"zone\",le=\"+Inf\"} 1\n\
+             meshd_change_seconds_sum{stage=\"zone\"} 0.25\n\
+             meshd_change_seconds_count{stage=\"zone\"} 1\n"
         );
     }
 }
