@@ -87,9 +87,9 @@ impl Firewall {
         }
     }
 
-    /// Sets the wanted state and returns at once. If it is called several times in a row, only the last state is
-    /// applied.
-    pub fn set(&self, state: FirewallState) {
+    /// Sets the wanted state and returns at once: whether it is another one than before. If it is called several times in a row, only the
+    /// last state is applied.
+    pub fn set(&self, state: FirewallState) -> bool {
         self.wanted.send_if_modified(|(number, wanted)| {
             if wanted.as_deref() == Some(&state) {
                 return false;
@@ -97,7 +97,13 @@ impl Firewall {
             *number += 1;
             *wanted = Some(Arc::new(state));
             true
-        });
+        })
+    }
+
+    /// Whether the state that was set last has been applied, even if parts of it failed.
+    #[must_use]
+    pub fn is_applied(&self) -> bool {
+        *self.applied_revision.borrow() >= self.wanted.borrow().0
     }
 
     /// Requests a comparison with the kernel soon, because another program may have changed these rules.

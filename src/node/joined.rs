@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 
 pub(super) use self::events::{Events, NodeEvent, ReachEvents};
 pub(super) use self::relaying::measured_relay;
+use super::change_times::Stage;
 use super::changes::ChangeRequest;
 use super::connections::{Confirmation, Connections};
 use super::device::Device;
@@ -148,7 +149,7 @@ impl JoinedNode {
             NodeEvent::Stream(StreamEvent::Called { from, call }) => {
                 calling::handle_call(self, from, &call, Instant::now());
             }
-            NodeEvent::Stream(event) => self.replica.handle_stream(event, clock::now()),
+            NodeEvent::Stream(event) => self.handle_stream(event),
             NodeEvent::Written(written) => return Ok(writes::handle_written(self, written)),
             NodeEvent::Peer(event) => self.handle_peer_event(event),
             NodeEvent::Verdict(key, outcome) => {
@@ -166,6 +167,7 @@ impl JoinedNode {
                 }
             }
             NodeEvent::Firewall => {
+                self.workloads.handle_firewall();
                 // An instance that is mapped now can be published, and a service address that is balanced now can be answered.
                 self.dirty.reach |= self.names.set_balanced(self.workloads.balanced());
                 self.dirty.own = true;
@@ -196,6 +198,25 @@ impl JoinedNode {
             }
         }
         Ok(None)
+    }
+
+    /// An event of the control stream.
+    fn handle_stream(&mut self, event: StreamEvent) {
+        let now = clock::now();
+        let times = &mut self.workloads.times;
+        let mut has_records = false;
+        match &event {
+            StreamEvent::Changes { records, .. } => has_records = !records.is_empty(),
+            StreamEvent::Published { sequence, .. } => {
+                times.handle_stored(*sequence, now.monotonic);
+            }
+            StreamEvent::Closed { .. } => times.handle_closed(),
+            _ => {}
+        }
+        self.replica.handle_stream(event, now);
+        if has_records {
+            times.note(Stage::Verify, now.monotonic.elapsed());
+        }
     }
 
     /// An event of a conversation with a peer.

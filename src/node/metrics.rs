@@ -116,6 +116,7 @@ pub(super) fn text(scrape: &Scrape<'_>) -> String {
         add_coordinator(&mut page, node, now);
         add_machine(&mut page, node);
         add_names(&mut page, node);
+        add_changes(&mut page, node);
         add_tunnel(&mut page, node);
         add_paths(&mut page, node);
         add_mapping(&mut page, node);
@@ -257,6 +258,13 @@ fn add_names(page: &mut MetricsPage, node: &JoinedNode) {
         .dropped()
         .map(|(reason, count)| (reason.as_str(), count));
     page.counters("dns_dropped_total", "Queries dropped.", "reason", dropped);
+}
+
+/// How long the parts of changes took.
+fn add_changes(page: &mut MetricsPage, node: &JoinedNode) {
+    let help = "How long the parts of a change took, from the start of a container to the answers for its name.";
+    let times = node.workloads.times.by_stage();
+    page.durations_by("change_seconds", help, "stage", times);
 }
 
 fn add_tunnel(page: &mut MetricsPage, node: &JoinedNode) {

@@ -23,6 +23,7 @@ mod agent;
 pub mod api;
 mod boot;
 mod calling;
+mod change_times;
 mod changes;
 pub mod config;
 mod connections;

@@ -9,6 +9,7 @@ use std::time::Instant;
 use ipnet::Ipv4Net;
 use tokio::sync::mpsc;
 
+use super::change_times::ChangeTimes;
 use super::config::Config;
 use super::docker::Docker;
 use super::state::Identity;
@@ -40,6 +41,8 @@ pub(super) struct Workloads {
     offered: Option<BTreeMap<ServiceName, Offer>>,
     /// The problem while other machines are on bridges of the engine's networks.
     external: Option<Problem>,
+    /// How long the parts of changes take.
+    pub(super) times: ChangeTimes,
 }
 
 impl Workloads {
@@ -60,6 +63,7 @@ impl Workloads {
             bridges: BTreeMap::new(),
             offered: None,
             external: None,
+            times: ChangeTimes::default(),
         }
     }
 
@@ -73,6 +77,7 @@ impl Workloads {
         let Some(docker) = &mut self.docker else {
             return false;
         };
+        self.times.handle_reports(&reports, Instant::now());
         docker.handle_reports(reports);
         true
     }
@@ -82,6 +87,7 @@ impl Workloads {
         let Some(docker) = &mut self.docker else {
             return false;
         };
+        self.times.handle_probes(&verdicts, Instant::now());
         docker.handle_probes(verdicts);
         true
     }
@@ -129,7 +135,7 @@ impl Workloads {
     /// Hands the wanted state of the kernel to the firewall. `block` is the block of this node, and `service_addresses` are the
     /// usable instance addresses by service address.
     pub(super) fn apply_firewall(
-        &self,
+        &mut self,
         mesh: &MeshAddresses,
         block: &Block,
         service_addresses: BTreeMap<Ipv4Addr, Vec<Ipv4Addr>>,
@@ -152,7 +158,7 @@ impl Workloads {
         });
         let mappings: BTreeMap<Ipv4Addr, Mapped> = mappings.collect();
         let addresses = mappings.keys().copied().chain([block.node_v4()]).collect();
-        self.firewall.set(FirewallState {
+        let is_new = self.firewall.set(FirewallState {
             interface: self.config.tunnel.interface.clone(),
             prefix: mesh.prefix_v4,
             block: block.v4,
@@ -166,6 +172,16 @@ impl Workloads {
                 range: plan.range(),
             }),
         });
+        if is_new {
+            self.times.handle_wanted(Instant::now());
+        }
+    }
+
+    /// The kernel was compared with the wanted state, or brought to it.
+    pub(super) fn handle_firewall(&mut self) {
+        if self.firewall.is_applied() {
+            self.times.handle_applied(Instant::now());
+        }
     }
 
     /// The service addresses that the kernel balances now.

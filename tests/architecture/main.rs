@@ -74,6 +74,7 @@ const PURE: &[&str] = &[
     "services",
     "firewall",
     "coordinator/hub/members.rs",
+    "node/change_times.rs",
     "node/contact.rs",
     "node/control/attempts.rs",
     "node/control/session.rs",

@@ -359,7 +359,7 @@ struct Metric {
 }
 
 /// Labels whose values are words of the program and not names of servers or services.
-const CLOSED: [&str; 3] = ["reason", "result", "state"];
+const CLOSED: [&str; 4] = ["reason", "result", "stage", "state"];
 
 /// Reads Prometheus's text format.
 fn metrics(text: &str) -> Vec<Metric> {

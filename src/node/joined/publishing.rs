@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use super::JoinedNode;
+use crate::node::change_times::Stage;
 use crate::node::connections::Published;
 use crate::node::host::Ipv6;
 use crate::node::own_records::Draft;
@@ -37,12 +38,12 @@ pub(super) fn publish_own(node: &mut JoinedNode, has_new_name: bool) {
     let name = &node.identity.name;
     draft.name(ledger.wanted_name(&id), name, has_new_name);
     let records = draft.finish();
-    publish(node, records);
+    publish(node, records, now);
     node.own_records.end_round();
 }
 
-/// Signs records of `node`, applies them to its ledger and offers them.
-fn publish(node: &mut JoinedNode, records: Vec<Record>) {
+/// Signs records of `node`, applies them to its ledger and offers them. This node began to collect them at `begun`.
+fn publish(node: &mut JoinedNode, records: Vec<Record>, begun: Instant) {
     if records.is_empty() {
         let is_connected = node.replica.link().is_connected();
         let published = Published::Nothing { is_connected };
@@ -55,6 +56,12 @@ fn publish(node: &mut JoinedNode, records: Vec<Record>) {
     });
     let services: Vec<(Option<Service>, Service)> = services.collect();
     let publication = node.replica.publish(records, clock::now());
+    let times = &mut node.workloads.times;
+    let now = Instant::now();
+    times.note(Stage::Sign, now.saturating_duration_since(begun));
+    if let Some(sequence) = publication.sequence {
+        times.handle_offered(sequence, now);
+    }
     for key in &publication.accepted {
         node.own_records.handle_accepted(key);
     }

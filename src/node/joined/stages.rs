@@ -11,6 +11,7 @@ use super::{JoinedNode, mapping, publishing, streaming, writes};
 use crate::dns::Replaced;
 use crate::model::address::is_routable;
 use crate::model::{NodeAddress, Path, PublicKey};
+use crate::node::change_times::Stage;
 use crate::node::host;
 use crate::node::names::NamesInput;
 use crate::node::paths::{PathPeer, Paths, SteeredPeer};
@@ -132,11 +133,15 @@ impl Stages for JoinedNode {
     }
 
     fn rebuild_zone(&mut self) -> bool {
+        let now = Instant::now();
         let input = names_input(&self.netmap, &self.paths);
-        self.names.rebuild(&input, Instant::now())
+        let concerns_firewall = self.names.rebuild(&input, now);
+        self.workloads.times.note(Stage::Zone, now.elapsed());
+        concerns_firewall
     }
 
     fn replace_in_zone(&mut self, replaced: Self::Replaced) -> bool {
+        let now = Instant::now();
         let replaced: Vec<Replaced<'_>> = replaced
             .iter()
             .map(|(id, before)| Replaced {
@@ -145,7 +150,9 @@ impl Stages for JoinedNode {
             })
             .collect();
         let input = names_input(&self.netmap, &self.paths);
-        self.names.replace(&input, &replaced, Instant::now())
+        let concerns_firewall = self.names.replace(&input, &replaced, now);
+        self.workloads.times.note(Stage::Zone, now.elapsed());
+        concerns_firewall
     }
 
     fn list_interfaces(&mut self) {

@@ -116,12 +116,12 @@ impl MetricsPage {
     }
 
     /// Adds durations that differ in the value of one label.
-    pub fn durations_by<'a>(
+    pub fn durations_by<'l, 'd>(
         &mut self,
         name: &str,
         help: &str,
         label: &str,
-        durations: impl IntoIterator<Item = (&'a str, &'a Durations)>,
+        durations: impl IntoIterator<Item = (&'l str, &'d Durations)>,
     ) {
         self.family(name, Kind::Histogram, help);
         for (of_label, durations) in durations {
