@@ -1,7 +1,6 @@
 //! A mesh with a coordinator, nodes with public addresses, and nodes behind routers.
 
-use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -10,6 +9,7 @@ use meshd::testbed::{Host, Nat, Router, Running, World};
 
 use crate::bulk::Stream;
 use crate::control::{ADMIN_SOCKET, SOCKET, meshctl, wait_for};
+use crate::scrape::scrape;
 
 /// The configuration of a node, if it has one.
 const CONFIG: &str = "/run/meshd.toml";
@@ -278,8 +278,7 @@ impl Lab {
 
     /// A metric of a node.
     pub(crate) fn metric(&self, number: usize, name: &str) -> f64 {
-        let page = self.nodes[number].host.inside(read_metrics);
-        let page = page.expect("a namespace").expect("the node serves metrics");
+        let page = scrape(&self.nodes[number].host);
         let mut values = page.lines().filter_map(|line| line.strip_prefix(name));
         let value = values.next().and_then(|rest| rest.trim().parse().ok());
         value.unwrap_or_else(|| panic!("there is no metric {name}"))
@@ -289,15 +288,6 @@ impl Lab {
 pub(crate) fn read_counter(file: &Path) -> u64 {
     let text = std::fs::read_to_string(file).expect("the host has an interface");
     text.trim().parse().expect("a number")
-}
-
-fn read_metrics() -> std::io::Result<String> {
-    let address = SocketAddr::from(([127, 0, 0, 1], 9560));
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-    let mut page = String::new();
-    stream.read_to_string(&mut page)?;
-    Ok(page)
 }
 
 impl Drop for Lab {

@@ -46,6 +46,8 @@ mod median;
     reason = "the processor time of the whole machine is of no use here"
 )]
 mod read;
+#[path = "../rig/scrape.rs"]
+mod scrape;
 
 use std::process::ExitCode;
 use std::time::Duration;

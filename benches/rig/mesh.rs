@@ -18,7 +18,7 @@ pub(crate) struct Mesh<'a> {
     programs: PathBuf,
     logs: tempfile::TempDir,
     _coordinator: Running,
-    coordinator_host: Host,
+    pub(crate) coordinator_host: Host,
 }
 
 /// A node of a mesh.
@@ -60,8 +60,7 @@ impl<'a> Mesh<'a> {
         let started = host.start(&mut command, &self.logs.path().join(name));
         let daemon = started.expect("it is built");
         wait_for(&host, SOCKET);
-        let token = self.meshctl(&self.coordinator_host, &["token", "create"]);
-        self.meshctl(&host, &["join", token.trim()]);
+        self.meshctl(&host, &["join", &self.token(1)]);
         let status = self.meshctl(&host, &["status", "--json"]);
         // The status of an earlier build may have other fields than this one.
         let status: serde_json::Value = serde_json::from_str(&status).expect("a document");
@@ -72,6 +71,16 @@ impl<'a> Mesh<'a> {
             host,
             address: address.expect("it has joined"),
         }
+    }
+
+    /// A token for so many nodes.
+    pub(crate) fn token(&self, uses: usize) -> String {
+        let uses = uses.to_string();
+        let token = self.meshctl(
+            &self.coordinator_host,
+            &["token", "create", "--uses", &uses],
+        );
+        token.trim().to_owned()
     }
 
     /// Runs meshctl on a host; gives what it prints.

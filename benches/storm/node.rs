@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 /// The service that changes while it is measured.
-const MARK: &str = "mark";
+pub(crate) const MARK: &str = "mark";
 
 /// A node that was admitted.
 pub(crate) struct Member {
@@ -34,8 +34,8 @@ pub(crate) struct Member {
 pub(crate) enum Heard {
     /// A stream is open.
     Opened(Instant),
-    /// The service that is measured has changed.
-    Change(Instant),
+    /// The service that is measured has changed, to this version of its record.
+    Change(Instant, u64),
     /// There is another policy.
     Policy(Instant),
     /// The published record is on disk.
@@ -244,10 +244,11 @@ async fn listen(
             } => {
                 stream.set_position(reached.clone());
                 *position.lock().expect("no panic") = reached;
-                let has = |text: &str| records.iter().any(|r| r.payload.contains(text));
-                match (has(&mark), has("\"kind\":\"policy\"")) {
-                    (true, _) => Some(Heard::Change(now)),
-                    (_, true) => Some(Heard::Policy(now)),
+                let with = |text: &str| records.iter().find(|r| r.payload.contains(text));
+                let marked = with(&mark).and_then(Envelope::header);
+                match (marked, with("\"kind\":\"policy\"")) {
+                    (Some(header), _) => Some(Heard::Change(now, header.version)),
+                    (_, Some(_)) => Some(Heard::Policy(now)),
                     _ => None,
                 }
             }
