@@ -148,6 +148,7 @@ pub(crate) fn service(key: &SigningKey, name: &str, address: IpAddr, version: u6
         priority: 0,
         source: Source::Docker,
         allow: vec![],
+        public: vec![],
     };
     let service = Service {
         service_address: None,

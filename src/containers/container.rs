@@ -336,6 +336,7 @@ impl Container {
             priority: self.exposed.priority,
             source: Source::Docker,
             allow: self.exposed.allow.clone(),
+            public: self.exposed.public.clone(),
         })
     }
 

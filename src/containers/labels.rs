@@ -9,8 +9,11 @@ use std::time::Duration;
 
 use crate::model::text::listed;
 use crate::model::time::milliseconds;
-use crate::model::{Label, ServiceName};
-use crate::records::kinds::{AllowError, MAX_PORTS, Port, Protocol, default_weight, parse_allowed};
+use crate::model::{Label, PublicHost, ServiceName};
+use crate::records::kinds::{
+    AllowError, MAX_PORTS, Port, Protocol, PublicError, default_weight, parse_allowed,
+    parse_public, web_port,
+};
 
 /// Labels by name.
 pub type Labels = BTreeMap<String, String>;
@@ -23,12 +26,13 @@ const MAX_DRAIN: Duration = Duration::from_secs(3600);
 /// The prefix of all labels of meshd.
 const OWN_PREFIX: &str = "mesh.";
 /// The labels that meshd knows, besides `mesh.port.NAME`.
-const KNOWN: [&str; 10] = [
+const KNOWN: [&str; 11] = [
     "mesh.service",
     "mesh.port",
     "mesh.weight",
     "mesh.priority",
     "mesh.allow",
+    "mesh.public",
     "mesh.network",
     "mesh.check",
     "mesh.drain",
@@ -102,6 +106,8 @@ pub struct Exposed {
     pub priority: u16,
     /// Who may reach it, within the policy: selectors as text. If there are none, the policy alone decides.
     pub allow: Vec<String>,
+    /// The host names under which an ingress offers it to the world outside the mesh.
+    pub public: Vec<PublicHost>,
     /// The network in which it is reached, if a label names one.
     pub network: Option<String>,
     /// How its health is determined.
@@ -146,6 +152,14 @@ pub enum LabelError {
     /// The value is not a list of selectors.
     #[error("its label {0}: {1}")]
     Allow(&'static str, AllowError),
+    /// The value is not a list of host names.
+    #[error("its label {0}: {1}")]
+    Public(&'static str, PublicError),
+    /// The label names host names, but there is no TCP port behind them.
+    #[error(
+        "its label {0} is for a web server, but it has no TCP port; name one with the label mesh.port"
+    )]
+    NoWebPort(&'static str),
     /// The name in Compose cannot be a DNS label.
     #[error("its Compose {0} `{1}` has no letter or digit, or is too long for a DNS label")]
     ComposeName(&'static str, String),
@@ -296,6 +310,7 @@ pub fn exposed(
         services,
         compose,
         health: health(&own, &ports, facts)?,
+        public: public(&own, &ports)?,
         ports,
         weight: number(&own, "mesh.weight")?.unwrap_or_else(default_weight),
         priority: number(&own, "mesh.priority")?.unwrap_or(0),
@@ -510,6 +525,20 @@ fn allow(own: &OwnLabels<'_>) -> Result<Vec<String>, LabelError> {
     };
     let selectors: Vec<&str> = text.split(',').collect();
     parse_allowed(&selectors).map_err(|error| LabelError::Allow(LABEL, error))
+}
+
+/// The host names under which the container is offered to the world outside the mesh.
+fn public(own: &OwnLabels<'_>, ports: &[Port]) -> Result<Vec<PublicHost>, LabelError> {
+    const LABEL: &str = "mesh.public";
+    let Some(text) = own.text(LABEL)? else {
+        return Ok(Vec::new());
+    };
+    let hosts: Vec<&str> = text.split(',').collect();
+    let hosts = parse_public(&hosts).map_err(|error| LabelError::Public(LABEL, error))?;
+    if web_port(ports).is_none() {
+        return Err(LabelError::NoWebPort(LABEL));
+    }
+    Ok(hosts)
 }
 
 fn drain(own: &OwnLabels<'_>) -> Result<Option<Duration>, LabelError> {

@@ -429,6 +429,7 @@ fn instance(node: u8, place: u16, addresses: Vec<IpAddr>, health: Health) -> Opt
         priority: 0,
         source: crate::records::kinds::Source::Cli,
         allow: vec![],
+        public: vec![],
     })
 }
 

@@ -14,7 +14,7 @@ use crate::protocol::local::{
     AddService, CheckProbe, KeyRotated, RemoveService, Renamed, ServiceChange as Change,
     ServiceChanged,
 };
-use crate::records::kinds::{Protocol, default_weight, parse_allowed};
+use crate::records::kinds::{Protocol, default_weight, parse_allowed, parse_public};
 use crate::services::registry::{
     InstanceKey, RegisteredInstance, Registry, RegistryError, Selection,
 };
@@ -139,6 +139,15 @@ impl ServiceChange {
             None => Vec::new(),
             Some(allow) => parse_allowed(allow).map_err(|e| bad(&format!("allow: {e}")))?,
         };
+        let public = match &add.public {
+            None => Vec::new(),
+            Some(_) if add.protocol == Protocol::Udp => {
+                return Err(bad(
+                    "host names are for web servers, which have a TCP port; leave them out, or change the protocol",
+                ));
+            }
+            Some(public) => parse_public(public).map_err(|e| bad(&format!("public: {e}")))?,
+        };
         Ok(Self::Add(RegisteredInstance {
             key: InstanceKey {
                 name,
@@ -151,6 +160,7 @@ impl ServiceChange {
             priority: add.priority.unwrap_or_default(),
             port_name: add.port_name,
             allow,
+            public,
         }))
     }
 

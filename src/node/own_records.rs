@@ -364,6 +364,7 @@ mod tests {
             priority: u16::MAX,
             source: Source::Docker,
             allow: vec![],
+            public: vec![],
         });
         Service {
             id: Service::id_of(&node, project.as_ref(), &name),

@@ -38,7 +38,7 @@ pub use policy::{DeniedDirection, DeniedEnd, DeniedList, DeniedRow, PolicyStatus
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Label, PublicKey, ServiceName, WireGuardKey};
+use crate::model::{Label, PublicHost, PublicKey, ServiceName, WireGuardKey};
 use crate::records::kinds::{Health, Protocol, Source};
 
 /// The version of every document of this API, in its field `schema`.
@@ -433,6 +433,9 @@ pub struct InstanceRow {
     pub reachable: bool,
     /// The source that registered it.
     pub source: Source,
+    /// The host names under which an ingress offers it to the world outside the mesh. A meshd of an earlier version does not send it.
+    #[serde(default)]
+    pub public: Vec<PublicHost>,
 }
 
 /// The document of `GET /v1/containers`: the exposed containers of this node.
@@ -498,6 +501,9 @@ pub struct AddService {
     /// Who may reach it, within the policy: selectors, at least one. The default is that the policy alone decides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allow: Option<Vec<String>>,
+    /// The host names under which an ingress offers it to the world outside the mesh, at least one. The default is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public: Option<Vec<String>>,
 }
 
 /// A request to remove a service of this node. It is the path of a DELETE request, and has no body.

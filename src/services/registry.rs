@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::checks::{Outcome, Target};
 use crate::model::address::Block;
-use crate::model::{Label, PublicKey, ServiceName};
+use crate::model::{Label, PublicHost, PublicKey, ServiceName};
 use crate::protocol::local::{Check, Problem, ServiceChange};
 use crate::records::kinds::{Health, Instance, Port, Protocol, Service, Source, default_weight};
 
@@ -77,6 +77,9 @@ pub struct RegisteredInstance {
     /// Who may reach it, within the policy: selectors as text. If there are none, the policy alone decides.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allow: Vec<String>,
+    /// The host names under which an ingress offers it to the world outside the mesh.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub public: Vec<PublicHost>,
 }
 
 impl RegisteredInstance {
@@ -418,6 +421,7 @@ impl Registry {
                 priority: entry.registered.priority,
                 source: entry.source,
                 allow: entry.registered.allow.clone(),
+                public: entry.registered.public.clone(),
             };
             let service = records.entry(id.clone()).or_insert_with(|| Service {
                 id,
@@ -468,6 +472,7 @@ mod tests {
             priority: 0,
             port_name: None,
             allow: vec![],
+            public: vec![],
         }
     }
 

@@ -150,6 +150,7 @@ pub fn instance(id: &str, addresses: Vec<IpAddr>) -> Instance {
         priority: 0,
         source: Source::Cli,
         allow: vec![],
+        public: vec![],
     }
 }
 

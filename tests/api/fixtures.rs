@@ -81,6 +81,7 @@ fn records() -> Vec<Envelope> {
         priority: 2,
         source: Source::Docker,
         allow: vec![],
+        public: vec![],
     };
     let name = label("web");
     let project = label("shop");

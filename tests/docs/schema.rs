@@ -71,9 +71,10 @@ const SOURCES: [&str; 15] = [
     "src/cli/audit/findings.rs",
 ];
 /// Types that are a JSON string.
-const STRINGS: [&str; 14] = [
+const STRINGS: [&str; 15] = [
     "String",
     "Label",
+    "PublicHost",
     "PublicKey",
     "WireGuardKey",
     "ServiceName",

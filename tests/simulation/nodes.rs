@@ -1024,6 +1024,7 @@ fn service_of(
         priority: 0,
         source: Source::Cli,
         allow: vec![],
+        public: vec![],
     };
     Service {
         id: Service::id_of(&id, offer.project.as_ref(), name),

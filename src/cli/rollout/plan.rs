@@ -171,6 +171,7 @@ mod tests {
                 health: *health,
                 reachable: *reachable,
                 source: Source::Docker,
+                public: vec![],
             });
         ServiceRow {
             name: service.name,

@@ -8,7 +8,7 @@ use clap::{ArgGroup, Args};
 use super::Transport;
 use crate::cli::Globals;
 use crate::cli::exit::CliError;
-use crate::model::Label;
+use crate::model::{Label, PublicHost};
 use crate::os::arguments;
 use crate::policy::Selector;
 use crate::protocol::api::ErrorCode;
@@ -23,6 +23,7 @@ Examples:
   meshctl service add web --port 8080 --check-http /healthz --interval 2s --fall 3
   meshctl service add dns --port 53 --protocol udp --port-name resolver
   meshctl service add db --port 5432 --allow shop/api --allow tag:ops
+  meshctl service add shop --port 8080 --public shop.example.com
 
 The same name, port and protocol again change the service. It stays after a restart of meshd.")]
 pub(in crate::cli) struct AddArguments {
@@ -50,6 +51,9 @@ pub(in crate::cli) struct AddArguments {
     /// Who may reach it, within the policy, such as shop/api or tag:ops; may be given several times [default: whom the policy allows]
     #[arg(long, value_name = "WHO", value_parser = parse_selector)]
     allow: Vec<String>,
+    /// The host name under which an ingress offers it to the world outside the mesh; may be given several times
+    #[arg(long, value_name = "HOST", value_parser = parse_host)]
+    public: Vec<String>,
     #[command(flatten)]
     check: CheckArguments,
     /// One JSON document on stdout
@@ -88,6 +92,12 @@ fn parse_selector(text: &str) -> Result<String, String> {
     let selector = Selector::parse(text);
     let selector = selector.map_err(|error| format!("{error}; an example is shop/api"))?;
     Ok(selector.to_string())
+}
+
+fn parse_host(text: &str) -> Result<String, String> {
+    let host = PublicHost::parse(text);
+    let host = host.map_err(|error| format!("{error}; an example is shop.example.com"))?;
+    Ok(host.to_string())
 }
 
 fn parse_status(text: &str) -> Result<(u16, u16), String> {
@@ -144,6 +154,7 @@ pub(in crate::cli) async fn run(
         weight: arguments.weight,
         priority: arguments.priority,
         allow: (!arguments.allow.is_empty()).then_some(arguments.allow),
+        public: (!arguments.public.is_empty()).then_some(arguments.public),
     };
     let changed: ServiceChanged = globals.daemon().post("/v1/services", &add).await?;
     let port = format!("port {}/{}", arguments.port, arguments.protocol.as_str());

@@ -95,6 +95,22 @@ fn who_may_reach_a_container_is_as_labelled() {
 }
 
 #[test]
+fn the_host_names_of_a_container_are_as_labelled() {
+    let public = |value: &str| {
+        let labels = [("mesh.service", "web"), ("mesh.public", value)];
+        let exposed = exposed_as(&labels, &facts(&[80])).expect("right");
+        let hosts = exposed.expect("exposed").public;
+        hosts.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        public("Shop.example.com, *.shop.example.com"),
+        ["shop.example.com", "*.shop.example.com"]
+    );
+    let unlabelled = exposed_as(&[("mesh.service", "web")], &facts(&[80]));
+    assert_eq!(unlabelled.expect("right").expect("exposed").public, []);
+}
+
+#[test]
 fn a_labelled_compose_container_has_its_name_in_the_project_under_both_names() {
     let mut pairs = COMPOSE.to_vec();
     assert_eq!(
@@ -253,6 +269,25 @@ fn each_invalid_label_is_refused_and_named() {
             "{error}"
         );
     }
+    for (public, why) in [
+        ("", "a host name cannot be empty"),
+        ("shop.example.com,", "a host name cannot be empty"),
+        ("https://shop.example.com", "write the host name alone"),
+        ("*.com", "a domain of two labels or more"),
+        ("a.example,A.example", "it has a.example twice"),
+        (
+            &["a.example"; 9].join(","),
+            "it has 9 host names; 8 are the most",
+        ),
+    ] {
+        let error = refused(&[("mesh.public", public)], &[80]);
+        assert!(
+            error.contains("mesh.public") && error.contains(why),
+            "{error}"
+        );
+    }
+    let datagrams = [("mesh.public", "a.example"), ("mesh.port", "53/udp")];
+    assert!(refused(&datagrams, &[]).contains("no TCP port"));
     let many: Vec<(String, String)> = (1..=17)
         .map(|n| (format!("mesh.port.p{n}"), n.to_string()))
         .collect();

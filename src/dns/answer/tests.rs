@@ -79,6 +79,7 @@ pub(in crate::dns) fn netmap(health: [Health; 3]) -> Netmap {
                 priority: 0,
                 source: Source::Cli,
                 allow: vec![],
+                public: vec![],
             }],
         };
         netmap.services.insert(service.id.clone(), service);
@@ -663,6 +664,7 @@ fn with_containers() -> Netmap {
             priority: 0,
             source: Source::Docker,
             allow: vec![],
+            public: vec![],
         };
         let service = netmap.services.entry(service_id.clone());
         let service = service.or_insert_with(|| Service {

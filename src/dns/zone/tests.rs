@@ -29,6 +29,7 @@ fn service(
         priority: 0,
         source: Source::Cli,
         allow: vec![],
+        public: vec![],
     });
     Service {
         id: Service::id_of(&id(node), project.as_ref(), &label(name)),

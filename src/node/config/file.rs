@@ -171,6 +171,7 @@ pub(super) struct MetricsSection {
     pub(super) listen: Option<MetricsListen>,
     pub(super) per_peer: bool,
     pub(super) per_service: bool,
+    pub(super) discovery: bool,
 }
 
 impl Default for MetricsSection {
@@ -179,6 +180,7 @@ impl Default for MetricsSection {
             listen: None,
             per_peer: true,
             per_service: true,
+            discovery: false,
         }
     }
 }
@@ -236,6 +238,8 @@ pub(super) struct ServiceSection {
     pub(super) priority: u16,
     #[serde(default)]
     pub(super) allow: Option<Vec<String>>,
+    #[serde(default)]
+    pub(super) public: Option<Vec<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -135,6 +135,8 @@ pub struct MetricsSettings {
     pub per_peer: bool,
     /// Whether there are metrics for each service.
     pub per_service: bool,
+    /// Whether the services of the mesh are served at the same address, for Prometheus and for an ingress.
+    pub discovery: bool,
 }
 
 /// The tunnel device and its UDP socket.
@@ -306,6 +308,7 @@ fn metrics(section: &MetricsSection) -> MetricsSettings {
         listen: section.listen.map_or(Some(default), MetricsListen::address),
         per_peer: section.per_peer,
         per_service: section.per_service,
+        discovery: section.discovery,
     }
 }
 

@@ -4,7 +4,7 @@ use crate::model::Label;
 use crate::model::address::is_never_remote;
 use crate::model::time::milliseconds;
 use crate::protocol::local::{Check, CheckProbe};
-use crate::records::kinds::{Protocol, parse_allowed};
+use crate::records::kinds::{Protocol, parse_allowed, parse_public};
 use crate::services::registry::{InstanceKey, RegisteredInstance};
 
 use super::file::{CheckSection, ServiceSection};
@@ -33,6 +33,11 @@ pub(super) fn service(section: ServiceSection) -> Result<RegisteredInstance, Str
     }
     let allow = section.allow.as_deref().map(parse_allowed);
     let allow = allow.transpose().map_err(|e| format!("allow: {e}"))?;
+    let public = section.public.as_deref().map(parse_public);
+    let public = public.transpose().map_err(|e| format!("public: {e}"))?;
+    if public.is_some() && key.protocol == Protocol::Udp {
+        return Err("public: host names are for web servers, which have a TCP port".into());
+    }
     Ok(RegisteredInstance {
         key,
         address,
@@ -41,6 +46,7 @@ pub(super) fn service(section: ServiceSection) -> Result<RegisteredInstance, Str
         priority: section.priority,
         port_name,
         allow: allow.unwrap_or_default(),
+        public: public.unwrap_or_default(),
     })
 }
 

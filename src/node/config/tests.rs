@@ -60,6 +60,37 @@ fn who_may_reach_a_service_is_a_list_of_selectors() {
 }
 
 #[test]
+fn the_host_names_of_a_service_are_a_list_without_schemes_and_ports() {
+    let service = |public: &str| {
+        let text = format!("[[service]]\nname = \"web\"\nport = 80\n{public}\n");
+        let config = load(&text).map_err(|error| error.to_string())?;
+        let service = config.services.into_iter().next().expect("there is one");
+        let hosts = service.public.iter().map(ToString::to_string);
+        Ok::<_, String>(hosts.collect::<Vec<_>>())
+    };
+    assert_eq!(service(""), Ok(vec![]));
+    let two = vec!["shop.example.com".to_owned(), "*.example.com".to_owned()];
+    assert_eq!(
+        service(r#"public = ["Shop.example.com", "*.example.com"]"#),
+        Ok(two)
+    );
+    for (wrong, why) in [
+        ("public = []", "public: it has no host name"),
+        (
+            r#"public = ["shop.example.com:443"]"#,
+            "write the host name alone",
+        ),
+        (
+            "protocol = \"udp\"\npublic = [\"a.example\"]",
+            "public: host names are for web servers",
+        ),
+    ] {
+        let error = service(wrong).expect_err("it is wrong");
+        assert!(error.contains(why), "{error}");
+    }
+}
+
+#[test]
 fn the_address_of_a_service_is_one_that_others_can_have_in_whatever_form() {
     let service = |address: &str| {
         load(&format!(
@@ -277,11 +308,13 @@ fn metrics_are_served_with_peers_and_services_unless_they_are_switched_off() {
         listen: Some(default),
         per_peer: true,
         per_service: true,
+        discovery: false,
     };
     assert_eq!(metrics(""), expected);
     assert_eq!(metrics("[metrics]\nlisten = \"\"\n").listen, None);
     let without_peers = metrics("[metrics]\nper_peer = false\n");
     assert!(!without_peers.per_peer && without_peers.per_service);
+    assert!(metrics("[metrics]\ndiscovery = true\n").discovery);
     let error = load("[metrics]\nlisten = \"9560\"\n").expect_err("no address");
     for part in ["line 2", "metrics.listen", "`9560`", "127.0.0.1:9560"] {
         assert!(error.to_string().contains(part), "{part} in {error}");

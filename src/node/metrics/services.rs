@@ -112,6 +112,7 @@ mod tests {
             priority: 0,
             source: Source::Docker,
             allow: vec![],
+            public: vec![],
         });
         Service {
             id: Service::id_of(&node, None, &name),

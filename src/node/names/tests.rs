@@ -76,6 +76,7 @@ fn web(service_address: Option<Ipv4Addr>) -> Service {
             priority: 0,
             source: Source::Docker,
             allow: vec![],
+            public: vec![],
         }],
     }
 }

@@ -50,6 +50,7 @@ pub(in crate::node) fn services(node: &JoinedNode) -> ServiceList {
                     health: instance.health,
                     reachable: is_reachable(node, &service.node),
                     source: instance.source,
+                    public: instance.public.clone(),
                 });
             }
         }

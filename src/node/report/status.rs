@@ -166,6 +166,7 @@ mod tests {
             priority: 0,
             source: Source::Docker,
             allow: vec![],
+            public: vec![],
         };
         let (name, project) = (label(name), project.map(label));
         Service {

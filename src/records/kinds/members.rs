@@ -344,7 +344,7 @@ fn known_stream<'de, D: Deserializer<'de>>(
 }
 
 /// Reads the first `MOST` entries of a list, as [`lenient_list`] does.
-fn first<'de, D, T, const MOST: usize>(deserializer: D) -> Result<Vec<T>, D::Error>
+pub(super) fn first<'de, D, T, const MOST: usize>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
     D: Deserializer<'de>,
     T: Deserialize<'de>,

@@ -35,8 +35,9 @@ pub use self::members::{
 pub use self::policy::{MeshPolicy, NotUnderstood};
 pub use self::rules::RecordError;
 pub use self::services::{
-    AllowError, Health, Instance, MAX_ADDRESSES, MAX_ALLOWED, MAX_INSTANCES, MAX_PORTS,
-    MAX_SELECTOR, Port, Service, Source, default_weight, parse_allowed,
+    AllowError, Health, Instance, MAX_ADDRESSES, MAX_ALLOWED, MAX_INSTANCES, MAX_PORTS, MAX_PUBLIC,
+    MAX_SELECTOR, Port, PublicError, Service, Source, default_weight, parse_allowed, parse_public,
+    web_port,
 };
 pub use super::key::{MESH_ID, RecordKey, ServiceId};
 pub use crate::model::Protocol;
@@ -341,6 +342,45 @@ mod tests {
         assert_eq!(read(&format!(r#"["{long}","db"]"#)), ["", "db"]);
         let many = serde_json::to_string(&vec!["db"; 1000]).expect("plain data");
         assert_eq!(read(&many), ["db"; MAX_ALLOWED]);
+    }
+
+    #[test]
+    fn the_host_names_of_an_instance_are_read_and_what_is_none_is_left_out() {
+        let read = |public: &str| {
+            let payload = Record::Service(service()).payload();
+            // Versions that do not have the field read and write the same text.
+            assert!(!payload.contains("public"), "{payload}");
+            let fields = format!(r#""public":{public},"source""#);
+            match Record::parse(&payload.replacen(r#""source""#, &fields, 1)) {
+                Ok((_, Record::Service(service))) => {
+                    let hosts = service.instances[0].public.iter();
+                    hosts.map(ToString::to_string).collect::<Vec<_>>()
+                }
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(
+            read(r#"["shop.example.com","*.Example.com"]"#),
+            ["shop.example.com", "*.example.com"]
+        );
+        let none: [&str; 0] = [];
+        for odd in [
+            "5",
+            "null",
+            "{}",
+            r#""shop.example.com""#,
+            "[null,[],{}]",
+            r#"["a.example`) || Host(`b.example","*.com","10.0.0.1",""]"#,
+        ] {
+            assert_eq!(read(odd), none, "{odd}");
+        }
+        let hosts: Vec<String> = (0..1000).map(|n| format!("h{n}.example.com")).collect();
+        let many = serde_json::to_string(&hosts).expect("plain data");
+        assert_eq!(read(&many), hosts[..MAX_PUBLIC]);
+        let mut offered = service();
+        offered.instances[0].public = vec![PublicHost::parse("a.example").expect("a literal")];
+        let record = Record::Service(offered);
+        assert_eq!(Record::parse(&record.payload()).map(|(_, r)| r), Ok(record));
     }
 
     #[test]

@@ -4,11 +4,12 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::members::Lenient;
+use super::members::{Lenient, first};
 use super::rules::{RecordError, bounded, check_address};
-use crate::model::Protocol;
 use crate::model::key::PublicKey;
 use crate::model::name::{Label, MAX_LABEL, ServiceName};
+use crate::model::public_host::PublicHostError;
+use crate::model::{Protocol, PublicHost};
 use crate::policy::{Selector, SelectorError};
 use crate::records::key::ServiceId;
 
@@ -22,6 +23,8 @@ pub const MAX_ADDRESSES: usize = 4;
 pub const MAX_ALLOWED: usize = 16;
 /// The maximum length of a selector in [`Instance::allow`], in bytes: the names of a project and of a service, and what joins them.
 pub const MAX_SELECTOR: usize = 2 * MAX_LABEL + 8;
+/// The maximum number of host names in [`Instance::public`] that are read.
+pub const MAX_PUBLIC: usize = 8;
 
 /// One service on one node. A record without instances says that the node no longer runs the service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,6 +108,14 @@ pub struct Instance {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub allow: Vec<String>,
+    /// The host names under which an ingress offers it to the world outside the mesh. A text that is no host name for this version is
+    /// left out. Records of earlier versions have none.
+    #[serde(
+        default,
+        deserialize_with = "first::<_, _, MAX_PUBLIC>",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub public: Vec<PublicHost>,
 }
 
 /// Why a list of selectors for [`Instance::allow`] is refused.
@@ -133,6 +144,55 @@ pub fn parse_allowed<T: AsRef<str>>(texts: &[T]) -> Result<Vec<String>, AllowErr
     selectors
         .map(|selector| Ok(selector?.to_string()))
         .collect()
+}
+
+/// Why a list of host names for [`Instance::public`] is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PublicError {
+    #[error("it has no host name; write one or more, such as `shop.example.com`")]
+    None,
+    #[error("it has {0} host names; {MAX_PUBLIC} are the most")]
+    TooMany(usize),
+    #[error("it has {0} twice")]
+    Twice(PublicHost),
+    #[error(transparent)]
+    Host(#[from] PublicHostError),
+}
+
+/// Parses the host names of [`Instance::public`].
+///
+/// # Errors
+/// Says which host name is wrong, and what is right in its place.
+pub fn parse_public<T: AsRef<str>>(texts: &[T]) -> Result<Vec<PublicHost>, PublicError> {
+    match texts.len() {
+        0 => return Err(PublicError::None),
+        1..=MAX_PUBLIC => {}
+        more => return Err(PublicError::TooMany(more)),
+    }
+    let mut hosts = Vec::with_capacity(texts.len());
+    for text in texts {
+        let host = PublicHost::parse(text.as_ref().trim_matches(' '))?;
+        if hosts.contains(&host) {
+            return Err(PublicError::Twice(host));
+        }
+        hosts.push(host);
+    }
+    Ok(hosts)
+}
+
+/// Returns the number of the port to which an ingress sends requests: of the TCP ports the one with the name `http`, or else the first.
+#[must_use]
+pub fn web_port(ports: &[Port]) -> Option<std::num::NonZeroU16> {
+    let tcp = || ports.iter().filter(|port| port.protocol == Protocol::Tcp);
+    let is_http = |port: &&Port| {
+        port.name
+            .as_ref()
+            .is_some_and(|name| name.as_str() == "http")
+    };
+    tcp()
+        .find(is_http)
+        .or_else(|| tcp().next())
+        .map(|port| port.number)
 }
 
 /// Reads the first selectors of a list. Versions before the field hold the record whatever the field contains, so this version must hold
