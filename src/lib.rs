@@ -14,6 +14,7 @@
 //! | [`dns`] | zone, answers, forwarding, server |
 //! | [`containers`] | containers of the engine: which exist, and which address and name each one has |
 //! | [`services`] | services from the configuration and the command line, and health checks |
+//! | [`discovery`] | the services of the mesh as targets for Prometheus, and as sites of an ingress |
 //! | [`firewall`] | packet filter rules and address mapping in the kernel |
 //! | [`coordinator`] | admits nodes, leases addresses, stores and forwards records |
 //! | [`node`] | meshd: carries values between the parts above and the coordinator |
@@ -21,7 +22,7 @@
 //! | [`testbed`] | hosts in network namespaces, for the demo, the tests and the benches |
 //!
 //! Imports run one way: programs import `cli`, `node`, `coordinator` and `testbed`; those import `tunnel`, `path`, `dns`,
-//! `containers`, `services` and `firewall`; those import `protocol`, then `records`, then `policy`, then
+//! `containers`, `services`, `discovery` and `firewall`; those import `protocol`, then `records`, then `policy`, then
 //! `model`. `os` serves all parts that do input and output. `tests/architecture` holds that.
 //!
 //! Start reading at [`records::ledger`], which verifies every record, then at [`node`].
@@ -32,6 +33,7 @@
 pub mod cli;
 pub mod containers;
 pub mod coordinator;
+pub mod discovery;
 pub mod dns;
 pub mod firewall;
 pub mod model;

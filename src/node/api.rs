@@ -19,6 +19,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::join_problem::JoinProblem;
 use super::transitions::local::LocalChange;
+use crate::discovery::sites::Site;
+use crate::discovery::targets::Target;
 use crate::os::audit::{Audit, LocalCall};
 use crate::os::tasks::Tasks;
 use crate::os::unix_server;
@@ -52,6 +54,10 @@ pub enum Command {
     Rename(Rename, Reply<Renamed>),
     /// Return all services of the mesh.
     Services(Reply<ServiceList>),
+    /// Return the ports of all instances of the mesh as targets for Prometheus.
+    Targets(Reply<Vec<Target>>),
+    /// Return the host names of the mesh, with the servers behind them.
+    Sites(Reply<Vec<Site>>),
     /// Return the exposed containers of this node.
     Containers(Reply<ContainerList>),
     /// Add a service of this node.
@@ -89,12 +95,17 @@ pub struct LocalApi {
     pub tasks: Tasks,
 }
 
-/// Serves requests until the listener fails or the agent ends.
+/// Serves requests until the listener fails or the agent ends. `discovery` has the calls of other programs.
 ///
 /// # Errors
 /// The listener failed.
-pub async fn serve(listener: UnixListener, path: &Path, api: LocalApi) -> std::io::Result<()> {
-    let router = Router::new()
+pub async fn serve(
+    listener: UnixListener,
+    path: &Path,
+    api: LocalApi,
+    discovery: Router,
+) -> std::io::Result<()> {
+    let router: Router = Router::new()
         .route("/v1/status", get(status))
         .route("/v1/system", get(system))
         .route("/v1/join", post(join))
@@ -119,7 +130,7 @@ pub async fn serve(listener: UnixListener, path: &Path, api: LocalApi) -> std::i
         .route("/v1/policy/denied", get(denied))
         .route("/v1/metrics", get(metrics))
         .with_state(api);
-    unix_server::serve(listener, path, router).await
+    unix_server::serve(listener, path, router.merge(discovery)).await
 }
 
 type Agent = State<LocalApi>;
@@ -245,7 +256,7 @@ async fn metrics(State(agent): Agent) -> Response {
 /// The time limit of all commands. A join has its own limit, which is not longer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
 
-async fn send<T>(
+pub(super) async fn send<T>(
     agent: &mpsc::Sender<Command>,
     command: impl FnOnce(Reply<T>) -> Command,
 ) -> Result<T, ApiError> {

@@ -36,11 +36,17 @@ const MAX_NAMED: usize = 1000;
 /// The value of the label `path` for peers without one.
 const NO_PATH: &str = "none";
 
-/// Serves metrics until the program ends. If the address cannot be bound, it returns after a line in the log.
-pub(super) async fn serve(
-    listen: SocketAddr,
-    commands: mpsc::Sender<Command>,
-) -> std::io::Result<()> {
+/// The calls about metrics and health.
+pub(super) fn router(commands: mpsc::Sender<Command>) -> Router {
+    Router::new()
+        .route("/metrics", get(scrape))
+        .route("/healthz", get(live))
+        .route("/readyz", get(ready))
+        .with_state(commands)
+}
+
+/// Serves `router` until the program ends. If the address cannot be bound, it returns after a line in the log.
+pub(super) async fn serve(listen: SocketAddr, router: Router) -> std::io::Result<()> {
     let listener = match tokio::net::TcpListener::bind(listen).await {
         Ok(listener) => listener,
         Err(error) => {
@@ -48,11 +54,6 @@ pub(super) async fn serve(
             return Ok(());
         }
     };
-    let router = Router::new()
-        .route("/metrics", get(scrape))
-        .route("/healthz", get(live))
-        .route("/readyz", get(ready))
-        .with_state(commands);
     metrics::serve(listener, router).await;
     Ok(())
 }

@@ -17,6 +17,7 @@
 //! | [`state`], [`disk`], [`changes`], [`keys`] | the files of the node, the task that writes them, and changes that wait for it |
 //! | [`joining`], [`unattended`], [`departing`] | a join, a join with a token file, and departures that wait for a coordinator |
 //! | [`report`], [`contact`], [`metrics`] | status, problems and metrics of the node |
+//! | [`discovery`] | the calls with which Prometheus and an ingress follow the services |
 //! | [`transitions`] | the transitions that have a line in the log |
 
 mod agent;
@@ -31,6 +32,7 @@ mod contact;
 pub mod control;
 mod departing;
 mod device;
+mod discovery;
 mod disk;
 mod dns_address;
 mod docker;
@@ -224,11 +226,15 @@ async fn run(config: Config) -> Result<(), ApiError> {
             audit: audit.clone(),
             tasks: tasks.clone(),
         };
-        async move { api::serve(listener, &path, api).await }
+        let discovery = discovery::router(commands.clone());
+        async move { api::serve(listener, &path, api, discovery).await }
     });
     if let Some(listen) = config.metrics.listen {
         // This task may end, since meshd runs without metrics if their port is taken.
-        tasks.spawn_finite("metrics", metrics::serve(listen, commands.clone()));
+        let discovery = config.metrics.discovery;
+        let discovery = discovery.then(|| discovery::open_router(commands.clone()));
+        let router = metrics::router(commands.clone()).merge(discovery.unwrap_or_default());
+        tasks.spawn_finite("metrics", metrics::serve(listen, router));
     }
     if let Some(file) = config.token_file.clone() {
         tasks.spawn_finite("unattended join", unattended::run(file, commands));

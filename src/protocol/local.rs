@@ -14,6 +14,7 @@
 //! | `DELETE /v1/services/NAME`, `.../NAME/PORT`, `.../NAME/PORT/PROTOCOL` | | [`ServiceChanged`] |
 //! | `POST /v1/services/NAME/drain`, `.../undrain` | | [`ServiceChanged`] |
 //! | `GET /v1/containers` | | [`ContainerList`] |
+//! | `GET /v1/sd/prometheus`, `/v1/traefik`, `/v1/caddy` | | the formats of other programs: [`crate::discovery`] |
 //! | `POST /v1/ping` | [`Ping`] | [`Pong`] |
 //! | `POST /v1/resolve` | [`Resolve`] | [`Resolved`] |
 //! | `GET /v1/checkup` | | [`Checkup`] |

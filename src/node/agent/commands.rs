@@ -53,12 +53,10 @@ impl Agent {
             Command::Drain(name, is_drained, reply) => {
                 self.change_services(reply, || ServiceChange::drain(&name, is_drained));
             }
-            Command::Services(reply) => {
-                let _ = reply.send(self.node().map(|node| report::services(node)));
-            }
-            Command::Containers(reply) => {
-                let _ = reply.send(self.node().map(|node| report::containers(node)));
-            }
+            Command::Services(reply) => answer(self.node(), reply, report::services),
+            Command::Targets(reply) => answer(self.node(), reply, report::targets),
+            Command::Sites(reply) => answer(self.node(), reply, report::sites),
+            Command::Containers(reply) => answer(self.node(), reply, report::containers),
             Command::Checkup(reply) => carry_out(self.node(), reply, |node, reply| {
                 report::checkup(node, reply);
             }),
@@ -69,12 +67,8 @@ impl Agent {
                 let why = self.node().and_then(|node| report::why(node, &request));
                 let _ = reply.send(why);
             }
-            Command::Netcheck(reply) => {
-                let _ = reply.send(self.node().map(|node| report::netcheck(node)));
-            }
-            Command::Denied(reply) => {
-                let _ = reply.send(self.node().map(|node| report::denied(node)));
-            }
+            Command::Netcheck(reply) => answer(self.node(), reply, report::netcheck),
+            Command::Denied(reply) => answer(self.node(), reply, report::denied),
             Command::Resolve(resolve, reply) => carry_out(self.node(), reply, |node, reply| {
                 report::resolve(node, resolve, reply);
             }),
@@ -111,6 +105,15 @@ impl Agent {
             .extend(token_file.and_then(unattended::exposed));
         status
     }
+}
+
+/// Replies with what `report` reads from the node, or with the error if it has not joined.
+fn answer<T>(
+    node: Result<&mut JoinedNode, ApiError>,
+    reply: Reply<T>,
+    report: impl FnOnce(&JoinedNode) -> T,
+) {
+    let _ = reply.send(node.map(|node| report(node)));
 }
 
 /// Calls `action` with what the command needs and the channel for the reply, or replies with the error if that is missing.

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::peers::{narrow_paths, unreached};
 use super::policy::policy_problems;
+use crate::discovery::sites::Sites;
 use crate::model::PublicKey;
 use crate::model::text::listed;
 use crate::node::disk::audit_problem;
@@ -14,6 +15,8 @@ use crate::records::netmap::Netmap;
 
 /// The maximum number of contested services that get a problem of their own, and of nodes that such a problem names.
 const MAX_CONTESTED: usize = 8;
+/// The maximum number of disputed host names that get a problem of their own, and of services and nodes that such a problem names.
+const MAX_DISPUTED: usize = 8;
 
 /// What a problem is about, for metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,7 +152,7 @@ fn found(node: &JoinedNode, damaged_services: Option<&str>, flagged: usize) -> F
         )]);
     }
     problems.extend(ProblemKind::Dns, node.resolver.problems());
-    problems.extend(ProblemKind::Services, contested(&node.netmap));
+    problems.extend(ProblemKind::Services, contested_names(&node.netmap));
     problems.extend(ProblemKind::Peers, narrow_paths(node));
     problems.extend(ProblemKind::Peers, unreached(node));
     problems
@@ -189,6 +192,12 @@ fn problem(what: &str, why: String, fix: &str) -> Problem {
     }
 }
 
+/// The problems of names that several nodes or services want: names of services, and host names.
+fn contested_names(netmap: &Netmap) -> impl Iterator<Item = Problem> {
+    let contested = contested(netmap);
+    contested.into_iter().chain(disputed(netmap))
+}
+
 /// The problems of services that are served by nodes without a common tag. One of the nodes may serve by mistake or be
 /// hostile.
 pub(super) fn contested(netmap: &Netmap) -> Vec<Problem> {
@@ -214,4 +223,68 @@ pub(super) fn contested(netmap: &Netmap) -> Vec<Problem> {
         }
     });
     problems.chain(more).collect()
+}
+
+/// The problems of host names for which several services ask with `mesh.public`.
+pub(super) fn disputed(netmap: &Netmap) -> Vec<Problem> {
+    let disputed = Sites::of(netmap, |_| true).disputed;
+    let more = disputed.len().saturating_sub(MAX_DISPUTED);
+    let more = (more > 0).then(|| Problem {
+        what: format!("{more} more host names are asked for by several services"),
+        why: "each one leads to the service of the node that joined first".into(),
+        fix: "correct the others first".into(),
+    });
+    let named = disputed.iter().take(MAX_DISPUTED);
+    let problems = named.map(|disputed| {
+        let others = listed(&disputed.others, MAX_DISPUTED);
+        Problem {
+            what: format!(
+                "the host name {} is asked for by several services: {} and {others}",
+                disputed.host, disputed.kept
+            ),
+            why: format!(
+                "a host name belongs to one service; it leads to {}, whose node joined first, and not to {others} on {}",
+                disputed.kept,
+                listed(&disputed.nodes, MAX_DISPUTED)
+            ),
+            fix: "remove the host name from the label mesh.public of the service that must not have it, or from its settings".into(),
+        }
+    });
+    problems.chain(more).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::PublicHost;
+    use crate::model::time::UnixSeconds;
+    use crate::testbed::records as build;
+
+    #[test]
+    fn a_host_name_of_two_services_is_a_problem_that_names_both() {
+        let host = PublicHost::parse("shop.example.com").expect("a literal");
+        let mut netmap = Netmap::default();
+        for (n, name) in [(1u8, "web"), (2, "api"), (3, "web")] {
+            let (id, block) = (build::id(n), build::block(n.into()));
+            let mut member = build::member(&id, &format!("n{n}"), block);
+            member.issued_at = UnixSeconds(n.into());
+            netmap.members.insert(member.id, member);
+            let mut instance = build::instance("i", vec![block.node_v4().into()]);
+            instance.public = vec![host.clone()];
+            let service = build::service(&id, name, vec![instance]);
+            netmap.replace(&service.id, Some(&service));
+        }
+        let problems = disputed(&netmap);
+        let [problem] = problems.as_slice() else {
+            panic!("{problems:?}");
+        };
+        assert_eq!(
+            problem.what,
+            "the host name shop.example.com is asked for by several services: web and api"
+        );
+        assert_eq!(
+            problem.why,
+            "a host name belongs to one service; it leads to web, whose node joined first, and not to api on n2"
+        );
+    }
 }

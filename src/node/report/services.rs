@@ -1,8 +1,10 @@
-//! The services of the mesh, and the containers of a node.
+//! The services of the mesh, also for other programs, and the containers of a node.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use crate::discovery::sites::{Site, Sites};
+use crate::discovery::targets::{self, Target};
 use crate::model::PublicKey;
 use crate::node::joined::JoinedNode;
 use crate::path::watch::Reach;
@@ -59,6 +61,16 @@ pub(in crate::node) fn services(node: &JoinedNode) -> ServiceList {
         schema: SCHEMA,
         services: rows.into_values().collect(),
     }
+}
+
+/// The ports of all instances of the mesh as targets.
+pub(in crate::node) fn targets(node: &JoinedNode) -> Vec<Target> {
+    targets::targets(&node.netmap, |id| is_reachable(node, id))
+}
+
+/// The host names of the mesh, with the servers behind them.
+pub(in crate::node) fn sites(node: &JoinedNode) -> Vec<Site> {
+    Sites::of(&node.netmap, |id| is_reachable(node, id)).sites
 }
 
 fn is_reachable(node: &JoinedNode, id: &PublicKey) -> bool {
