@@ -31,6 +31,8 @@ const FAIL_DURATION: &str = "10s";
 pub struct Wanted {
     /// The addresses at which Caddy listens, such as `:443`.
     pub listen: Vec<String>,
+    /// Whether Caddy gets certificates and speaks TLS, on ports other than 80.
+    pub has_https: bool,
     /// The URL at which Caddy polls for the next configuration.
     pub source: Option<String>,
 }
@@ -38,7 +40,9 @@ pub struct Wanted {
 /// Why a request cannot be answered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WantedError {
-    #[error("the query has `{0}`; `listen` is the only key, such as {PATH}?listen=:8080")]
+    #[error(
+        "the query has `{0}`; `listen=ADDRESS` and `https=off` are possible, such as {PATH}?listen=:8080&https=off"
+    )]
     Key(String),
     #[error(
         "`{0}` is no address to listen at; write a port, such as `:8080`, or an address and a port, such as `192.0.2.1:8080`"
@@ -56,18 +60,20 @@ impl Wanted {
     /// The query has something else than addresses.
     pub fn parse(query: Option<&str>, host: Option<&str>) -> Result<Self, WantedError> {
         let query = query.unwrap_or_default();
-        let mut listen = Vec::new();
+        let (mut listen, mut has_https) = (Vec::new(), true);
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             match pair.split_once('=') {
                 Some(("listen", address)) if is_listen(address) => listen.push(address.to_owned()),
                 Some(("listen", other)) => return Err(WantedError::Listen(printable(other, 64))),
+                Some(("https", "off")) => has_https = false,
                 _ => return Err(WantedError::Key(printable(pair, 64))),
             }
         }
         if listen.len() > MAX_LISTEN {
             return Err(WantedError::TooMany(listen.len()));
         }
-        let query: Vec<String> = listen.iter().map(|l| format!("listen={l}")).collect();
+        let mut query: Vec<String> = listen.iter().map(|l| format!("listen={l}")).collect();
+        query.extend((!has_https).then(|| "https=off".to_owned()));
         let query = match query.as_slice() {
             [] => String::new(),
             some => format!("?{}", some.join("&")),
@@ -80,7 +86,11 @@ impl Wanted {
         if listen.is_empty() {
             listen.push(DEFAULT_LISTEN.to_owned());
         }
-        Ok(Self { listen, source })
+        Ok(Self {
+            listen,
+            has_https,
+            source,
+        })
     }
 }
 
@@ -100,9 +110,12 @@ pub fn configuration(sites: &[Site], wanted: &Wanted) -> Value {
     let mut routes: Vec<Value> = sites.iter().map(route).collect();
     // Caddy answers a host name without a route with 200 and nothing.
     routes.push(json!({ "handle": [{ "handler": "static_response", "status_code": 404 }] }));
-    let mut configuration = json!({
-        "apps": { "http": { "servers": { "mesh": { "listen": wanted.listen, "routes": routes } } } },
+    let server = json!({
+        "listen": wanted.listen,
+        "routes": routes,
+        "automatic_https": { "disable": !wanted.has_https },
     });
+    let mut configuration = json!({ "apps": { "http": { "servers": { "mesh": server } } } });
     if let Some(url) = &wanted.source {
         let load = json!({ "module": "http", "url": url, "timeout": LOAD_TIMEOUT });
         configuration["admin"] = json!({ "config": { "load": load, "load_delay": LOAD_DELAY } });
@@ -183,6 +196,7 @@ mod tests {
                     "http": {
                         "servers": {
                             "mesh": {
+                                "automatic_https": { "disable": false },
                                 "listen": [":80"],
                                 "routes": [
                                     {
@@ -217,12 +231,21 @@ mod tests {
     fn caddy_listens_for_tls_unless_the_request_says_otherwise() {
         let found = wanted("", "[fd00::1]:7447").expect("right");
         assert_eq!(found.listen, [":443"]);
+        assert!(found.has_https);
         let source = found.source.as_deref();
         assert_eq!(source, Some("http://[fd00::1]:7447/v1/caddy"));
         let found = wanted("listen=:80&listen=192.0.2.1:8080&listen=[::1]:81", "meshd");
         let found = found.expect("right");
         assert_eq!(found.listen, [":80", "192.0.2.1:8080", "[::1]:81"]);
         assert_eq!(found.source, None);
+        let plain = wanted("https=off&listen=:8080", "localhost:9560").expect("right");
+        let source = plain.source.as_deref();
+        assert_eq!(
+            source,
+            Some("http://localhost:9560/v1/caddy?listen=:8080&https=off")
+        );
+        let server = &configuration(&[], &plain)["apps"]["http"]["servers"]["mesh"];
+        assert_eq!(server["automatic_https"], json!({ "disable": true }));
         let found = Wanted::parse(None, Some("{env.HOME}:80")).expect("right");
         assert_eq!(found.source, None);
     }

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `GET /v1/sd/prometheus` | targets, for its HTTP service discovery |
 //! | `GET /v1/traefik` | dynamic configuration, for its HTTP provider |
-//! | `GET /v1/caddy`, `?listen=:8080` | a configuration, for its HTTP loader |
+//! | `GET /v1/caddy`, `?listen=:8080&https=off` | a configuration, for its HTTP loader |
 //!
 //! A thin shell: it asks the agent and writes the answer. The local API has these calls, and the address of the metrics if the operator
 //! wants that.
