@@ -9,6 +9,7 @@ mod compose;
 mod fallback;
 mod flows;
 mod guards;
+mod ingress;
 mod names;
 mod network;
 mod paths;

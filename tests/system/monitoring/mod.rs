@@ -1,5 +1,6 @@
 //! Metrics, alerts, the dashboard and the log, as an operator has them: with the tools of Prometheus, which `tests/run` unpacks.
 
+mod discovery;
 mod documents;
 mod journal;
 mod picture;
