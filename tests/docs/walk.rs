@@ -73,6 +73,11 @@ fn health_and_metrics_answer_as_the_page_says() {
 }
 
 #[test]
+fn an_ingress_gets_its_sites_as_the_page_says() {
+    walk("docs/howto/ingress.md", &["curl"]);
+}
+
+#[test]
 fn a_backup_is_made_and_restored_as_the_page_says() {
     walk("docs/howto/backup.md", &[]);
 }
