@@ -42,13 +42,16 @@ pub struct Disputed {
 pub struct Sites {
     pub sites: Vec<Site>,
     pub disputed: Vec<Disputed>,
+    /// The nodes with more host names than [`MAX_HOSTS_OF_NODE`].
+    pub crowded: BTreeSet<Label>,
 }
 
 impl Sites {
     /// Computes the sites. `is_reachable` says whether packets reach a node.
     #[must_use]
     pub fn of(netmap: &Netmap, is_reachable: impl Fn(&PublicKey) -> bool) -> Self {
-        let servers = servers(netmap, is_reachable);
+        let mut sites = Self::default();
+        let servers = servers(netmap, is_reachable, &mut sites.crowded);
         let mut claims: BTreeMap<(bool, &PublicHost), Vec<Claim<'_>>> = BTreeMap::new();
         for (address, server) in &servers {
             for host in &server.hosts {
@@ -60,7 +63,6 @@ impl Sites {
                 claims.entry(key).or_default().push(claim);
             }
         }
-        let mut sites = Self::default();
         for ((_, host), claims) in claims {
             sites.settle(host, claims);
         }
@@ -145,12 +147,13 @@ impl Claim<'_> {
     }
 }
 
-/// The servers with host names, by the addresses at which they are reached.
-fn servers(
-    netmap: &Netmap,
+/// The servers with host names, by the addresses at which they are reached. Adds the nodes with too many host names to `crowded`.
+fn servers<'a>(
+    netmap: &'a Netmap,
     is_reachable: impl Fn(&PublicKey) -> bool,
-) -> BTreeMap<SocketAddr, Server<'_>> {
-    let mut servers: BTreeMap<SocketAddr, Server<'_>> = BTreeMap::new();
+    crowded: &mut BTreeSet<Label>,
+) -> BTreeMap<SocketAddr, Server<'a>> {
+    let mut servers: BTreeMap<SocketAddr, Server<'a>> = BTreeMap::new();
     let mut hosts_of: BTreeMap<PublicKey, BTreeSet<&PublicHost>> = BTreeMap::new();
     for service in netmap.services.values() {
         let Some(member) = netmap.members.get(&service.node) else {
@@ -178,6 +181,8 @@ fn servers(
                 if held.len() < MAX_HOSTS_OF_NODE || held.contains(host) {
                     held.insert(host);
                     server.hosts.insert(host);
+                } else if !crowded.contains(&member.name) {
+                    crowded.insert(member.name.clone());
                 }
             }
         }
@@ -386,9 +391,10 @@ mod tests {
             offers.push(offer(1, "web", last, &hosts));
         }
         offers.push(offer(2, "shop", 7, &["shop.example"]));
-        let found = Sites::of(&netmap(&offers), |_| true).sites;
-        assert_eq!(found.len(), MAX_HOSTS_OF_NODE + 1);
-        let last = found.last().expect("there are some");
+        let found = Sites::of(&netmap(&offers), |_| true);
+        assert_eq!(found.sites.len(), MAX_HOSTS_OF_NODE + 1);
+        assert_eq!(found.crowded, BTreeSet::from([build::label("n1")]));
+        let last = found.sites.last().expect("there are some");
         assert_eq!(last.host.as_str(), "shop.example");
     }
 }

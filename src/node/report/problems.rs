@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::peers::{narrow_paths, unreached};
 use super::policy::policy_problems;
-use crate::discovery::sites::Sites;
+use crate::discovery::sites::{MAX_HOSTS_OF_NODE, Sites};
 use crate::model::PublicKey;
 use crate::model::text::listed;
 use crate::node::disk::audit_problem;
@@ -225,9 +225,21 @@ pub(super) fn contested(netmap: &Netmap) -> Vec<Problem> {
     problems.chain(more).collect()
 }
 
-/// The problems of host names for which several services ask with `mesh.public`.
+/// The problems of the host names of `mesh.public`: several services ask for one, or a node has too many.
 pub(super) fn disputed(netmap: &Netmap) -> Vec<Problem> {
-    let disputed = Sites::of(netmap, |_| true).disputed;
+    let Sites {
+        disputed, crowded, ..
+    } = Sites::of(netmap, |_| true);
+    let crowded = (!crowded.is_empty()).then(|| Problem {
+        what: format!(
+            "some host names of {} are left out",
+            listed(&crowded, MAX_DISPUTED)
+        ),
+        why: format!("the instances of a node have {MAX_HOSTS_OF_NODE} host names at most"),
+        fix:
+            "use a wildcard in the label mesh.public, or run some of the containers on another node"
+                .into(),
+    });
     let more = disputed.len().saturating_sub(MAX_DISPUTED);
     let more = (more > 0).then(|| Problem {
         what: format!("{more} more host names are asked for by several services"),
@@ -250,7 +262,7 @@ pub(super) fn disputed(netmap: &Netmap) -> Vec<Problem> {
             fix: "remove the host name from the label mesh.public of the service that must not have it, or from its settings".into(),
         }
     });
-    problems.chain(more).collect()
+    problems.chain(more).chain(crowded).collect()
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::prometheus::get;
 use super::tool;
-use crate::mesh::{Mesh, programs, write};
+use crate::mesh::{Mesh, SOCKET, programs, write};
 
 const METRICS: ([u8; 4], u16) = ([127, 0, 0, 1], 9560);
 const PROMETHEUS: ([u8; 4], u16) = ([127, 0, 0, 1], 9090);
@@ -111,9 +111,19 @@ fn targets_are_the_ports_of_the_mesh_and_are_served_only_where_that_is_wanted() 
     }
     // Metrics and health are as before.
     assert_eq!(get(first, METRICS.into(), "/healthz").0, 200);
-    // Node 2 does not want it.
+    // Node 2 does not want it, and has the calls at its socket alone.
     let second = &mesh.nodes[1].host;
     assert_eq!(get(second, METRICS.into(), TARGETS).0, 404);
+    for (call, is_right) in [
+        (TARGETS, true),
+        ("/v1/traefik", true),
+        ("/v1/caddy?listen=:8080&https=off", true),
+        ("/v1/caddy?listen=8080", false),
+    ] {
+        let url = format!("http://meshd{call}");
+        let arguments = ["-sf", "--unix-socket", SOCKET, &url];
+        assert_eq!(mesh.succeeds(1, "curl", &arguments), is_right, "{call}");
+    }
 }
 
 #[test]
