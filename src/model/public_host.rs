@@ -154,7 +154,23 @@ impl<'de> Deserialize<'de> for PublicHost {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn a_host_name_has_nothing_in_it_that_a_configuration_could_take_for_something_else(
+            text in "(\\*\\.)?([a-zA-Z0-9-]{1,4}\\.){1,3}[a-zA-Z`{}* -]{1,4}|\\PC{0,40}"
+        ) {
+            if let Ok(host) = PublicHost::parse(&text) {
+                let domain = host.wildcard_domain().unwrap_or(host.as_str());
+                let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || ".-".contains(c);
+                prop_assert!(domain.chars().all(is_plain), "{host}");
+                prop_assert_eq!(PublicHost::parse(host.as_str()), Ok(host));
+            }
+        }
+    }
 
     #[test]
     fn a_host_name_is_in_lower_case_and_a_wildcard_stands_for_one_label() {
