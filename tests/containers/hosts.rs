@@ -11,6 +11,7 @@ use meshd::testbed::{DockerHost, Host, Image, Nat, Router, Running, World};
 /// How long anything that is waited for may take: only a hang takes that long.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 const SOCKET: &str = "/run/meshd.sock";
+const ADMIN_SOCKET: &str = "/run/admin.sock";
 const CONFIG_FILE: &str = "/run/meshd.toml";
 /// These hosts have a plain resolv.conf.
 const CONFIG: &str = "[dns]\nmanage_resolv_conf = true\n";
@@ -24,7 +25,7 @@ pub(crate) const UDP_PORT: &str = "mesh.port.datagrams=7777/udp";
 
 /// A mesh of hosts with engines.
 pub(crate) struct Hosts {
-    _coordinator: Running,
+    coordinator: Running,
     daemons: Vec<Option<Running>>,
     pub(crate) nodes: Vec<DockerHost>,
     /// The coordinator's host, and in the tests of guards the neighbour on the network below.
@@ -120,20 +121,9 @@ impl Hosts {
             })
             .collect();
         let outside = world.host("outside").expect("a namespace");
-        let mut coordinator = outside
-            .command(env!("CARGO_BIN_EXE_mesh-coordinator"))
-            .expect("a namespace");
-        coordinator.args([
-            "--state-dir",
-            "/run/coordinator",
-            "--admin-socket",
-            "/run/admin.sock",
-        ]);
-        let coordinator = outside
-            .start(&mut coordinator, &logs.path().join("coordinator"))
-            .expect("a program");
+        let coordinator = start_coordinator(&outside, logs.path());
         let hosts = Self {
-            _coordinator: coordinator,
+            coordinator,
             daemons: (0..count).map(|_| None).collect(),
             nodes,
             outside,
@@ -143,11 +133,23 @@ impl Hosts {
             logs,
             echo,
         };
-        hosts.wait_until("the coordinator answers", || {
-            std::os::unix::net::UnixStream::connect(hosts.outside.path("/run/admin.sock")).is_ok()
-        });
+        hosts.wait_for_coordinator();
         hosts.meshctl(&hosts.outside, &["init"]);
         Some(hosts)
+    }
+
+    fn wait_for_coordinator(&self) {
+        let socket = self.outside.path(ADMIN_SOCKET);
+        self.wait_until("the coordinator answers", || {
+            std::os::unix::net::UnixStream::connect(&socket).is_ok()
+        });
+    }
+
+    /// Stops the coordinator as its service manager does, and starts it again.
+    pub(crate) fn restart_coordinator(&mut self) {
+        assert!(self.coordinator.stop().is_some(), "it ends in time");
+        self.coordinator = start_coordinator(&self.outside, self.logs.path());
+        self.wait_for_coordinator();
     }
 
     /// Adds to the configuration of node `n`, for the next start of its meshd.
@@ -205,7 +207,7 @@ impl Hosts {
             .expect("a host")
             .args(arguments)
             .env("MESHD_SOCKET", SOCKET)
-            .env("MESH_ADMIN_SOCKET", "/run/admin.sock")
+            .env("MESH_ADMIN_SOCKET", ADMIN_SOCKET)
             .env("MESH_KEY", "/run/mesh.key")
             .output()
             .expect("a program");
@@ -346,4 +348,15 @@ impl Hosts {
             std::thread::sleep(Duration::from_millis(50));
         }
     }
+}
+
+/// Starts the coordinator on a host. Its state is still there after a restart.
+fn start_coordinator(host: &Host, logs: &Path) -> Running {
+    let mut command = host
+        .command(env!("CARGO_BIN_EXE_mesh-coordinator"))
+        .expect("a namespace");
+    command.args(["--state-dir", "/run/coordinator"]);
+    command.args(["--admin-socket", ADMIN_SOCKET]);
+    let log = logs.join("coordinator");
+    host.start(&mut command, &log).expect("a program")
 }
