@@ -22,6 +22,7 @@ mod page;
 mod reference;
 mod schema;
 mod setup;
+mod traffic;
 mod walk;
 
 use std::path::{Path, PathBuf};

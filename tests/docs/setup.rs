@@ -13,6 +13,13 @@ pub(crate) enum Setup {
     Etcd(String),
     /// A program listens on a port of a host.
     Listener { host: String, port: u16 },
+    /// Clients on a host use a port of TCP, which echoes, and one of UDP of another host until the page ends, and none of their
+    /// exchanges may fail.
+    Traffic {
+        from: String,
+        to: String,
+        ports: (u16, u16),
+    },
     /// The firewall of a host admits only answers, as a router does that translates addresses.
     AnswersOnly(String),
     /// The TLS files of the coordinator on the first host are on the others.
@@ -24,7 +31,7 @@ pub(crate) enum Setup {
 impl Setup {
     /// Reads a sentence such as `a mesh of db-1 and web-1`. What is in parentheses is for readers only.
     pub(crate) fn parse(sentence: &str) -> Option<Self> {
-        let said = sentence.split('(').next().unwrap_or_default();
+        let said = sentence.split('(').next().unwrap_or_default().trim();
         let words: Vec<&str> = said
             .split_whitespace()
             .map(|word| word.trim_matches(|c: char| ",.".contains(c)))
@@ -45,6 +52,14 @@ impl Setup {
         } else if said.starts_with("a program listens on port") {
             let (host, port) = (hosts.next()?, port?);
             Self::Listener { host, port }
+        } else if said.ends_with("until the page ends") {
+            let of = |ending: &str| -> Option<u16> {
+                let mut numbers = words.iter().filter_map(|word| word.strip_suffix(ending));
+                numbers.next()?.parse().ok()
+            };
+            let (from, to) = (hosts.next()?, hosts.next()?);
+            let ports = (of("/tcp")?, of("/udp")?);
+            Self::Traffic { from, to, ports }
         } else if said.contains("admits only answers") {
             Self::AnswersOnly(hosts.next()?)
         } else if said.starts_with("the TLS files of") {
@@ -73,6 +88,7 @@ impl Setup {
                 .map(String::as_str)
                 .collect(),
             Self::Joined { host, by } => vec![host, by],
+            Self::Traffic { from, to, .. } => vec![from, to],
         }
     }
 }
@@ -103,6 +119,14 @@ fn sentences_are_read() {
         Some(Setup::Listener {
             host: text("db-1"),
             port: 5432
+        })
+    );
+    assert_eq!(
+        Setup::parse("web-1 uses ports 5432/tcp and 514/udp of db-1 until the page ends (all)"),
+        Some(Setup::Traffic {
+            from: text("web-1"),
+            to: text("db-1"),
+            ports: (5432, 514)
         })
     );
     assert_eq!(Setup::parse("a mess"), None);

@@ -9,11 +9,13 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use meshd::protocol::local::Status;
 use meshd::testbed::{DockerHost, Host, Image, Running, World};
 
 use crate::compare::{masked, shown};
 use crate::page::{Block, Marker, Page, Part};
 use crate::setup::{Setup, is_host};
+use crate::traffic::{Traffic, answer_connections};
 use crate::{UPDATE, is_installed, is_update, program_path, repository};
 
 /// How long anything that is waited for may take: only a hang takes that long.
@@ -22,6 +24,8 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 const READ_TIMEOUT: Duration = Duration::from_secs(20);
 /// When pages are updated: how long a mesh is given to come to rest before a command that only reads.
 const REST: Duration = Duration::from_secs(4);
+/// How many exchanges the clients of a page must have made.
+const MIN_EXCHANGES: usize = 50;
 const PROGRAMS: [&str; 3] = ["meshctl", "mesh-coordinator", "meshd"];
 /// Commands that change nothing, so they may run until their output is that of the page.
 const READS: [&str; 13] = [
@@ -182,7 +186,10 @@ fn walk(path: &str, needed: &[&str]) {
     for part in &page.parts {
         match part {
             Part::Setup(sentence) => walk.set_up(&parsed(&page, sentence)),
-            Part::Block(block) => walk.run(block),
+            Part::Block(block) => {
+                walk.run(block);
+                walk.traffic.iter().for_each(Traffic::await_more);
+            }
         }
     }
     walk.end(&page);
@@ -229,6 +236,8 @@ struct Walk {
     faults: Vec<String>,
     /// When a command last changed something.
     changed: Instant,
+    /// Clients of which no exchange may fail.
+    traffic: Vec<Traffic>,
 }
 
 impl Walk {
@@ -245,6 +254,7 @@ impl Walk {
             edits: Vec::new(),
             faults: Vec::new(),
             changed: Instant::now(),
+            traffic: Vec::new(),
         };
         walk.install_programs();
         for part in &page.parts {
@@ -513,13 +523,13 @@ impl Walk {
             Setup::Etcd(host) => self.start_etcd(host),
             Setup::Listener { host, port } => {
                 let place = self.places.get(host).expect("the page names it");
-                let listener = place
-                    .machine
-                    .host()
-                    .inside(|| std::net::TcpListener::bind(("0.0.0.0", *port)));
-                let listener = listener.expect("a namespace").expect("a free port");
-                std::thread::spawn(move || listener.incoming().for_each(drop));
+                answer_connections(place.machine.host(), *port);
             }
+            Setup::Traffic {
+                from,
+                to,
+                ports: (tcp, udp),
+            } => self.start_traffic(from, to, *tcp, *udp),
             Setup::AnswersOnly(host) => {
                 let rules = "add table inet router; add chain inet router input { type filter hook input priority 0; policy accept; }; \
                     add rule inet router input ct state established,related accept; \
@@ -545,6 +555,33 @@ impl Walk {
                 self.must(host, "systemctl start meshd");
                 self.must(host, "meshctl join -");
             }
+        }
+    }
+
+    /// Starts clients on a host that use ports of another one at its mesh address.
+    fn start_traffic(&mut self, from: &str, to: &str, tcp: u16, udp: u16) {
+        let status = self.must(to, "meshctl status --json");
+        let status: Status = serde_json::from_str(&status).expect("a status");
+        let at = status.node.expect("it has joined").address_v4;
+        let host = |name: &str| {
+            let place = self.places.get(name).expect("the page names it");
+            place.machine.host()
+        };
+        let traffic = Traffic::start(host(from), host(to), at, tcp, udp);
+        self.traffic.push(traffic);
+    }
+
+    /// Ends the clients, and notes those of which an exchange failed.
+    fn end_traffic(&mut self) {
+        for exchanges in std::mem::take(&mut self.traffic)
+            .into_iter()
+            .flat_map(Traffic::end)
+        {
+            let (what, made, failed) = (exchanges.what, exchanges.made, exchanges.failed);
+            println!("{}: {made} {what}, {} failed", self.path, failed.len());
+            assert!(made >= MIN_EXCHANGES, "{made} {what} show nothing");
+            let lines = failed.iter().map(|error| format!("{what}: {error}"));
+            self.faults.extend(lines);
         }
     }
 
@@ -625,6 +662,7 @@ impl Walk {
 
     /// Changes the page if that is wanted, and fails if something was not as the page says.
     fn end(mut self, page: &Page) {
+        self.end_traffic();
         if !self.faults.is_empty() {
             panic!(
                 "{}\n\nif the page is to be changed: {UPDATE}\n{}",
