@@ -75,6 +75,7 @@ mod n27_memberships_of_others;
 mod n28_calls;
 mod n29_stun;
 mod n30_serve_rights;
+mod n31_nodes_without_policies;
 mod node_kit;
 mod threat_model;
 mod upgrade;

@@ -11,8 +11,8 @@ use meshd::protocol::path_messages::{self, Echo, Message, PathMessage};
 use meshd::testbed::{Host, Running};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::kit::Identity;
 use crate::mesh::Mesh;
+use crate::node_kit::put_plain_device;
 
 /// The first bytes of meshd's probes after the ICMP header.
 const MARK: &[u8] = b"meshprob";
@@ -224,56 +224,11 @@ impl Attacker<'_> {
     }
 }
 
-/// Puts a plain WireGuard device with the keys of the second node in the place of its meshd.
+/// Puts a plain WireGuard device in the place of the second node's meshd, on a machine that answers no echo.
 fn take_place_of_second(mesh: &mut Mesh) -> Running {
-    use std::fmt::Write as _;
-    use std::io::{Read as _, Write as _};
-    let own = mesh.addresses(1);
-    let victim = mesh.status(0).node.expect("it has joined");
-    let keys = Identity::stolen_from(&mesh.nodes[1].host.path("/run/state"));
-    mesh.kill_node(1);
-    let host = &mesh.nodes[1].host;
-    let mut command = host
-        .command(env!("CARGO_BIN_EXE_meshd"))
-        .expect("a namespace");
-    let log = mesh.logs.path().join("attacker");
-    // The device has the name of meshd's: the firewall rules that the killed meshd left accept the mesh's addresses on
-    // no other one.
-    let running = host
-        .start(command.args(["wireguard", "mesh0"]), &log)
-        .expect("a program");
-    let path = host.path("/run/wireguard/mesh0.sock");
-    let mut socket = None;
-    mesh.wait_until("the attacker's device is there", || {
-        socket = std::os::unix::net::UnixStream::connect(&path).ok();
-        socket.is_some()
-    });
-    let hex = |bytes: [u8; 32]| meshd::model::PublicKey(bytes).to_string();
-    let mut set = String::from("set=1\n");
-    writeln!(set, "private_key={}", hex(keys.wireguard.to_bytes())).expect("memory");
-    writeln!(
-        set,
-        "listen_port=51820\npublic_key={}",
-        hex(victim.public_key.0)
-    )
-    .expect("memory");
-    writeln!(set, "endpoint={}:51820", mesh.nodes[0].host.v4()).expect("memory");
-    writeln!(
-        set,
-        "allowed_ip={}\nallowed_ip={}\n",
-        victim.block_v4, victim.block_v6
-    )
-    .expect("memory");
-    let mut socket = socket.expect("just connected");
-    socket.write_all(set.as_bytes()).expect("it listens");
-    let mut answer = [0; 9];
-    socket.read_exact(&mut answer).expect("an answer");
-    assert_eq!(&answer, b"errno=0\n\n");
-    let (v4, v6) = own;
-    mesh.ip(1, &format!("address add {v4}/16 dev mesh0"));
+    let (v4, _) = mesh.addresses(1);
+    let running = put_plain_device(mesh, 1, &[0]);
     mesh.ip(1, &format!("address add {}/16 dev mesh0", container_of(v4)));
-    mesh.ip(1, &format!("address add {v6}/48 dev mesh0 nodad"));
-    mesh.ip(1, "link set mesh0 mtu 1420 up");
     for setting in [
         "net.ipv4.icmp_echo_ignore_all=1",
         "net.ipv6.icmp.echo_ignore_all=1",

@@ -1,15 +1,18 @@
 //! Attackers of a mesh of real nodes: members without a meshd, and the secrets that an intruder finds on a node.
 
+use std::fmt::Write as _;
+use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
 
-use meshd::model::SigningKey;
 use meshd::model::address::Block;
+use meshd::model::{PublicKey, SigningKey};
 use meshd::node::control::join::join;
 use meshd::node::state::{Identity as Stored, StateDir};
 use meshd::protocol::JoinToken;
 use meshd::protocol::join::JoinRequest;
 use meshd::protocol::token::SpkiPin;
-use meshd::testbed::Host;
+use meshd::testbed::{Host, Running};
 
 use crate::kit::{Identity, Stream, record};
 use crate::mesh::Mesh;
@@ -88,11 +91,55 @@ pub(crate) fn stolen_keys(mesh: &Mesh, n: usize) -> Stored {
         .expect("it has joined")
 }
 
+/// Puts a plain WireGuard device with the keys of node `n` in the place of its meshd. Its peers are the nodes `peers`.
+pub(crate) fn put_plain_device(mesh: &mut Mesh, n: usize, peers: &[usize]) -> Running {
+    let (v4, v6) = mesh.addresses(n);
+    let keys = Identity::stolen_from(&mesh.nodes[n].host.path("/run/state"));
+    let hex = |bytes: [u8; 32]| PublicKey(bytes).to_string();
+    let secret = hex(keys.wireguard.to_bytes());
+    let mut set = format!("set=1\nprivate_key={secret}\nlisten_port=51820\n");
+    for peer in peers {
+        let node = mesh.status(*peer).node.expect("it has joined");
+        let endpoint = mesh.nodes[*peer].host.v4();
+        writeln!(set, "public_key={}", hex(node.public_key.0)).expect("memory");
+        writeln!(set, "endpoint={endpoint}:51820").expect("memory");
+        writeln!(set, "allowed_ip={}", node.block_v4).expect("memory");
+        writeln!(set, "allowed_ip={}", node.block_v6).expect("memory");
+    }
+    set.push('\n');
+    mesh.kill_node(n);
+    let host = &mesh.nodes[n].host;
+    let mut command = host
+        .command(env!("CARGO_BIN_EXE_meshd"))
+        .expect("a namespace");
+    let log = mesh.logs.path().join("plain-device");
+    // The device has the name of meshd's: the firewall rules that the killed meshd left accept the mesh's addresses on
+    // no other one.
+    let running = host
+        .start(command.args(["wireguard", "mesh0"]), &log)
+        .expect("a program");
+    let path = host.path("/run/wireguard/mesh0.sock");
+    let mut socket = None;
+    mesh.wait_until("the plain device is there", || {
+        socket = UnixStream::connect(&path).ok();
+        socket.is_some()
+    });
+    let mut socket = socket.expect("just connected");
+    socket.write_all(set.as_bytes()).expect("it listens");
+    let mut answer = [0; 9];
+    socket.read_exact(&mut answer).expect("an answer");
+    assert_eq!(&answer, b"errno=0\n\n");
+    mesh.ip(n, &format!("address add {v4}/16 dev mesh0"));
+    mesh.ip(n, &format!("address add {v6}/48 dev mesh0 nodad"));
+    mesh.ip(n, "link set mesh0 mtu 1420 up");
+    running
+}
+
 /// Reads the mesh key from the administrator's file.
 pub(crate) fn mesh_key(mesh: &Mesh) -> SigningKey {
     let text = std::fs::read_to_string(mesh.coordinator_host.path("/run/mesh.key"));
     let seed = text.expect("the administrator's file");
-    let seed: meshd::model::PublicKey = seed.trim().parse().expect("a seed in hexadecimal");
+    let seed: PublicKey = seed.trim().parse().expect("a seed in hexadecimal");
     SigningKey::from_seed(&seed.0)
 }
 
