@@ -43,4 +43,4 @@ pub use self::unmatched::{Unmatched, unmatched};
 pub use self::verify::{Failure, run_tests};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

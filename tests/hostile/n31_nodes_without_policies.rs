@@ -269,7 +269,7 @@ fn a_node_without_policies_is_held_to_the_policy_by_the_others_and_carries_its_r
         mesh.wait_until("the second node keeps to the first policy", || {
             sockets.arrives(1, FIRST)
         });
-        assert!(!sockets.arrives(1, SECOND), "nobody has told it yet");
+        assert!(!sockets.arrives(1, SECOND), "no record came to it yet");
         converse(mesh, 1, records, Vec::new());
     };
     apply_policies_beside_an_old_node(&mut mesh, old, receive, pass_on);

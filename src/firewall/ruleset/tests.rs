@@ -1,3 +1,5 @@
+mod differential;
+
 use std::net::Ipv4Addr;
 use std::num::NonZeroU16;
 

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 
 use super::super::compile::{Kinds, Owners};
-use super::worlds::{everything_asked, mesh, policy};
+use super::worlds::{asked_for, everything_asked, mesh, policy, run_until};
 use super::*;
 
 /// The packets that are tried when nothing else is asked for.
@@ -16,32 +16,10 @@ const PACKETS: u64 = 200_000;
 /// The packets of a world of which half the subjects are there.
 const PACKETS_OF_WORLD: u64 = 49 * 20;
 
-fn packets() -> u64 {
-    let asked = std::env::var("MESHD_POLICY_CASES").ok();
-    asked
-        .and_then(|asked| asked.parse().ok())
-        .unwrap_or(PACKETS)
-}
-
 /// Runs `test` on random inputs until it has seen enough packets; it returns how many it saw.
 fn run<S: Strategy>(strategy: &S, test: impl Fn(S::Value) -> Result<u64, TestCaseError>) {
-    let wanted = packets();
-    let seen = std::cell::Cell::new(0);
-    while seen.get() < wanted {
-        let rest = (wanted - seen.get()).div_ceil(PACKETS_OF_WORLD);
-        let config = Config {
-            cases: u32::try_from(rest).unwrap_or(u32::MAX),
-            failure_persistence: None,
-            ..Config::default()
-        };
-        let counted = |input| {
-            seen.set(seen.get() + test(input)?);
-            Ok(())
-        };
-        if let Err(error) = TestRunner::new(config).run(strategy, counted) {
-            panic!("{error}");
-        }
-    }
+    let wanted = asked_for("MESHD_POLICY_CASES", PACKETS);
+    run_until(wanted, PACKETS_OF_WORLD, strategy, test);
 }
 
 #[test]

@@ -4,7 +4,7 @@ mod differential;
 mod readings;
 mod tables;
 mod verdicts;
-mod worlds;
+pub(crate) mod worlds;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -3,6 +3,7 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
+use proptest::test_runner::{Config, TestCaseError, TestRunner};
 
 use super::*;
 
@@ -47,8 +48,46 @@ const PORTS: [&str; 13] = [
     ":9",
 ];
 
+/// How long a failure is made smaller, in milliseconds.
+const SHRINK_TIME: u32 = 30_000;
+
+/// The number in an environment variable, or `otherwise`.
+pub(crate) fn asked_for(variable: &str, otherwise: u64) -> u64 {
+    let asked = std::env::var(variable).ok();
+    asked
+        .and_then(|asked| asked.parse().ok())
+        .unwrap_or(otherwise)
+}
+
+/// Runs `test` on random inputs until it has seen as many packets as `wanted`. `test` returns how many it saw, which is often about
+/// `in_one_run`.
+pub(crate) fn run_until<S: Strategy>(
+    wanted: u64,
+    in_one_run: u64,
+    strategy: &S,
+    test: impl Fn(S::Value) -> Result<u64, TestCaseError>,
+) {
+    let seen = std::cell::Cell::new(0);
+    while seen.get() < wanted {
+        let rest = (wanted - seen.get()).div_ceil(in_one_run);
+        let config = Config {
+            cases: u32::try_from(rest).unwrap_or(u32::MAX),
+            failure_persistence: None,
+            max_shrink_time: SHRINK_TIME,
+            ..Config::default()
+        };
+        let counted = |input| {
+            seen.set(seen.get() + test(input)?);
+            Ok(())
+        };
+        if let Err(error) = TestRunner::new(config).run(strategy, counted) {
+            panic!("{error}");
+        }
+    }
+}
+
 /// The text of a policy.
-pub(super) fn policy() -> impl Strategy<Value = String> {
+pub(crate) fn policy() -> impl Strategy<Value = String> {
     // A group has itself and later groups not as its members, so there are no circles.
     let group = |number: usize| {
         let words = SELECTORS
@@ -80,7 +119,7 @@ fn quoted(words: &[impl std::fmt::Display]) -> String {
 }
 
 /// The subjects of a mesh: each has addresses of its own.
-pub(super) fn mesh() -> impl Strategy<Value = Vec<Subject>> {
+pub(crate) fn mesh() -> impl Strategy<Value = Vec<Subject>> {
     vec(subject(), 1..14).prop_map(|mut all| {
         for (number, subject) in (1..).zip(&mut all) {
             subject.addresses = addresses(number);
@@ -117,7 +156,7 @@ fn service() -> impl Strategy<Value = Offered> {
 }
 
 /// What packets ask for: edges of what rules name, and what no rule names.
-pub(super) fn everything_asked() -> Vec<Asked> {
+pub(crate) fn everything_asked() -> Vec<Asked> {
     let ports = [0, 1, 9, 79, 80, 81, 82, 83, 65_535];
     let both = ports.into_iter().flat_map(|port| [tcp(port), udp(port)]);
     both.chain([Asked::Icmp, Asked::Other]).collect()
