@@ -43,14 +43,14 @@ fn start_caddy(hosts: &Hosts, program: &std::path::Path) -> Running {
 
 /// Starts a container on node `n` that serves a page with its own name on port 8080, as `service` under [`HOST`].
 fn serve(hosts: &Hosts, n: usize, name: &str, service: &str) {
+    let serve =
+        format!("mkdir /www && echo {name} >/www/index.html && exec httpd -f -p 8080 -h /www");
     let labels = [
         format!("mesh.service={service}"),
         "mesh.port=8080".to_owned(),
         format!("mesh.public={HOST}"),
     ];
     let labels = labels.iter().flat_map(|l| ["--label", l.as_str()]);
-    let serve =
-        format!("mkdir /www && echo {name} >/www/index.html && exec httpd -f -p 8080 -h /www");
     let start = ["run", "-d", "--name", name];
     let program = [IMAGE, "sh", "-c", &serve];
     let words: Vec<&str> = start.into_iter().chain(labels).chain(program).collect();

@@ -183,6 +183,7 @@ impl Record {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::PublicHost;
     use crate::testbed::records as build;
 
     fn service() -> Service {

@@ -306,7 +306,7 @@ fn the_sets_in_the_kernel_have_the_verdicts_of_the_table_and_of_the_plain_readin
 /// Whether packets of protocols without ports are sent from one end to the other one, and not the other way. The kernel cannot tell an
 /// answer of such a protocol from a request, so an answer passes if the request does.
 fn asks_first(from: usize, to: usize) -> bool {
-    ((from + to) % 2 == 0) == (from < to)
+    (from + to).is_multiple_of(2) == (from < to)
 }
 
 #[test]
