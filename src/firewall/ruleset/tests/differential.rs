@@ -163,10 +163,8 @@ impl KernelSets {
         for set in entries.iter().filter_map(|entry| entry.get("set")) {
             let text = |field: &str| set[field].as_str().expect("a text").to_owned();
             let (family, name) = (text("family"), text("name"));
-            if !["between_", "from_node_", "to_node_"]
-                .iter()
-                .any(|of| name.starts_with(of))
-            {
+            let kinds = ["between_", "from_members_", "from_node_", "to_node_"];
+            if !kinds.iter().any(|kind| name.starts_with(kind)) {
                 continue;
             }
             let elements = sets.entry((family, name)).or_default();
@@ -202,16 +200,22 @@ impl KernelSets {
     /// The verdicts of all tables that have rules about packets between two ends.
     fn verdicts(&self, host: &OneHost, from: usize, to: usize, asked: Asked) -> Vec<bool> {
         let [source, destination] = [from, to].map(|n| host.places[n].1.to_string());
-        let (kind, ends) = match (from, to) {
-            (0, _) => ("from_node", destination),
-            (_, 0) => ("to_node", source),
-            _ => ("between", format!("{source} . {destination}")),
+        // Of one packet, the rules ask the sets of all these kinds.
+        let kinds = match (from, to) {
+            (0, _) => vec![("from_node", destination)],
+            (_, 0) => vec![("to_node", source)],
+            _ => vec![
+                ("between", format!("{source} . {destination}")),
+                ("from_members", destination),
+            ],
         };
         let is_bridged = host.is_native(to) && (from == 0 || host.is_native(from));
         let families = std::iter::once("ip").chain(is_bridged.then_some("bridge"));
-        families
-            .map(|family| self.allow(family, kind, &ends, asked))
-            .collect()
+        let by = |family: &str| {
+            let mut kinds = kinds.iter();
+            kinds.any(|(kind, ends)| self.allow(family, kind, ends, asked))
+        };
+        families.map(by).collect()
     }
 }
 
