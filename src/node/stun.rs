@@ -1,19 +1,21 @@
 //! The STUN servers of this node: joins the rounds of requests ([`crate::path::stun`]) with the lookup of the servers' names.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::net::lookup_host;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::config::NamedAddress;
 use crate::os::tasks::Tasks;
-use crate::path::stun::StunRounds;
+use crate::path::stun::{MAX_SERVERS, StunRounds};
 use crate::protocol::url::CoordinatorUrl;
 
-/// How long the lookup of one name may take.
+/// How long the lookup of all names may take: less than the shortest pause between two rounds.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A STUN server.
@@ -66,11 +68,11 @@ impl Stun {
         let coordinators = coordinators.iter();
         let coordinators =
             coordinators.map(|url| (url.to_string(), url.host().to_owned(), url.port()));
-        let places: Vec<(String, String, u16)> = configured.chain(coordinators).collect();
+        let places: Vec<Place> = configured.chain(coordinators).take(MAX_SERVERS).collect();
         let found = self.found.clone();
         Tasks::current().spawn_child("lookup of STUN servers", async move {
             // The next round looks them up again, so the result of a slow lookup may be left out.
-            let _ = found.try_send(look_up(places).await);
+            let _ = found.try_send(look_up(&places, system_lookup).await);
         });
     }
 
@@ -87,15 +89,29 @@ impl Stun {
     }
 }
 
-/// The first address of each family of each server. More of them are most often the same server, whose word would count twice.
-async fn look_up(places: Vec<(String, String, u16)>) -> Vec<StunServer> {
+/// What a server is called, and its host and port.
+type Place = (String, String, u16);
+
+/// Looks up a host as the other programs of this machine do.
+async fn system_lookup(host: String, port: u16) -> io::Result<Vec<SocketAddr>> {
+    Ok(lookup_host((host, port)).await?.collect())
+}
+
+/// The first address of each family of each server. More of them are most often the same server, whose word would count twice. All
+/// lookups begin at once, so names that nobody answers do not delay the others, and have one limit together.
+async fn look_up<F>(places: &[Place], lookup: impl Fn(String, u16) -> F) -> Vec<StunServer>
+where
+    F: Future<Output = io::Result<Vec<SocketAddr>>>,
+{
+    let lookups = places
+        .iter()
+        .map(|(_, host, port)| timeout(LOOKUP_TIMEOUT, lookup(host.clone(), *port)));
+    let all_found = join_all(lookups).await;
     let mut servers: Vec<StunServer> = Vec::new();
-    for (name, host, port) in places {
-        let found = timeout(LOOKUP_TIMEOUT, lookup_host((host.as_str(), port))).await;
+    for ((name, ..), found) in places.iter().zip(all_found) {
         let Ok(Ok(found)) = found else {
             continue;
         };
-        let found: Vec<SocketAddr> = found.collect();
         let v4 = found.iter().find(|address| address.is_ipv4());
         let v6 = found.iter().find(|address| address.is_ipv6());
         for address in v4.into_iter().chain(v6) {
@@ -112,18 +128,46 @@ async fn look_up(places: Vec<(String, String, u16)>) -> Vec<StunServer> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use tokio::sync::Barrier;
+
     use super::*;
+
+    fn place(name: &str, host: &str) -> Place {
+        (name.to_owned(), host.to_owned(), 7443)
+    }
+
+    #[tokio::test]
+    async fn names_are_looked_up_together_so_that_one_which_nobody_answers_delays_none() {
+        let places = (0..MAX_SERVERS).map(|n| place(&n.to_string(), &n.to_string()));
+        let places: Vec<Place> = places.collect();
+        // No lookup ends before all of them have begun, and one never ends.
+        let barrier = Arc::new(Barrier::new(MAX_SERVERS));
+        let lookup = |host: String, port: u16| {
+            let barrier = Arc::clone(&barrier);
+            async move {
+                barrier.wait().await;
+                if host == "0" {
+                    std::future::pending::<()>().await;
+                }
+                let last: u8 = host.parse().unwrap_or(0);
+                Ok(vec![SocketAddr::from(([192, 0, 2, last], port))])
+            }
+        };
+        let found = look_up(&places, lookup).await;
+        assert_eq!(found.len(), MAX_SERVERS - 1);
+    }
 
     #[tokio::test]
     async fn servers_are_called_as_they_are_configured_and_each_address_is_asked_once() {
-        let place = |name: &str, host: &str| (name.to_owned(), host.to_owned(), 7443);
-        let found = look_up(vec![
+        let places = [
             place("192.0.2.1:7443", "192.0.2.1"),
             place("https://192.0.2.1:7443", "192.0.2.1"),
             place("https://[2001:db8::1]:7443", "2001:db8::1"),
             place("no-such-host.invalid:7443", "no-such-host.invalid"),
-        ])
-        .await;
+        ];
+        let found = look_up(&places, system_lookup).await;
         let names: Vec<&str> = found.iter().map(|server| server.name.as_str()).collect();
         assert_eq!(names, ["192.0.2.1:7443", "https://[2001:db8::1]:7443"]);
         let mut stun = Stun::new(Vec::new());
