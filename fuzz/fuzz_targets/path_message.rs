@@ -17,6 +17,7 @@ fuzz_target!(|payload: &[u8]| {
             assert!(paths.candidates.len() <= MAX_CANDIDATES);
             assert!(paths.relays.len() <= MAX_RELAYS);
         }
+        Message::Call(call) => assert!(call.call.candidates.len() <= MAX_CANDIDATES),
         Message::Echo(_) | Message::Bye(_) => {}
     }
 });

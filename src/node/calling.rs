@@ -1,10 +1,12 @@
-//! The calls of this node and of members, by which nodes meet that have no path and no common relay.
+//! The calls of this node and of members, by which nodes meet that have no path and no common relay: over a coordinator, or by way of a
+//! peer that both reach.
 
 use std::time::Instant;
 
 use crate::model::PublicKey;
 use crate::model::rate::{Bucket, Rate};
 use crate::model::time::{Now, unix_milliseconds};
+use crate::path::call_log::CallLog;
 use crate::path::calls::Calls;
 use crate::path::punch::Punching;
 
@@ -18,8 +20,10 @@ const SENT: Rate = Rate {
 pub(super) struct Calling {
     /// The attempts with each peer that is called.
     pub(super) punching: Punching<PublicKey>,
-    /// The calls of members that are followed.
+    /// The calls of members that are followed and passed on.
     pub(super) received: Calls<PublicKey>,
+    /// What became of calls.
+    pub(super) log: CallLog<PublicKey>,
     sent: Bucket,
     /// From when the time of calls is counted, so that they are in order whoever sets the clock.
     started: Now,
@@ -30,6 +34,7 @@ impl Calling {
         Self {
             punching: Punching::default(),
             received: Calls::new(now.monotonic),
+            log: CallLog::default(),
             sent: Bucket::full(SENT, now.monotonic),
             started: now,
         }

@@ -1,18 +1,21 @@
-//! Which calls of members are followed (`protocol::call`). Pure.
+//! Which calls of members are followed and passed on (`protocol::call`). Pure.
 //!
 //! A call is valid for 30 s, and clocks of two nodes may differ by an hour. So its time is compared with three things:
 //!
 //! - with the clock of this node: it may differ by an hour, and 30 s.
-//! - with the last call of the same member: it must be newer. So no coordinator can deliver a call twice.
+//! - with the last call of the same member: it must be newer. So neither a coordinator nor a peer can deliver a call twice, and of the
+//!   same call by several ways the first is followed.
 //! - with the quickest call of the same member: the difference between the two clocks is at most what it was for that one, and a call
-//!   that took 30 s longer is refused. So no coordinator can keep a call back, except the first one of a member.
+//!   that took 30 s longer is refused. So nobody can keep a call back, except the first one of a member.
 //!
 //! A member counts the time since the start of its program by a clock that nobody sets. Only after a restart of the member with a
 //! clock that was set back, its calls are refused until the clock has caught up, for an hour at most.
 
 use std::collections::BTreeMap;
+use std::hash::Hash;
 use std::time::{Duration, Instant};
 
+use super::quota::Quota;
 use crate::model::rate::{Bucket, Rate};
 
 /// How long a call is valid.
@@ -23,8 +26,24 @@ const MAX_DIFFERENCE: Duration = Duration::from_secs(3600);
 const REMEMBERED_FOR: Duration = Duration::from_secs(2 * 3600 + 60);
 /// The maximum number of members that are remembered. The one that did not call for the longest time is forgotten.
 const MAX_CALLERS: usize = 1024;
-/// The calls of all members that are verified. A signature takes about 50 µs.
+/// The calls of all members that are verified. A signature takes about 50 µs. Those that peers pass on have a rate of their own, so that
+/// no peer keeps out those that come over a coordinator.
 const VERIFIED: Rate = Rate {
+    per_second: 50.0,
+    burst: 200.0,
+};
+/// The calls that are verified of those that one peer passes on.
+const VERIFIED_BY_PEER: Rate = Rate {
+    per_second: 10.0,
+    burst: 64.0,
+};
+/// The calls of one member that this node passes on to others: as many as a coordinator passes on.
+const PASSED_OF_MEMBER: Rate = Rate {
+    per_second: 5.0,
+    burst: 64.0,
+};
+/// The calls of all members that this node passes on.
+const PASSED: Rate = Rate {
     per_second: 50.0,
     burst: 200.0,
 };
@@ -34,6 +53,8 @@ const VERIFIED: Rate = Rate {
 pub struct Calls<K> {
     callers: BTreeMap<K, Caller>,
     verified: Bucket,
+    by_peers: Quota<K>,
+    passed: Quota<K>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -45,19 +66,37 @@ struct Caller {
     handled: Instant,
 }
 
-impl<K: Copy + Ord> Calls<K> {
+impl<K: Copy + Ord + Hash> Calls<K> {
     /// No calls yet.
     #[must_use]
     pub fn new(now: Instant) -> Self {
         Self {
             callers: BTreeMap::new(),
             verified: Bucket::full(VERIFIED, now),
+            by_peers: Quota::new(VERIFIED_BY_PEER, VERIFIED, now),
+            passed: Quota::new(PASSED_OF_MEMBER, PASSED, now),
         }
     }
 
-    /// Whether the signature of one more call is verified.
-    pub fn may_verify(&mut self, now: Instant) -> bool {
-        self.verified.take(now)
+    /// Whether the signature of one more call is verified. `by` is the peer that passes it on, or none if a coordinator does.
+    pub fn may_verify(&mut self, by: Option<K>, now: Instant) -> bool {
+        match by {
+            None => self.verified.take(now),
+            Some(peer) => self.by_peers.take(peer, now),
+        }
+    }
+
+    /// Whether a call of `caller` with the time `at` is newer than its last one. Otherwise it is a copy that came by another way, or was
+    /// delivered again, and needs no verification.
+    #[must_use]
+    pub fn is_newer(&self, caller: &K, at: u64) -> bool {
+        let last = self.callers.get(caller).map(|of| of.last);
+        last.is_none_or(|last| at > last)
+    }
+
+    /// Whether one more call of `caller` is passed on to another member.
+    pub fn may_pass_on(&mut self, caller: K, now: Instant) -> bool {
+        self.passed.take(caller, now)
     }
 
     /// Whether an authentic call of `caller` with the time `at` is followed. This node's clock shows `wall`. Both are in
@@ -140,6 +179,8 @@ mod tests {
         let skewed = NOON + HOUR;
         assert!(world.arrives(skewed, 0));
         assert!(!world.arrives(skewed, 1), "a second time");
+        assert!(!world.calls.is_newer(&1, skewed) && world.calls.is_newer(&1, skewed + 1));
+        assert!(world.calls.is_newer(&2, skewed));
         assert!(!world.arrives(skewed - 1, 2), "an older one");
         assert!(
             world.arrives(skewed + 10 * SECOND, 39 * SECOND),
@@ -173,8 +214,44 @@ mod tests {
         assert_eq!(calls.callers.len(), MAX_CALLERS);
         let verified = (0..10_000).filter(|ms| {
             let now = start + Duration::from_millis(*ms);
-            calls.may_verify(now)
+            calls.may_verify(None, now)
         });
         assert!((600..=701).contains(&verified.count()));
+    }
+
+    #[test]
+    fn a_peer_that_passes_on_calls_without_end_keeps_out_neither_another_peer_nor_a_coordinator() {
+        let start = Instant::now();
+        let mut calls = Calls::new(start);
+        let flood = (0..10_000).filter(|ms| {
+            let now = start + Duration::from_millis(*ms);
+            calls.may_verify(Some(1), now)
+        });
+        assert!((160..=165).contains(&flood.count()));
+        let later = start + Duration::from_secs(10);
+        assert!(calls.may_verify(Some(2), later) && calls.may_verify(None, later));
+        // Whatever all peers do together, calls over a coordinator are verified.
+        for peer in 0..100u8 {
+            for _ in 0..100 {
+                calls.may_verify(Some(peer), later);
+            }
+        }
+        assert!(!calls.may_verify(Some(200), later));
+        assert!(calls.may_verify(None, later));
+    }
+
+    #[test]
+    fn the_calls_that_a_member_has_passed_on_are_as_many_as_over_a_coordinator() {
+        let start = Instant::now();
+        let mut calls = Calls::new(start);
+        let passed = (0..10_000).filter(|ms| {
+            let now = start + Duration::from_millis(*ms);
+            calls.may_pass_on(1, now)
+        });
+        assert!((110..=115).contains(&passed.count()));
+        let later = start + Duration::from_secs(10);
+        assert!(calls.may_pass_on(2, later));
+        let all = (0..10_000u32).filter(|n| calls.may_pass_on(10 + n % 1000, later));
+        assert!(all.count() <= 200);
     }
 }

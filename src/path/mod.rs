@@ -1,8 +1,10 @@
 //! The paths to peers: whether a peer is reachable, by which path, how far it is, and how large a packet may be. Pure.
 
 pub mod budget;
+pub mod call_log;
 pub mod calls;
 pub mod candidates;
+pub mod common_peers;
 pub mod counts;
 pub mod distance;
 pub mod link;
@@ -12,6 +14,7 @@ pub mod mtu;
 pub mod peer;
 pub mod peers;
 pub mod punch;
+pub mod quota;
 pub mod relays;
 pub mod streams;
 pub mod stun;

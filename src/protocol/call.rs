@@ -1,11 +1,13 @@
-//! A call: a node asks another one, over a coordinator that both are connected to, to open direct paths to each other.
+//! A call: a node asks another one, over a coordinator that both are connected to or by way of a peer that both reach, to open direct
+//! paths to each other.
 //!
 //! Where two nodes have no path and no common relay, no message passes between them, so they cannot agree on a moment to open their
 //! routers (see `path::punch`). A call carries what the message `paths` of [`super::path_messages`] says for this: the addresses of
 //! the caller, and whether the other node is asked to open its router and to answer, or is answered.
 //!
-//! The identity key of the caller signs the addresses together with the receiver and the time, so a coordinator can neither make
-//! a call, nor change one, nor pass it to somebody else. The coordinator stores nothing: it passes a call on at once, or drops it.
+//! The identity key of the caller signs the addresses together with the receiver and the time, so neither a coordinator nor a peer can
+//! make a call, change one, or pass it to somebody else. They store nothing: they pass a call on at once, or drop it. A node sends the
+//! same call by more than one way, and the receiver follows the copy that arrives first.
 //!
 //! # Time
 //!
@@ -16,9 +18,11 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::path_messages::MAX_CANDIDATES;
 use crate::model::{PublicKey, SigningKey};
 use crate::records::envelope::{Purpose, Signature};
+
+/// The maximum number of addresses in a call.
+pub const MAX_CANDIDATES: usize = 16;
 
 /// A call, without its caller and its receiver.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,6 +11,10 @@
 //! 3 paths: seq u32, flags u8, mapping u8, filtering u8, ports_kept u8,
 //!          count u8 x {kind u8, address}, count u8 x {relay u32, rtt_us u32}
 //! 4 bye:   reason u8                                the sender stops or roams: its peer uses another path at once
+//! 5 call:  to 32 bytes, call                        the receiver is asked to pass the call on to this node
+//! 6 called: from 32 bytes, call                     the sender passes on the call of this node
+//!
+//! call:    asks u8, at u64, count u8 x address, signature 64 bytes
 //!
 //! address: family u8 = 0                            none
 //!          family u8 = 4, port u16, 4 bytes
@@ -29,12 +33,16 @@ use std::net::{Ipv4Addr, SocketAddr};
 use crate::model::address::is_routable;
 
 mod bytes;
+mod calls;
 mod error;
 #[cfg(test)]
 mod tests;
 
 use bytes::{Reader, Writer};
+pub use calls::{CallEnd, PeerCall};
 pub use error::PathMessageError;
+
+pub use super::call::MAX_CANDIDATES;
 
 /// The UDP port of these messages at a node's mesh addresses.
 pub const PORT: u16 = 7446;
@@ -42,17 +50,17 @@ pub const PORT: u16 = 7446;
 pub const HEADER: usize = 12;
 /// The size in bytes of a probe without a size of its own: that of the largest echo.
 pub const PROBE: usize = HEADER + ECHO_BODY;
-/// The maximum number of candidates in a message.
-pub const MAX_CANDIDATES: usize = 16;
 /// The maximum number of relays in a message.
 pub const MAX_RELAYS: usize = 8;
 /// The maximum size in bytes of a message other than a probe.
-pub const MAX_MESSAGE: usize = HEADER + 10 + MAX_CANDIDATES * (1 + ADDRESS) + MAX_RELAYS * 8;
+pub const MAX_MESSAGE: usize = HEADER + larger(PATHS_BODY, calls::MAX_BODY);
 
 /// The version that is written.
 const VERSION: u8 = 1;
 /// The maximum size in bytes of an address with its family and port.
 const ADDRESS: usize = 1 + 2 + 16;
+/// The maximum size in bytes of the body of a list of paths.
+const PATHS_BODY: usize = 10 + MAX_CANDIDATES * (1 + ADDRESS) + MAX_RELAYS * 8;
 /// The size in bytes of a probe's body without padding.
 const PROBE_BODY: usize = 4 + 8;
 /// The maximum size in bytes of an echo's body.
@@ -78,6 +86,8 @@ pub enum Message {
     Paths(Paths),
     /// The sender is about to be unreachable on its present paths.
     Bye(ByeReason),
+    /// A call by way of a common peer.
+    Call(PeerCall),
 }
 
 /// Asks for an echo by the same path.
@@ -226,6 +236,8 @@ impl PathMessage {
             2 => Message::Echo(Echo::read(&mut body)?),
             3 => Message::Paths(Paths::read(&mut body)?),
             4 => Message::Bye(ByeReason::of(body.u8()?)),
+            5 => Message::Call(PeerCall::read(&mut body, CallEnd::To)?),
+            6 => Message::Call(PeerCall::read(&mut body, CallEnd::From)?),
             _ => return Err(PathMessageError::UnknownType(kind)),
         };
         if version == VERSION && !body.is_empty() {
@@ -255,6 +267,13 @@ impl PathMessage {
             Message::Bye(reason) => {
                 writer.u8(reason.number())?;
                 4
+            }
+            Message::Call(call) => {
+                call.write(&mut writer)?;
+                match call.end {
+                    CallEnd::To(_) => 5,
+                    CallEnd::From(_) => 6,
+                }
             }
         };
         let length = writer.written();
@@ -399,6 +418,10 @@ impl Paths {
         }
         Some(())
     }
+}
+
+const fn larger(a: usize, b: usize) -> usize {
+    if a > b { a } else { b }
 }
 
 /// Reads the length of a list.

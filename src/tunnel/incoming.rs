@@ -66,6 +66,7 @@ pub(super) fn note(
             probes.handle_bye(reason);
             true
         }
+        Message::Call(call) => probes.handle_call(call),
     }
 }
 

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use super::packet::{self, ICMP, ICMP6, Ip};
 use crate::model::path::{MAX_PATHS, Path};
-use crate::protocol::path_messages::{ByeReason, Echo, Paths, RelayOffer};
+use crate::protocol::path_messages::{ByeReason, Echo, Paths, PeerCall, RelayOffer};
 
 const MARK: [u8; 8] = *b"meshprob";
 const IDENTIFIER: u16 = 0x6d65;
@@ -31,6 +31,8 @@ const NO_SIZE: u16 = 1;
 /// The maximum number of probes of one peer that wait for an answer: those of a search for the path's MTU, a burst by each of
 /// some paths, and some pings.
 const MAX_PENDING: usize = 64;
+/// The maximum number of calls of one peer that wait until they are taken. Others are dropped, and their callers call again.
+const MAX_CALLS: usize = 16;
 /// A list of paths whose sequence number is behind by at most this is older than the last one.
 const OUT_OF_ORDER: u32 = 64;
 /// After this time an answer is not expected any more.
@@ -65,13 +67,15 @@ pub(super) struct Probes {
     said: Said,
 }
 
-/// What a peer said about paths. There is room for the last word of each kind.
+/// What a peer said about paths. There is room for the last word of each kind, and for some calls.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Said {
     /// The last list of paths, which was not taken yet.
     pub paths: Option<Paths>,
     /// The peer is about to be unreachable by its present paths.
     pub bye: Option<ByeReason>,
+    /// The calls that it asks this node to pass on, or passes on to it.
+    pub calls: Vec<PeerCall>,
     /// The sequence number of the last list.
     seq: Option<u32>,
 }
@@ -211,11 +215,21 @@ impl Probes {
         self.said.bye = Some(reason);
     }
 
-    /// Takes what the peer said since the last call.
+    /// The peer sent a call. Returns false if too many wait.
+    pub(super) fn handle_call(&mut self, call: PeerCall) -> bool {
+        let has_room = self.said.calls.len() < MAX_CALLS;
+        if has_room {
+            self.said.calls.push(call);
+        }
+        has_room
+    }
+
+    /// Takes what the peer said since the last call of this method.
     pub(super) fn take_said(&mut self) -> Said {
         Said {
             paths: self.said.paths.take(),
             bye: self.said.bye.take(),
+            calls: std::mem::take(&mut self.said.calls),
             seq: self.said.seq,
         }
     }
@@ -360,6 +374,9 @@ fn write_checksum(packet: &mut [u8], transport: usize, protocol: u8) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{PublicKey, SigningKey};
+    use crate::protocol::call::Call;
+    use crate::protocol::path_messages::CallEnd;
 
     /// The path of all probes that name no other one.
     fn path() -> Path {
@@ -388,6 +405,22 @@ mod tests {
         ip.total == packet.len()
             && header
             && packet::finish(packet::sum(&packet[ip.transport..], pseudo)) == 0
+    }
+
+    #[test]
+    fn calls_wait_in_order_and_a_peer_that_sends_them_without_end_has_few_waiting() {
+        let (key, to) = (SigningKey::from_seed(&[1; 32]), PublicKey([2; 32]));
+        let call = |at| PeerCall {
+            end: CallEnd::To(to),
+            call: Call::sign(&key, &to, true, Vec::new(), at),
+        };
+        let mut probes = Probes::default();
+        let kept = (0..100).filter(|at| probes.handle_call(call(*at)));
+        assert_eq!(kept.count(), MAX_CALLS);
+        let waiting = probes.take_said().calls.into_iter().map(|of| of.call.at);
+        assert_eq!(waiting.collect::<Vec<u64>>(), (0..16).collect::<Vec<u64>>());
+        assert!(probes.take_said().calls.is_empty());
+        assert!(probes.handle_call(call(100)));
     }
 
     #[test]

@@ -47,6 +47,9 @@ pub(super) fn handle_news(node: &mut JoinedNode, now: Instant) {
         if let Some(reason) = said.bye {
             node.paths.handle_bye(&id, reason, now);
         }
+        for call in &said.calls {
+            calling::handle_peer_call(node, id, call, now);
+        }
     }
     for denial in node.device.tunnel.filter().take_first_denials() {
         let first = FirstDenial::of(&denial, &node.netmap);

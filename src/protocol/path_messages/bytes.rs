@@ -28,7 +28,7 @@ impl<'a> Reader<'a> {
         std::mem::take(&mut self.0)
     }
 
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], PathMessageError> {
+    pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], PathMessageError> {
         let split = self.0.split_first_chunk::<N>();
         let (taken, rest) = split.ok_or(PathMessageError::Truncated)?;
         self.0 = rest;
@@ -89,7 +89,7 @@ impl<'a> Writer<'a> {
         Some(room)
     }
 
-    fn bytes(&mut self, bytes: &[u8]) -> Option<()> {
+    pub(super) fn bytes(&mut self, bytes: &[u8]) -> Option<()> {
         self.room(bytes.len())?.copy_from_slice(bytes);
         Some(())
     }

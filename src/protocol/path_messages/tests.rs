@@ -6,6 +6,9 @@ use std::net::IpAddr;
 
 use super::bytes::canonical;
 use super::*;
+use crate::model::{PublicKey, SigningKey};
+use crate::protocol::call::Call;
+use crate::records::envelope::Signature;
 
 fn address() -> impl Strategy<Value = SocketAddr> {
     (any::<IpAddr>(), any::<u16>()).prop_map(|(ip, port)| canonical(SocketAddr::new(ip, port)))
@@ -48,6 +51,33 @@ fn paths() -> impl Strategy<Value = Paths> {
     )
 }
 
+fn call() -> impl Strategy<Value = PeerCall> {
+    let signature = (any::<[u8; 32]>(), any::<[u8; 32]>());
+    let candidates = vec(address(), 0..=MAX_CANDIDATES);
+    let parts = (any::<([u8; 32], [bool; 2], u64)>(), candidates, signature);
+    parts.prop_map(
+        |((member, [passes, asks], at), candidates, (first, second))| {
+            let member = PublicKey(member);
+            let mut signature = [0; 64];
+            signature[..32].copy_from_slice(&first);
+            signature[32..].copy_from_slice(&second);
+            PeerCall {
+                end: if passes {
+                    CallEnd::To(member)
+                } else {
+                    CallEnd::From(member)
+                },
+                call: Call {
+                    asks,
+                    candidates,
+                    at,
+                    signature: Signature(signature),
+                },
+            }
+        },
+    )
+}
+
 fn message() -> impl Strategy<Value = PathMessage> {
     let probe = (any::<(u32, u64)>(), 0u16..1500);
     let probe = probe.prop_map(|((path, sent_us), padding)| {
@@ -73,6 +103,7 @@ fn message() -> impl Strategy<Value = PathMessage> {
         probe,
         echo,
         paths().prop_map(Message::Paths),
+        call().prop_map(Message::Call),
         (0u8..3).prop_map(|reason| Message::Bye(ByeReason::of(reason))),
     ];
     (any::<u64>(), message).prop_map(|(nonce, message)| PathMessage { nonce, message })
@@ -163,10 +194,10 @@ fn no_echo_is_larger_than_the_probe_that_it_answers() {
 #[test]
 fn a_type_of_a_later_version_is_told_apart_from_a_fault() {
     let mut bytes = written(&echo());
-    bytes[0] = 5;
+    bytes[0] = 7;
     assert_eq!(
         PathMessage::parse(&bytes),
-        Err(PathMessageError::UnknownType(5))
+        Err(PathMessageError::UnknownType(7))
     );
     bytes[0] = 0;
     assert_eq!(
@@ -261,6 +292,45 @@ fn candidates_that_nobody_may_send_to_are_left_out() {
 }
 
 #[test]
+fn a_signed_call_is_read_as_it_was_signed_and_its_addresses_are_all_there_or_it_is_refused() {
+    let (key, to) = (SigningKey::from_seed(&[1; 32]), PublicKey([2; 32]));
+    let candidates = [
+        "192.0.2.1:51820",
+        "127.0.0.1:22",
+        "[2001:db8::1]:51820",
+        "[fe80::1]:9",
+    ];
+    let candidates = candidates.map(|text| text.parse().expect("a literal"));
+    let call = Call::sign(&key, &to, true, candidates.to_vec(), 7);
+    for (end, kind) in [(CallEnd::To(to), 5), (CallEnd::From(key.public()), 6)] {
+        let call = call.clone();
+        let message = PathMessage {
+            nonce: 1,
+            message: Message::Call(PeerCall { end, call }),
+        };
+        let mut bytes = written(&message);
+        assert_eq!(bytes[0], kind);
+        let read = PathMessage::parse(&bytes).expect("just written");
+        let Message::Call(read) = read.message else {
+            panic!("{read:?}");
+        };
+        assert_eq!(read.end, end);
+        assert!(read.call.is_authentic(&key.public(), &to));
+        // The number of addresses, after the header, the key, `asks` and the time.
+        let count = HEADER + 32 + 1 + 8;
+        assert_eq!(bytes[count], 4);
+        bytes[count + 1] = 0;
+        assert_eq!(PathMessage::parse(&bytes), Err(PathMessageError::Family(0)));
+        bytes[count] = 17;
+        let refused = PathMessageError::TooMany {
+            found: 17,
+            most: 16,
+        };
+        assert_eq!(PathMessage::parse(&bytes), Err(refused));
+    }
+}
+
+#[test]
 fn values_of_a_later_version_are_read_as_absent() {
     let mut bytes = written(&echo());
     // `offer`, after the header, the path, the time, an IPv4 address and `via`.
@@ -334,7 +404,7 @@ proptest! {
 
     #[test]
     fn any_bytes_are_read_without_a_panic_and_again_as_the_same(
-        kind in 0u8..6,
+        kind in 0u8..8,
         version in 0u8..3,
         body in vec(any::<u8>(), 0..200),
         length in prop_oneof![Just(None), any::<u16>().prop_map(Some)],

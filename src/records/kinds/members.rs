@@ -36,10 +36,12 @@ const MAX_WORD: usize = 32;
 pub const PATHS_1: &str = "paths-1";
 /// The word of nodes that follow version 1 of calls (`protocol::call`).
 pub const CALLS_1: &str = "calls-1";
+/// The word of nodes that pass calls on, and follow calls that a peer passes on (`protocol::path_messages`).
+pub const PEER_CALLS_1: &str = "peer-calls-1";
 /// The word of nodes that understand version 1 of policies and keep to the one in force.
 pub const POLICY_1: &str = "policy-1";
 /// The words that this version writes into `speaks`.
-pub const SPOKEN: &[&str] = &[PATHS_1, CALLS_1, POLICY_1];
+pub const SPOKEN: &[&str] = &[PATHS_1, CALLS_1, PEER_CALLS_1, POLICY_1];
 
 /// The mesh: its domain and address plan. There is one such record; its id is [`super::MESH_ID`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
