@@ -4,6 +4,7 @@
 //! packet or of a query.
 
 mod peers;
+mod reach;
 mod services;
 
 use std::net::SocketAddr;
@@ -121,6 +122,7 @@ pub(super) fn text(scrape: &Scrape<'_>) -> String {
         add_tunnel(&mut page, node);
         add_paths(&mut page, node);
         add_mapping(&mut page, node);
+        reach::add(&mut page, node);
         let (peers, services) = (scrape.settings.per_peer, scrape.settings.per_service);
         let mut left_out = Vec::new();
         if peers {

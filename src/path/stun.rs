@@ -41,6 +41,19 @@ pub enum StunAction {
     Close(SocketAddr),
 }
 
+/// How often servers were asked, and what they answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StunCounts {
+    /// The requests that were sent, repeated ones included.
+    pub requests: u64,
+    /// The answers with an address that this node does not have.
+    pub translated: u64,
+    /// The answers with an address of this node.
+    pub own: u64,
+    /// The servers that answered none of the requests of a round.
+    pub silent: u64,
+}
+
 /// The rounds of requests. It reads no clock: each call passes the time.
 #[derive(Debug, Default)]
 pub struct StunRounds {
@@ -53,6 +66,7 @@ pub struct StunRounds {
     is_translated: bool,
     /// The number of rounds without an answer since the last one with an answer.
     failures: u32,
+    counts: StunCounts,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -100,6 +114,11 @@ impl StunRounds {
         if self.open.remove(&server).is_some() {
             self.is_answered = true;
             self.is_translated |= is_translated;
+            if is_translated {
+                self.counts.translated += 1;
+            } else {
+                self.counts.own += 1;
+            }
             if self.open.is_empty() {
                 self.end_round(now);
             }
@@ -122,18 +141,21 @@ impl StunRounds {
             actions.push(StunAction::LookUp);
         }
         let had_requests = !self.open.is_empty();
+        let counts = &mut self.counts;
         self.open.retain(|server, request| {
             if request.next > now {
                 return true;
             }
             if request.sent >= MAX_REQUESTS {
                 actions.push(StunAction::Close(*server));
+                counts.silent += 1;
                 return false;
             }
             actions.push(match request.sent {
                 0 => StunAction::Ask(*server),
                 _ => StunAction::Repeat(*server),
             });
+            counts.requests += 1;
             let pause = FIRST_PAUSE * (1 << request.sent);
             request.sent += 1;
             let is_last = request.sent == MAX_REQUESTS;
@@ -157,6 +179,12 @@ impl StunRounds {
             false => self.failures.saturating_add(1),
         };
         self.next = Some(now + pause);
+    }
+
+    /// How often servers were asked, and what they answered.
+    #[must_use]
+    pub fn counts(&self) -> StunCounts {
+        self.counts
     }
 
     /// When [`StunRounds::poll`] is due.
@@ -249,6 +277,29 @@ mod tests {
             (16_500, StunAction::Close(server(1))),
         ];
         assert_eq!(log, expected);
+    }
+
+    #[test]
+    fn requests_and_their_answers_are_counted() {
+        let mut silent = World::new(2, None);
+        let _ = silent.run(20);
+        let expected = StunCounts {
+            requests: 10,
+            silent: 2,
+            ..StunCounts::default()
+        };
+        assert_eq!(silent.rounds.counts(), expected);
+        let mut answering = World::new(2, Some(2));
+        let _ = answering.run(5);
+        answering.is_translated = false;
+        let _ = answering.run(25);
+        let expected = StunCounts {
+            requests: 8,
+            translated: 2,
+            own: 2,
+            silent: 0,
+        };
+        assert_eq!(answering.rounds.counts(), expected);
     }
 
     #[test]

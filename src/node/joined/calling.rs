@@ -11,7 +11,7 @@ use crate::model::{Path, PublicKey};
 use crate::node::calling::Calling;
 use crate::os::clock;
 use crate::path::call_log::{CallResult, CallWay};
-use crate::path::common_peers::{self, Chance, MAX_WAYS};
+use crate::path::common_peers::{Chance, MAX_WAYS, choose};
 use crate::path::peer::State;
 use crate::protocol::call::Call;
 use crate::protocol::path_messages::{CallEnd, Message, PeerCall};
@@ -101,7 +101,7 @@ fn peers_to(node: &JoinedNode, called: &PublicKey) -> Vec<PublicKey> {
     let peers = common_peers(node).map(|peer| (chance(peer), peer.id));
     let peers: Vec<(Chance, PublicKey)> = peers.collect();
     if speaks(node, called, PEER_CALLS_1) {
-        common_peers::choose(&peers, node.device.calling.log.calls(called))
+        choose(&peers, node.device.calling.log.calls(called))
     } else {
         Vec::new()
     }
@@ -120,7 +120,8 @@ fn call(node: &mut JoinedNode, peer: &PublicKey, asks: bool, by: &[PublicKey], n
     };
     let call = Call::sign(&node.identity.keys.identity, peer, asks, candidates, at);
     // A call that is lost is followed by another one.
-    let by_coordinator = node.connections.call(*peer, call.clone());
+    let is_connected = node.replica.link().is_connected();
+    let by_coordinator = is_connected && node.connections.call(*peer, call.clone());
     let by_peers = by.iter();
     let by_peers = by_peers.filter(|by| send_by(node, by, CallEnd::To(*peer), &call));
     let by_peers = by_peers.count();
