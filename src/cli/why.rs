@@ -7,7 +7,7 @@ use super::exit::CliError;
 use super::style::Output;
 use super::{Globals, names, table};
 use crate::protocol::local::{
-    EndpointSource, PathKind, PathRow, PathState, PeerState, Why, WhyRequest,
+    CallCheck, EndpointSource, PathKind, PathRow, PathState, PeerState, Why, WhyRequest,
 };
 
 /// The arguments of `meshctl why`.
@@ -62,6 +62,10 @@ fn lines(why: &Why, output: Output) -> Vec<String> {
     if let Some(reason) = &why.reason {
         lines.extend(output.wrap("  ", reason));
     }
+    let is_reached = !matches!(why.state, PeerState::Connecting | PeerState::Unreachable);
+    if let Some(call) = why.call.as_ref().filter(|_| !is_reached) {
+        lines.extend(output.wrap("  ", &called(call)));
+    }
     if !why.paths.is_empty() {
         let rows: Vec<Vec<String>> = why.paths.iter().map(row).collect();
         let table = table::fitted(&HEADINGS, &rows, output);
@@ -108,6 +112,28 @@ fn summary(why: &Why) -> String {
     }
     parts.extend(why.mtu.map(|mtu| format!("mtu {mtu}")));
     parts.join(", ")
+}
+
+/// By which ways a call was sent, and whether it was answered.
+fn called(call: &CallCheck) -> String {
+    let coordinator = call
+        .by_coordinator
+        .then(|| "over the coordinator".to_owned());
+    let members = match call.by_peers {
+        0 => None,
+        1 => Some("by 1 member".to_owned()),
+        count => Some(format!("by {count} members")),
+    };
+    let ways: Vec<String> = coordinator.into_iter().chain(members).collect();
+    let ways = match ways.join(" and ") {
+        none if none.is_empty() => "by nobody, since no way was left".to_owned(),
+        ways => ways,
+    };
+    let answer = match call.answered_seconds_ago {
+        Some(ago) => format!("answered {} ago", age(ago)),
+        None => "not answered".to_owned(),
+    };
+    format!("called {} ago {ways}, {answer}", age(call.sent_seconds_ago))
 }
 
 fn row(path: &PathRow) -> Vec<String> {
@@ -193,6 +219,7 @@ mod tests {
             last_sent_seconds_ago: None,
             last_handshake_seconds_ago: None,
             rx_bytes: 0,
+            call: None,
             paths,
             mend: Vec::new(),
         }
@@ -225,6 +252,45 @@ nas -> web-1   not reached, never heard, sent 2 s ago
   [2001:db8::7]:51820  host  unusable   -                -    no IPv6 here
 to mend: on web-1's router forward UDP 51820 to 10.0.7.2"
         );
+    }
+
+    #[test]
+    fn a_call_to_a_node_that_is_not_reached_is_shown_with_its_ways_and_its_answer() {
+        let call = |by_coordinator, by_peers, answered_seconds_ago| {
+            let call = CallCheck {
+                sent_seconds_ago: 12.0,
+                by_coordinator,
+                by_peers,
+                answered_seconds_ago,
+            };
+            let why = Why {
+                call: Some(call),
+                ..why(PeerState::Unreachable, Vec::new())
+            };
+            lines(&why, Output::PLAIN).remove(1)
+        };
+        assert_eq!(
+            [
+                call(true, 2, None),
+                call(true, 0, Some(11.0)),
+                call(false, 1, None),
+            ],
+            [
+                "  called 12 s ago over the coordinator and by 2 members, not answered",
+                "  called 12 s ago over the coordinator, answered 11 s ago",
+                "  called 12 s ago by 1 member, not answered",
+            ]
+        );
+        let reached = Why {
+            call: Some(CallCheck {
+                sent_seconds_ago: 12.0,
+                by_coordinator: true,
+                by_peers: 0,
+                answered_seconds_ago: None,
+            }),
+            ..why(PeerState::Direct, Vec::new())
+        };
+        assert_eq!(lines(&reached, Output::PLAIN).len(), 1);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+pub(super) use self::calling::may_call;
 pub(super) use self::events::{Events, NodeEvent, ReachEvents};
 pub(super) use self::relaying::measured_relay;
 use super::change_times::Stage;

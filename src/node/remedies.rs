@@ -7,6 +7,10 @@ use crate::model::address::is_public;
 use crate::path::watch::Reach;
 use crate::protocol::local::Ipv6State;
 
+mod calls;
+
+pub(super) use calls::Calls;
+
 /// The maximum number of endpoints that one sentence names.
 const MAX_NAMED: usize = 3;
 
@@ -35,6 +39,7 @@ pub(super) struct Situation {
     /// The networks of this machine.
     pub(super) networks: Vec<ipnet::IpNet>,
     pub(super) ipv6: Ipv6State,
+    pub(super) calls: Calls,
     /// Why this node connects to nobody, if it does not: the mesh removed it, or it is a copy.
     pub(super) isolated: Option<Isolated>,
 }
@@ -178,6 +183,11 @@ impl Situation {
                 own.port().unwrap_or_default()
             ));
         }
+        // Without a router in between, a call changes nothing.
+        let has_router = [own, peer]
+            .map(End::standing)
+            .contains(&Standing::BehindRouter);
+        remedies.extend(self.calls.remedy(&peer.name).filter(|_| has_router));
         remedies
     }
 

@@ -29,9 +29,9 @@ mod policy;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 pub use paths::{
-    EndpointSource, Ipv6State, LocalAddress, NatCheck, NatFiltering, NatMapping, Netcheck,
-    PathKind, PathRow, PathState, PortMappingCheck, PortMappingState, RelayCheck, SeenFrom,
-    UdpCheck, UdpState, Why, WhyRequest,
+    CallCheck, EndpointSource, Ipv6State, LocalAddress, NatCheck, NatFiltering, NatMapping,
+    Netcheck, PathKind, PathRow, PathState, PortMappingCheck, PortMappingState, RelayCheck,
+    SeenFrom, UdpCheck, UdpState, Why, WhyRequest,
 };
 
 pub use policy::{DeniedDirection, DeniedEnd, DeniedList, DeniedRow, PolicyStatus, TriedPolicy};

@@ -28,6 +28,7 @@ fn unreached(own: &[&str], peer: &[&str]) -> Situation {
         any_heard: true,
         networks: own.iter().map(|endpoint| network(endpoint)).collect(),
         ipv6: Ipv6State::None,
+        calls: Calls::Pending,
         isolated: None,
     }
 }
@@ -213,4 +214,46 @@ fn addresses_that_no_stranger_reaches_are_private() {
             "{text}"
         );
     }
+}
+
+#[test]
+fn what_a_call_shows_is_the_last_remedy_if_a_router_is_in_between() {
+    let last = |calls, peer: &[&str]| {
+        let situation = Situation {
+            calls,
+            ..unreached(HOME, peer)
+        };
+        situation.remedies().pop().unwrap_or_default()
+    };
+    let sent = |by_coordinator, by_peers| {
+        let calls = Calls::Unanswered {
+            by_coordinator,
+            by_peers,
+        };
+        last(calls, OTHER_HOME)
+    };
+    assert_eq!(
+        sent(false, 2),
+        "connect web-1 to the coordinator, or to a member that this node reaches as well, because it did not answer the last call of this node (sent by 2 members)"
+    );
+    assert!(sent(true, 0).ends_with("(sent over the coordinator)"));
+    assert!(sent(true, 1).ends_with("(sent over the coordinator and by 1 member)"));
+    assert!(last(Calls::NoWay, OTHER_HOME).starts_with("connect this node to the coordinator"));
+    assert!(last(Calls::Unsupported, PUBLIC).starts_with("upgrade meshd on web-1"));
+    assert!(last(Calls::Answered, OTHER_HOME).starts_with("let a member with a public address"));
+    // The other remedies stay.
+    let before = unreached(HOME, OTHER_HOME).remedies();
+    let with_call = Situation {
+        calls: Calls::Answered,
+        ..unreached(HOME, OTHER_HOME)
+    };
+    assert_eq!(with_call.remedies()[..before.len()], before);
+    let public = Situation {
+        calls: Calls::Answered,
+        ..unreached(PUBLIC, &["203.0.113.77:51820"])
+    };
+    assert_eq!(
+        public.remedies(),
+        unreached(PUBLIC, &["203.0.113.77:51820"]).remedies()
+    );
 }

@@ -1,14 +1,14 @@
 //! Explains the path from this node to a peer: what was tried, what came back, and what to do.
 
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::netcheck::{ipv6_of, networks_of, outer_address};
 use super::peers::{contact_of, member_of, milliseconds, over_tls, relay_name, relayed, seconds};
 use crate::model::Path;
 use crate::node::contact::Contact;
-use crate::node::joined::JoinedNode;
-use crate::node::remedies::{End, Isolated, Situation};
+use crate::node::joined::{JoinedNode, may_call};
+use crate::node::remedies::{Calls, End, Isolated, Situation};
 use crate::os::clock;
 use crate::path::link::{Evidence, Link};
 use crate::path::peer::PeerPaths;
@@ -16,9 +16,13 @@ use crate::path::tried::Attempts;
 use crate::path::watch::Reach;
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::local::{
-    EndpointSource, PathKind, PathRow, PathState, PeerState, SCHEMA, Why, WhyRequest,
+    CallCheck, EndpointSource, PathKind, PathRow, PathState, PeerState, SCHEMA, Why, WhyRequest,
 };
+use crate::records::kinds::CALLS_1;
 use crate::records::netmap::Member;
+
+/// How long the answer to a call may take: it passes the coordinator, or a peer.
+const CALL_ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// Explains the path between two nodes, one of which has to be this node.
 pub(in crate::node) fn why(node: &JoinedNode, request: &WhyRequest) -> Result<Why, ApiError> {
@@ -67,7 +71,7 @@ fn explain(node: &JoinedNode, member: &Member) -> Why {
     let round_trip = node.paths.distances().round_trip(&member.id);
     let handshake = peer.and_then(|p| p.last_handshake);
     let handshake = handshake.and_then(|at| clock::wall().duration_since(at).ok());
-    let situation = situation(node, member, &contact);
+    let situation = situation(node, member, &contact, now);
     let tried = node.paths.tried();
     let in_use = peer.and_then(|p| p.path);
     let (state, via) = relayed(node, &member.name, state, in_use);
@@ -103,13 +107,49 @@ fn explain(node: &JoinedNode, member: &Member) -> Why {
             .map(|at| seconds(ago(at))),
         last_handshake_seconds_ago: handshake.map(seconds),
         rx_bytes: peer.map_or(0, |p| p.rx_bytes),
+        call: last_call(node, member, now),
         paths: rows(node, &situation, &known, now),
         mend: situation.remedies(),
     }
 }
 
+fn last_call(node: &JoinedNode, member: &Member, now: Instant) -> Option<CallCheck> {
+    let ago = |at: Instant| seconds(now.saturating_duration_since(at));
+    let last = node.device.calling.log.last(&member.id)?;
+    Some(CallCheck {
+        sent_seconds_ago: ago(last.at),
+        by_coordinator: last.by_coordinator,
+        by_peers: last.by_peers,
+        answered_seconds_ago: last.answered.map(ago),
+    })
+}
+
+/// What the calls to `member` show.
+fn calls_to(node: &JoinedNode, member: &Member, now: Instant) -> Calls {
+    let record = node.replica.ledger().node(&member.id);
+    let Some(last) = node.device.calling.log.last(&member.id) else {
+        return if record.is_some_and(|record| !record.speaks(CALLS_1)) {
+            Calls::Unsupported
+        } else if may_call(node) {
+            Calls::Pending
+        } else {
+            Calls::NoWay
+        };
+    };
+    let age = now.saturating_duration_since(last.at);
+    match (last.answered, last.by_coordinator, last.by_peers) {
+        (Some(_), ..) => Calls::Answered,
+        (None, false, 0) => Calls::NoWay,
+        (None, ..) if age < CALL_ANSWER_WITHIN => Calls::Pending,
+        (None, by_coordinator, by_peers) => Calls::Unanswered {
+            by_coordinator,
+            by_peers,
+        },
+    }
+}
+
 /// The facts for remedies about the path to `member`.
-fn situation(node: &JoinedNode, member: &Member, contact: &Contact) -> Situation {
+fn situation(node: &JoinedNode, member: &Member, contact: &Contact, now: Instant) -> Situation {
     let own = node.netmap.members.get(&node.id());
     Situation {
         own: End {
@@ -128,6 +168,7 @@ fn situation(node: &JoinedNode, member: &Member, contact: &Contact) -> Situation
         any_heard: node.paths.watch().any_heard(),
         networks: networks_of(node),
         ipv6: ipv6_of(node),
+        calls: calls_to(node, member, now),
         isolated: if node.replica.is_removed() {
             Some(Isolated::Removed)
         } else if node.replica.link().is_duplicate() {

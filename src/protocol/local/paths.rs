@@ -45,10 +45,25 @@ pub struct Why {
     pub last_handshake_seconds_ago: Option<f64>,
     /// Bytes received that belong to the peer, including those of incomplete handshakes.
     pub rx_bytes: u64,
+    /// The last call to the peer, by which two nodes behind routers meet. It is null if none was sent since the start.
+    pub call: Option<CallCheck>,
     /// All paths that this node knows. The path in use is the first one.
     pub paths: Vec<PathRow>,
     /// What to do so that the two reach each other directly.
     pub mend: Vec<String>,
+}
+
+/// A call: this node asked a peer, over a coordinator or by way of members that both reach, to open its router.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CallCheck {
+    /// Seconds since this node sent it.
+    pub sent_seconds_ago: f64,
+    /// Whether it was sent over the coordinator.
+    pub by_coordinator: bool,
+    /// The number of members that were asked to pass it on.
+    pub by_peers: u32,
+    /// Seconds since the peer answered. It is null if it did not.
+    pub answered_seconds_ago: Option<f64>,
 }
 
 /// A path to a peer.
