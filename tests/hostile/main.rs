@@ -76,6 +76,7 @@ mod n28_calls;
 mod n29_stun;
 mod n30_serve_rights;
 mod n31_nodes_without_policies;
+mod n32_calls_by_peers;
 mod node_kit;
 mod threat_model;
 mod upgrade;

@@ -225,7 +225,7 @@ impl Attacker<'_> {
 }
 
 /// Puts a plain WireGuard device in the place of the second node's meshd, on a machine that answers no echo.
-fn take_place_of_second(mesh: &mut Mesh) -> Running {
+pub(crate) fn take_place_of_second(mesh: &mut Mesh) -> Running {
     let (v4, _) = mesh.addresses(1);
     let running = put_plain_device(mesh, 1, &[0]);
     mesh.ip(1, &format!("address add {}/16 dev mesh0", container_of(v4)));

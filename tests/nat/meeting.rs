@@ -1,4 +1,4 @@
-//! Nodes behind routers that no other node connects: what the coordinator alone does for them.
+//! Nodes behind routers that no relay connects: what the coordinator does for them, and what a peer does that both reach.
 
 use meshd::protocol::local::{Netcheck, PeerState};
 use meshd::testbed::Nat;
@@ -86,4 +86,38 @@ fn two_nodes_that_met_by_a_call_find_each_other_again_after_a_rebinding_and_with
     });
     lab.stop_coordinator();
     assert!(lab.pings(first, second) && lab.pings(second, first));
+}
+
+#[test]
+fn two_nodes_behind_routers_meet_by_a_call_by_way_of_a_peer_while_the_coordinator_is_away() {
+    for kinds in [[Nat::Plain, Nat::Plain], [Nat::Cone, Nat::Symmetric]] {
+        let Some(mut lab) = Lab::new() else { return };
+        let host = lab.host("public");
+        let public = lab.public_on("public", host, WITHOUT_RELAYS);
+        let first = lab.behind_with(kinds[0], "first", WITHOUT_RELAYS, &[]);
+        let second = lab.behind_with(kinds[1], "second", WITHOUT_RELAYS, &[]);
+        lab.join_all();
+        lab.wait_until("all know and reach each other", || {
+            lab.reaches(first, second) && lab.reaches(second, first) && lab.reaches(public, first)
+        });
+        lab.stop_coordinator();
+        // After a restart neither one knows where the other one's router is, and each reaches the public node alone.
+        assert!(lab.stop(first) && lab.stop(second));
+        lab.restart(first);
+        lab.restart(second);
+        lab.wait_until("the two reach each other again", || {
+            lab.reaches(first, second) && lab.reaches(second, first)
+        });
+        for (from, to) in [(first, second), (second, first)] {
+            assert_eq!(lab.peer(from, to).state, PeerState::Direct, "{kinds:?}");
+            assert!(lab.pings(from, to), "{kinds:?}");
+            assert!(!lab.netcheck(from).coordinator_connected);
+        }
+        let calls = [lab.why(first, second).call, lab.why(second, first).call];
+        let mut calls = calls.iter().flatten();
+        assert!(
+            calls.any(|call| call.by_peers > 0 && !call.by_coordinator),
+            "{kinds:?}: {calls:?}"
+        );
+    }
 }
