@@ -7,8 +7,8 @@ use super::style::Output;
 use super::why::age;
 use super::{Globals, table};
 use crate::protocol::local::{
-    Ipv6State, LocalAddress, NatFiltering, NatMapping, Netcheck, PathKind, PortMappingState,
-    RelayCheck, SeenFrom, UdpState,
+    Ipv6State, LocalAddress, NatFiltering, NatMapping, Netcheck, PathKind, PortMappingCheck,
+    PortMappingState, RelayCheck, SeenFrom, UdpState,
 };
 
 /// The arguments of `meshctl netcheck`.
@@ -43,7 +43,12 @@ fn lines(check: &Netcheck, output: Output) -> Vec<String> {
         format!("filtering     {}", filtering(check.nat.filtering)),
     ];
     lines.extend(check.nat.seen.iter().map(seen));
-    lines.push(format!("port mapping  {}", port_mapping(check)));
+    lines.push(format!(
+        "port mapping  {}",
+        port_mapping(&check.port_mapping)
+    ));
+    let pinhole = check.ipv6_pinhole.as_ref().map(port_mapping);
+    lines.extend(pinhole.map(|pinhole| format!("IPv6 pinhole  {pinhole}")));
     let state = if check.coordinator_connected {
         "connected"
     } else {
@@ -136,8 +141,7 @@ fn seen(seen: &SeenFrom) -> String {
     format!("seen as       {}{port} by {}{ago}", seen.address, seen.by)
 }
 
-fn port_mapping(check: &Netcheck) -> String {
-    let mapping = &check.port_mapping;
+fn port_mapping(mapping: &PortMappingCheck) -> String {
     let endpoint = mapping
         .endpoint
         .map_or_else(String::new, |endpoint| format!(" {endpoint}"));
@@ -181,7 +185,7 @@ fn relay(relay: &RelayCheck) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::local::{NatCheck, PortMappingCheck, SCHEMA, UdpCheck};
+    use crate::protocol::local::{NatCheck, SCHEMA, UdpCheck};
 
     fn check() -> Netcheck {
         Netcheck {
@@ -218,6 +222,7 @@ mod tests {
                 proven_seconds_ago: None,
                 reason: Some("it is not built".into()),
             },
+            ipv6_pinhole: None,
             relays: Vec::new(),
             coordinator: "https://192.0.2.1:7443".into(),
             coordinator_connected: true,
@@ -263,8 +268,26 @@ to mend: forward a port"
             ..check()
         };
         assert_eq!(
-            port_mapping(&proven),
+            port_mapping(&proven.port_mapping),
             "works: 203.0.113.7:51820 by pcp, proven 7 s ago"
+        );
+        let behind_a_firewall = Netcheck {
+            ipv6_pinhole: Some(PortMappingCheck {
+                state: PortMappingState::Unproven,
+                protocol: Some("pcp".into()),
+                endpoint: "[2001:db8::7]:51820".parse().ok(),
+                proven_seconds_ago: None,
+                reason: None,
+            }),
+            ..check()
+        };
+        assert_eq!(
+            lines(&behind_a_firewall, Output::PLAIN)
+                .get(7)
+                .map(String::as_str),
+            Some(
+                "IPv6 pinhole  the router reports [2001:db8::7]:51820 by pcp; nothing came through it yet"
+            )
         );
         assert_eq!(
             proven.relays.first().map(relay).as_deref(),

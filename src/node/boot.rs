@@ -286,6 +286,7 @@ fn run(
     let mut device = equipped.device;
     let reach = ReachEvents {
         mappings: device.reach.mapping.take_answers(),
+        pinholes: device.pinhole.take_answers(),
         stun_servers: device.reach.stun.take_servers(),
     };
     let names = start_names(&config, &identity, &dir);

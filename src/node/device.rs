@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::calling::Calling;
 use super::host::{Interface, Upkeep};
+use super::mapping::PortMapping;
 use super::policy::PolicyInForce;
 use super::reach::Reach;
 use super::streams::RelayStreams;
@@ -32,6 +33,8 @@ pub(super) struct Device {
     pub(super) interfaces: Vec<Interface>,
     /// How others reach this node.
     pub(super) reach: Reach,
+    /// The hole in the router's firewall for IPv6.
+    pub(super) pinhole: PortMapping,
     /// The policy that the tunnel enforces.
     pub(super) policy: PolicyInForce,
     /// The streams to relays and of members.
@@ -56,6 +59,7 @@ impl Device {
             network,
             mtu,
             interfaces: Vec::new(),
+            pinhole: PortMapping::start_pinhole(reach.maps_port()),
             reach,
             policy,
             streams,

@@ -36,6 +36,7 @@ mod calling;
 mod events;
 mod mapping;
 mod messages;
+mod pinhole;
 mod probing;
 mod publishing;
 mod relaying;
@@ -102,7 +103,8 @@ impl JoinedNode {
         let paths = due.into_iter().flatten().min();
         timers.set(Timer::Paths, paths);
         let mapping = self.device.reach.mapping.state.poll_timeout();
-        timers.set(Timer::Mapping, mapping);
+        let pinhole = self.device.pinhole.state.poll_timeout();
+        timers.set(Timer::Mapping, mapping.into_iter().chain(pinhole).min());
         timers.set(Timer::Replica, self.replica.poll_timeout());
         timers.set(Timer::Names, self.names.poll_timeout());
         timers.set(Timer::Policy, self.device.policy.poll_timeout());
@@ -118,7 +120,10 @@ impl JoinedNode {
         match timer {
             Timer::Keys => writes::end_rotation(self, now),
             Timer::Paths => self.dirty.reach |= probing::poll_paths(self, now),
-            Timer::Mapping => mapping::poll(self, now),
+            Timer::Mapping => {
+                mapping::poll(self, now);
+                pinhole::poll(self, now);
+            }
             Timer::Replica => self.replica.handle_time(clock::now()),
             Timer::Names => self.names.handle_time(now),
             Timer::Policy => self.dirty.firewall |= stages::enforce_policy(self),
@@ -186,6 +191,7 @@ impl JoinedNode {
                 }
             }
             NodeEvent::Mapping(answer) => mapping::handle_answer(self, answer, Instant::now()),
+            NodeEvent::Pinhole(answer) => pinhole::handle_answer(self, answer, Instant::now()),
             NodeEvent::StunServers(servers) => stun::handle_servers(self, servers, Instant::now()),
             NodeEvent::Paths => probing::handle_news(self, Instant::now()),
             NodeEvent::RelayStream(event) => {
@@ -311,7 +317,8 @@ impl JoinedNode {
     /// Takes back what other programs were told, and what was put on the machine.
     pub(super) async fn stop(mut self: Box<Self>, mut events: Events) {
         writes::flush(&mut self, &mut events.writes).await;
-        self.device.reach.mapping.stop().await;
+        let device = &mut self.device;
+        tokio::join!(device.reach.mapping.stop(), device.pinhole.stop());
         self.resolver.stop().await;
         self.workloads.stop().await;
         self.disk.stop().await;

@@ -1,8 +1,8 @@
-//! The port that this network's router maps to the node: joins the state machine ([`crate::path::mapping`]) with the task that
-//! asks the router.
+//! The port that this network's router maps to the node, and the hole in its firewall for IPv6: joins the state machine
+//! ([`crate::path::mapping`]) with the task that asks the router.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
@@ -10,11 +10,13 @@ use tokio::time::timeout;
 
 use self::router::Command;
 use super::host::{DefaultGateway, Interface};
+use crate::model::address::is_public;
 use crate::model::{MeshAddresses, Path, PublicKey};
 use crate::os::tasks::{AbortOnDrop, Tasks};
 use crate::path::budget::Budget;
 use crate::path::mapping::{Action, Answer, Mapping, Prover, Site};
 
+mod pinhole;
 mod router;
 mod upnp;
 
@@ -38,14 +40,31 @@ pub(super) struct PortMapping {
 }
 
 impl PortMapping {
-    /// Starts the task, if the mapping `is_on`.
+    /// Starts the task that asks for a port, if the mapping `is_on`.
     pub(super) fn start(is_on: bool, seed: u16) -> Self {
+        Self::start_task(is_on, seed, "port mapping", router::run)
+    }
+
+    /// Starts the task that asks for a hole in the firewall for IPv6, if the mapping `is_on`.
+    pub(super) fn start_pinhole(is_on: bool) -> Self {
+        // Nothing is translated, so there is no port to choose.
+        Self::start_task(is_on, 0, "IPv6 pinhole", pinhole::run)
+    }
+
+    fn start_task<F>(
+        is_on: bool,
+        seed: u16,
+        name: &'static str,
+        run: impl FnOnce(mpsc::Receiver<Command>, mpsc::Sender<Answer>) -> F,
+    ) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
         let (commands, received) = mpsc::channel(MAX_COMMANDS);
         let (answer, answers) = mpsc::channel(MAX_COMMANDS);
         let task = is_on.then(|| {
             // The task ends when the sender of commands is dropped.
-            let run = router::run(received, answer);
-            let task = Tasks::current().spawn_finite("port mapping", run);
+            let task = Tasks::current().spawn_finite(name, run(received, answer));
             task.abort_on_drop()
         });
         let now = Instant::now();
@@ -77,6 +96,7 @@ impl PortMapping {
             let own = own_address(gateway, interfaces)?;
             Some(Site {
                 gateway: gateway.address,
+                interface: gateway.index,
                 own,
                 port,
             })
@@ -145,21 +165,28 @@ impl PortMapping {
     }
 }
 
-/// The address of this machine in the network of its gateway.
-fn own_address(gateway: &DefaultGateway, interfaces: &[Interface]) -> Option<Ipv4Addr> {
+/// The address of this machine in the network of its gateway. With IPv6 it is the first public one on the interface, since the gateway's
+/// own address is most often of the link alone.
+fn own_address(gateway: &DefaultGateway, interfaces: &[Interface]) -> Option<IpAddr> {
     let is_there = |interface: &&Interface| {
-        let net = interface.net;
-        interface.name == gateway.interface
-            && net.is_some_and(|net| net.contains(&IpAddr::V4(gateway.address)))
+        let fits = match gateway.address {
+            IpAddr::V4(_) => interface
+                .net
+                .is_some_and(|net| net.contains(&gateway.address)),
+            IpAddr::V6(_) => interface.address.is_ipv6() && is_public(interface.address),
+        };
+        interface.name == gateway.interface && fits
     };
-    match interfaces.iter().find(is_there)?.address {
-        IpAddr::V4(own) => Some(own),
-        IpAddr::V6(_) => None,
-    }
+    interfaces
+        .iter()
+        .find(is_there)
+        .map(|interface| interface.address)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     fn interface(name: &str, net: &str) -> Interface {
@@ -175,8 +202,9 @@ mod tests {
     #[test]
     fn the_router_is_asked_from_the_address_in_its_network() {
         let gateway = DefaultGateway {
-            address: Ipv4Addr::new(192, 168, 1, 1),
+            address: Ipv4Addr::new(192, 168, 1, 1).into(),
             interface: "eth0".into(),
+            index: 2,
         };
         let interfaces = [
             interface("eth1", "192.168.1.7/24"),
@@ -185,8 +213,27 @@ mod tests {
             interface("eth0", "192.168.1.10/24"),
         ];
         let own = own_address(&gateway, &interfaces);
-        assert_eq!(own, Some(Ipv4Addr::new(192, 168, 1, 10)));
+        assert_eq!(own, Some(Ipv4Addr::new(192, 168, 1, 10).into()));
         assert_eq!(own_address(&gateway, &interfaces[..3]), None);
+    }
+
+    #[test]
+    fn a_hole_is_asked_for_at_a_public_address_of_the_interface_that_leads_to_the_gateway() {
+        let gateway = DefaultGateway {
+            address: "fe80::1".parse().expect("a literal"),
+            interface: "eth0".into(),
+            index: 2,
+        };
+        let interfaces = [
+            interface("eth1", "2001:db8:1::7/64"),
+            interface("eth0", "fe80::7/64"),
+            interface("eth0", "fd00::1/64"),
+            interface("eth0", "192.168.1.10/24"),
+            interface("eth0", "2001:db8:2::7/64"),
+        ];
+        let own = own_address(&gateway, &interfaces);
+        assert_eq!(own, "2001:db8:2::7".parse().ok());
+        assert_eq!(own_address(&gateway, &interfaces[..4]), None);
     }
 
     #[tokio::test]

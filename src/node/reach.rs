@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::config::{NamedAddress, PathSettings, RelaySettings};
-use super::host::{DefaultGateway, Interface};
+use super::host::Interface;
 use super::mapping::PortMapping;
 use super::stun::Stun;
 use crate::model::address::is_public;
@@ -183,23 +183,20 @@ impl Reach {
         self.punching.handle_network_change();
     }
 
-    /// The default gateway and the addresses of this machine, as they are now. The router is not asked from addresses that the
-    /// operator excludes.
-    pub(super) fn set_gateway(
-        &mut self,
-        gateway: Option<&DefaultGateway>,
-        interfaces: &[Interface],
-        port: u16,
-        now: Instant,
-    ) {
+    /// Whether the router is asked for a port, and for a hole in its firewall.
+    pub(super) fn maps_port(&self) -> bool {
+        self.path.maps_port
+    }
+
+    /// The addresses of this machine without those that the operator excludes. The router is asked from no other ones.
+    pub(super) fn not_excluded(&self, interfaces: &[Interface]) -> Vec<Interface> {
         let excludes = &self.path.exclude;
         let is_excluded = |interface: &Interface| {
             let host = host_address(interface);
             excludes.iter().any(|exclude| exclude.covers(&host))
         };
         let interfaces = interfaces.iter().filter(|i| !is_excluded(i)).cloned();
-        let interfaces: Vec<Interface> = interfaces.collect();
-        self.mapping.set_site(gateway, &interfaces, port, now);
+        interfaces.collect()
     }
 
     /// How much this node relays for each member. None if it does not relay. Without a setting it does if strangers may reach it: it has
@@ -286,20 +283,18 @@ impl Reach {
         paths
     }
 
-    /// The message that asks a peer to send to the address that the router maps, whether it works or not.
-    pub(super) fn try_message(&mut self) -> Paths {
+    /// The message that asks a peer to send to the address that the router maps, or to which it lets datagrams pass, whether that works
+    /// or not.
+    pub(super) fn try_message(&mut self, address: SocketAddr) -> Paths {
         let mut paths = self.message(false);
         paths.try_my_mapping = true;
-        if let Some(report) = self.mapping.state.report() {
-            let address = report.granted.external;
-            paths.candidates.retain(|of| of.address != address);
-            let mapped = Candidate {
-                kind: CandidateKind::Mapped,
-                address,
-            };
-            paths.candidates.insert(0, mapped);
-            paths.candidates.truncate(MAX_CANDIDATES);
-        }
+        paths.candidates.retain(|of| of.address != address);
+        let mapped = Candidate {
+            kind: CandidateKind::Mapped,
+            address,
+        };
+        paths.candidates.insert(0, mapped);
+        paths.candidates.truncate(MAX_CANDIDATES);
         paths
     }
 

@@ -1,4 +1,5 @@
-//! The port that the router of this network maps to this node on request, as a state machine. Pure.
+//! The port that the router of this network maps to this node on request, as a state machine. Pure. The same machine asks for a hole in
+//! the router's firewall for IPv6, which is a mapping that translates nothing.
 //!
 //! ```text
 //! Resting --there is a gateway--> Asking --the router maps a port--> Held --proofs, renewals at half the lifetime--> Held
@@ -11,14 +12,16 @@
 //! since a router that lies by one may not lie by all.
 //!
 //! The outer port that is asked for is not the port of this node. Where both are the same, a peer to which this node sent gets in
-//! by the translation of that flow, and shows nothing about the mapping.
+//! by the translation of that flow, and shows nothing about the mapping. The hole for IPv6 has no other port, so only a peer to which this
+//! node did not send can prove it.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use crate::model::MeshAddresses;
 use crate::model::address::is_public;
 
+pub mod pcp;
 pub mod proof;
 pub mod refusal;
 #[cfg(test)]
@@ -51,9 +54,11 @@ const PORTS: u16 = 16384;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Site {
     /// The default gateway.
-    pub gateway: Ipv4Addr,
-    /// The address of this machine in the gateway's network.
-    pub own: Ipv4Addr,
+    pub gateway: IpAddr,
+    /// The number of the interface that leads to the gateway. An IPv6 gateway has most often an address that means nothing without it.
+    pub interface: u32,
+    /// The address of this machine in the gateway's network, of the same family. With IPv6 it is the public one that others send to.
+    pub own: IpAddr,
     /// The port of the tunnel.
     pub port: u16,
 }
@@ -186,7 +191,9 @@ impl<K: Copy + Ord> Mapping<K> {
     pub fn set_site(&mut self, site: Option<Site>, now: Instant) -> bool {
         let site = match site {
             None => Err(Refusal::NoGateway),
-            Some(site) if is_public(site.own.into()) => Err(Refusal::Public(site.own)),
+            Some(site) if site.own.is_ipv4() && is_public(site.own) => {
+                Err(Refusal::Public(site.own))
+            }
             Some(site) => Ok(site),
         };
         if site == self.site {
@@ -228,9 +235,10 @@ impl<K: Copy + Ord> Mapping<K> {
         if !is_awaited {
             return false;
         }
+        let Ok(site) = self.site else { return false };
         let result = answer
             .result
-            .and_then(|granted| accepted(granted, mesh).map(|()| granted));
+            .and_then(|granted| accepted(granted, &site, mesh).map(|()| granted));
         match result {
             Ok(granted) => {
                 self.hold(granted, now);
@@ -346,11 +354,15 @@ impl<K: Copy + Ord> Mapping<K> {
         self.number += 1;
         // After a dead mapping another port is asked for: it may be the port that the router cannot give.
         let offset = self.seed.wrapping_add(self.deaths as u16) % PORTS;
-        let port = FIRST_PORT + offset;
+        let other = FIRST_PORT + offset;
         Request {
             number: self.number,
             site,
-            port: if port == site.port { port ^ 1 } else { port },
+            port: match site.own {
+                IpAddr::V6(_) => site.port,
+                IpAddr::V4(_) if other == site.port => other ^ 1,
+                IpAddr::V4(_) => other,
+            },
             order: self.order,
         }
     }
@@ -453,11 +465,17 @@ impl<K: Copy + Ord> Mapping<K> {
 }
 
 /// Whether a mapping is one through which strangers reach this node.
-fn accepted(granted: Granted, mesh: &MeshAddresses) -> Result<(), Refusal> {
+fn accepted(granted: Granted, site: &Site, mesh: &MeshAddresses) -> Result<(), Refusal> {
     let Granted {
         protocol, external, ..
     } = granted;
-    if let Some(reserved) = Reserved::of(external.ip(), mesh) {
+    let own = SocketAddr::new(site.own, site.port);
+    if own.is_ipv6() && external != own {
+        let why = format!("it opens {external} in place of {own}");
+        return Err(Refusal::Denied(protocol, why));
+    }
+    let reserved = Reserved::of(external.ip(), mesh).filter(|_| own.is_ipv4());
+    if let Some(reserved) = reserved {
         return Err(Refusal::Outer(protocol, external.ip(), reserved));
     }
     match external.port() {

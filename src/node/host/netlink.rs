@@ -235,7 +235,7 @@ impl HostNetwork {
                 }
             }
         }
-        let (mut routes, mut gateway) = (Vec::new(), None);
+        let (mut routes, mut gateways) = (Vec::new(), Vec::new());
         for request in [
             RouteMessageBuilder::<Ipv4Addr>::new().build(),
             RouteMessageBuilder::<Ipv6Addr>::new().build(),
@@ -245,7 +245,7 @@ impl HostNetwork {
             match listed {
                 Ok(listed) => {
                     routes.extend(listed.iter().filter_map(|r| route_of(r, &name)));
-                    gateway = gateway.or_else(|| gateway_of(&listed, &name));
+                    gateways.extend(gateway_of(&listed, &name));
                 }
                 Err(error) if is_without_family(&error) => {}
                 Err(error) => return Err(error_in("list the routes")(error)),
@@ -255,7 +255,8 @@ impl HostNetwork {
             links,
             addresses,
             routes,
-            gateway,
+            gateway: gateways.iter().find(|of| of.address.is_ipv4()).cloned(),
+            gateway_v6: gateways.iter().find(|of| of.address.is_ipv6()).cloned(),
         })
     }
 
@@ -425,13 +426,12 @@ fn route_of(message: &RouteMessage, name: &impl Fn(u32) -> String) -> Option<Rou
     })
 }
 
-/// The gateway of the default route over IPv4 with the lowest metric in the main table. A route without a gateway, as that of a
-/// tunnel, leads to no router that could be asked.
+/// The gateway of the default route with the lowest metric in the main table, among the routes of one family. A route without a gateway,
+/// as that of a tunnel, leads to no router that could be asked.
 fn gateway_of(routes: &[RouteMessage], name: &impl Fn(u32) -> String) -> Option<DefaultGateway> {
     let defaults = routes.iter().filter(|route| {
         let header = &route.header;
-        header.address_family == AddressFamily::Inet
-            && header.destination_prefix_length == 0
+        header.destination_prefix_length == 0
             && header.kind == RouteType::Unicast
             && u32::from(header.table) == MAIN_TABLE
     });
@@ -448,14 +448,17 @@ fn gateway_of(routes: &[RouteMessage], name: &impl Fn(u32) -> String) -> Option<
     let (mut address, mut interface) = (None, None);
     for attribute in &defaults.min_by_key(metric)?.attributes {
         match attribute {
-            RouteAttribute::Gateway(RouteAddress::Inet(v4)) => address = Some(*v4),
-            RouteAttribute::Oif(index) => interface = Some(name(*index)),
+            RouteAttribute::Gateway(RouteAddress::Inet(v4)) => address = Some((*v4).into()),
+            RouteAttribute::Gateway(RouteAddress::Inet6(v6)) => address = Some((*v6).into()),
+            RouteAttribute::Oif(index) => interface = Some(*index),
             _ => {}
         }
     }
+    let index = interface?;
     Some(DefaultGateway {
         address: address?,
-        interface: interface?,
+        interface: name(index),
+        index,
     })
 }
 

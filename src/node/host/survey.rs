@@ -1,7 +1,7 @@
 //! The machine's network as the kernel lists it, as plain values, and what follows from it. Pure.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
@@ -61,13 +61,15 @@ pub struct Route {
     pub interface: Option<String>,
 }
 
-/// The router to which this machine sends IPv4 packets for other networks.
+/// The router to which this machine sends packets of one family for other networks.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DefaultGateway {
     /// Its address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// The interface that leads to it.
     pub interface: String,
+    /// The index of the interface.
+    pub index: u32,
 }
 
 /// The machine's network at one moment.
@@ -81,6 +83,8 @@ pub struct Survey {
     pub routes: Vec<Route>,
     /// The gateway of the preferred default route over IPv4, if that route has one.
     pub gateway: Option<DefaultGateway>,
+    /// The same over IPv6.
+    pub gateway_v6: Option<DefaultGateway>,
 }
 
 impl Survey {

@@ -70,6 +70,7 @@ struct Report {
     guest_bridges: BTreeSet<String>,
     external_bridges: BTreeSet<String>,
     gateway: Option<DefaultGateway>,
+    gateway_v6: Option<DefaultGateway>,
 }
 
 /// The handle of the task. Dropping it ends the task and leaves the machine's configuration as it is.
@@ -92,6 +93,7 @@ impl Upkeep {
             guest_bridges: applied.survey.guest_bridges(),
             external_bridges: applied.survey.external_bridges(),
             gateway: applied.survey.gateway.clone(),
+            gateway_v6: applied.survey.gateway_v6.clone(),
             ..Report::default()
         };
         let report = Arc::new(Mutex::new(report));
@@ -170,6 +172,12 @@ impl Upkeep {
     #[must_use]
     pub fn gateway(&self) -> Option<DefaultGateway> {
         self.report().gateway.clone()
+    }
+
+    /// The router to which this machine sends IPv6 packets for other networks.
+    #[must_use]
+    pub fn gateway_v6(&self) -> Option<DefaultGateway> {
+        self.report().gateway_v6.clone()
     }
 
     /// The routes and rules that divert packets from the tunnel, as problems.
@@ -335,6 +343,7 @@ impl Work {
         report.guest_bridges = applied.survey.guest_bridges();
         report.external_bridges = applied.survey.external_bridges();
         report.gateway.clone_from(&applied.survey.gateway);
+        report.gateway_v6.clone_from(&applied.survey.gateway_v6);
         Some(applied.survey)
     }
 

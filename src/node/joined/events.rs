@@ -46,6 +46,8 @@ pub(in crate::node) enum NodeEvent {
     Leased(Result<Block, String>),
     /// The router was asked for a port.
     Mapping(Answer),
+    /// The router was asked for a hole in its firewall for IPv6.
+    Pinhole(Answer),
     /// The STUN servers were looked up.
     StunServers(Vec<StunServer>),
 }
@@ -71,6 +73,8 @@ pub(in crate::node) struct Events {
 pub(in crate::node) struct ReachEvents {
     /// What the router answered when it was asked for a port.
     pub(in crate::node) mappings: mpsc::Receiver<Answer>,
+    /// What it answered when it was asked for a hole in its firewall for IPv6.
+    pub(in crate::node) pinholes: mpsc::Receiver<Answer>,
     /// The addresses of STUN servers.
     pub(in crate::node) stun_servers: mpsc::Receiver<Vec<StunServer>>,
 }
@@ -92,6 +96,7 @@ impl Events {
             Some(event) = self.relay_streams.recv() => NodeEvent::RelayStream(event),
             Some(answer) = self.leases.recv() => NodeEvent::Leased(answer),
             Some(answer) = self.reach.mappings.recv() => NodeEvent::Mapping(answer),
+            Some(answer) = self.reach.pinholes.recv() => NodeEvent::Pinhole(answer),
             Some(servers) = self.reach.stun_servers.recv() => NodeEvent::StunServers(servers),
         }
     }
@@ -154,6 +159,7 @@ mod tests {
             leases,
             reach: ReachEvents {
                 mappings: mpsc::channel(1).1,
+                pinholes: mpsc::channel(1).1,
                 stun_servers: mpsc::channel(1).1,
             },
         };

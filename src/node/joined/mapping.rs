@@ -31,8 +31,9 @@ pub(super) fn poll(node: &mut JoinedNode, now: Instant) {
     let before = node.device.reach.mapping.state.offered();
     let asked = node.device.reach.mapping.poll(&provers, &mesh, now);
     follow(node, before);
-    if let Some(peer) = asked {
-        let message = node.device.reach.try_message();
+    let report = node.device.reach.mapping.state.report();
+    if let (Some(peer), Some(report)) = (asked, report) {
+        let message = node.device.reach.try_message(report.granted.external);
         messages::send_paths(node, &peer, message, None);
     }
 }
@@ -62,11 +63,16 @@ pub(super) fn handle_report(node: &mut JoinedNode, peer: PublicKey, report: &Pat
 
 /// The default gateway and the addresses of this machine were listed.
 pub(super) fn handle_listed(node: &mut JoinedNode, now: Instant) {
-    let gateway = node.device.network.gateway();
+    let network = &node.device.network;
+    let (gateway, gateway_v6) = (network.gateway(), network.gateway_v6());
     let port = node.device.tunnel.listen_port();
     let before = node.device.reach.mapping.state.offered();
     let device = &mut node.device;
-    (device.reach).set_gateway(gateway.as_ref(), &device.interfaces, port, now);
+    let interfaces = device.reach.not_excluded(&device.interfaces);
+    let mapping = &mut device.reach.mapping;
+    mapping.set_site(gateway.as_ref(), &interfaces, port, now);
+    let pinhole = &mut device.pinhole;
+    pinhole.set_site(gateway_v6.as_ref(), &interfaces, port, now);
     follow(node, before);
 }
 
@@ -88,12 +94,16 @@ pub(super) fn handle_try(
         return false;
     };
     let own = node.device.tunnel.interface();
-    let has_v4 = node.device.interfaces.iter().any(|interface| {
-        interface.name != own && interface.address.is_ipv4() && is_routable(interface.address)
+    // Behind a router for IPv4 this node has a private address, and with IPv6 there is nothing that translates one.
+    let has_family = node.device.interfaces.iter().any(|interface| {
+        let is_of_use = match interface.address {
+            IpAddr::V4(_) => address.is_ipv4() && is_routable(interface.address),
+            IpAddr::V6(_) => address.is_ipv6() && is_public(interface.address),
+        };
+        interface.name != own && is_of_use
     });
     let mesh = node.replica.ledger().mesh().map(|mesh| mesh.addresses);
-    let is_sound = has_v4
-        && address.is_ipv4()
+    let is_sound = has_family
         && is_public(address.ip())
         && mesh.is_some_and(|mesh| !mesh.contains(address.ip()));
     if !is_sound || !(node.device.reach.mapping).may_try(peer, address.ip(), now) {
@@ -113,6 +123,9 @@ fn provers(node: &JoinedNode, now: Instant) -> Vec<Prover<PublicKey>> {
     let others = members.filter(|member| member.speaks_paths && member.id != own);
     // A peer behind the same router shows nothing: most routers do not lead their own network back.
     let others = others.filter(|member| !has_address(member, outer));
+    // What a peer says that it tries belongs to one question.
+    let asked = node.device.pinhole.state.awaited(now);
+    let others = others.filter(|member| !asked.contains(&member.id));
     let provers = others.filter_map(|member| {
         let report = node
             .device

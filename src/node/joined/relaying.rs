@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::{JoinedNode, mapping, messages};
+use super::{JoinedNode, mapping, messages, pinhole};
 use crate::model::{NodeAddress, Path, PublicKey};
 use crate::node::reach::Witness;
 use crate::node::state::Identity;
@@ -40,6 +40,7 @@ pub(super) fn handle_report(
     now: Instant,
 ) {
     mapping::handle_report(node, peer, report);
+    pinhole::handle_report(node, peer, report);
     let mut paths = report.paths.iter();
     let primary = paths.find(|path| Some(path.path) == report.primary);
     let mesh = node.replica.ledger().mesh().map(|mesh| &mesh.addresses);
@@ -57,6 +58,7 @@ pub(super) fn handle_paths(node: &mut JoinedNode, peer: PublicKey, paths: &Paths
     // These messages belong to no punch.
     if paths.tries_mapping {
         node.device.reach.mapping.state.handle_tried(&peer, now);
+        node.device.pinhole.state.handle_tried(&peer, now);
         return;
     }
     if paths.try_my_mapping {

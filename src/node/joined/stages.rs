@@ -162,6 +162,7 @@ impl Stages for JoinedNode {
             let now = Instant::now();
             self.paths.handle_network_changed(now);
             self.device.reach.handle_network_changed(now);
+            self.device.pinhole.state.handle_network_changed(now);
             self.device.streams.handle_network_changed(now);
             self.device.calling.punching.handle_network_change();
         }

@@ -131,7 +131,7 @@ async fn ask(request: &Request, mesh: &MeshAddresses) -> Result<Lease, Refusal> 
         Some(Found::Pcp(mapping, outer)) => Ok(Lease::Datagram(mapping, outer)),
         Some(Found::NatPmp(outer)) => {
             let mapping = natpmp::port_mapping(
-                GatewayAddress::IpV4(request.site.gateway),
+                request.site.gateway.into(),
                 InternetProtocol::Udp,
                 inner_port(request)?,
                 options(request),
@@ -194,8 +194,8 @@ async fn discard(pcp: Option<Found>) {
 async fn ask_pcp(request: &Request) -> Result<Found, Refusal> {
     let site = request.site;
     let base = pcp::BaseMapRequest::new(
-        GatewayAddress::IpV4(site.gateway),
-        site.own.into(),
+        site.gateway.into(),
+        site.own,
         InternetProtocol::Udp,
         inner_port(request)?,
     );
@@ -212,7 +212,7 @@ async fn ask_pcp(request: &Request) -> Result<Found, Refusal> {
 }
 
 async fn ask_nat_pmp(request: &Request) -> Result<Found, Refusal> {
-    let gateway = GatewayAddress::IpV4(request.site.gateway);
+    let gateway = GatewayAddress::from(request.site.gateway);
     let outer = natpmp::external_address(gateway, Some(TIMEOUTS)).await;
     let outer = outer.map_err(|error| nat_pmp_refusal(request, &error))?;
     Ok(Found::NatPmp(outer.into()))
@@ -288,9 +288,7 @@ impl Lease {
             Self::Datagram(mapping, outer) => (mapping, outer),
         };
         let gateway = mapping.gateway();
-        let IpAddr::V4(router) = gateway.into() else {
-            return Ok(());
-        };
+        let router: IpAddr = gateway.into();
         let failed = |error: crab_nat::MappingFailure| match error {
             crab_nat::MappingFailure::NatPmp(
                 natpmp::Failure::Timeout | natpmp::Failure::Socket(_),

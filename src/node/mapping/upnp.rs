@@ -46,7 +46,7 @@ const ARGUMENTS: [&str; 8] = [
 /// A router that maps ports by UPnP.
 pub(super) struct Device {
     gateway: Gateway<Tokio>,
-    router: Ipv4Addr,
+    router: IpAddr,
     local: SocketAddr,
     /// Its outer address.
     pub(super) outer: IpAddr,
@@ -65,7 +65,8 @@ impl Device {
     pub(super) async fn find(request: &Request) -> Result<Self, Refusal> {
         let gateway = request.site.gateway;
         let mut found = Err(SearchError::NoResponseWithinTimeout);
-        for (to, limit) in [gateway, DISCOVERY_GROUP].into_iter().zip(SEARCH_TIMEOUTS) {
+        let places = [gateway, DISCOVERY_GROUP.into()];
+        for (to, limit) in places.into_iter().zip(SEARCH_TIMEOUTS) {
             let mut options = SearchOptions::default();
             options.bind_addr = (request.site.own, 0).into();
             options.broadcast_address = (to, DISCOVERY_PORT).into();
@@ -199,7 +200,7 @@ impl<E: Display> Failed<E> {
         }
     }
 
-    fn in_renewal(&self, router: Ipv4Addr) -> Refusal {
+    fn in_renewal(&self, router: IpAddr) -> Refusal {
         match self {
             Self::Late => Refusal::Silent(router),
             Self::Error(_) => self.denied(),
@@ -278,7 +279,7 @@ mod tests {
         };
         let device = Device {
             gateway,
-            router,
+            router: router.into(),
             local: (router, 51820).into(),
             outer: OUTER.into(),
         };
@@ -288,6 +289,6 @@ mod tests {
         assert_eq!(lease.external(), (OUTER, 50_000).into());
         assert_eq!(lease.renew().await, Ok(()));
         is_silent.store(true, Ordering::Relaxed);
-        assert_eq!(lease.renew().await, Err(Refusal::Silent(router)));
+        assert_eq!(lease.renew().await, Err(Refusal::Silent(router.into())));
     }
 }

@@ -42,6 +42,7 @@ pub(in crate::node) fn netcheck(node: &JoinedNode) -> Netcheck {
             seen: seen(node, now),
         },
         port_mapping: port_mapping(&node.device.reach.mapping.state, now),
+        ipv6_pinhole: ipv6_pinhole(&node.device.pinhole.state, now),
         relays: relays(node, now),
         coordinator: link.url().to_owned(),
         coordinator_connected: link.is_connected(),
@@ -104,6 +105,12 @@ fn port_mapping(mapping: &Mapping<PublicKey>, now: Instant) -> PortMappingCheck 
         proven_seconds_ago: proven.map(seconds),
         reason: mapping.why().map(Refusal::reason),
     }
+}
+
+/// The hole in the router's firewall for IPv6, if there is an address to open it for.
+fn ipv6_pinhole(mapping: &Mapping<PublicKey>, now: Instant) -> Option<PortMappingCheck> {
+    let has_address = mapping.why() != Some(&Refusal::NoGateway);
+    has_address.then(|| port_mapping(mapping, now))
 }
 
 /// Whether datagrams of peers arrive.
@@ -303,6 +310,7 @@ mod tests {
     fn site() -> Site {
         Site {
             gateway: [192, 168, 1, 1].into(),
+            interface: 2,
             own: [192, 168, 1, 10].into(),
             port: 51820,
         }
@@ -363,6 +371,8 @@ mod tests {
             remedy.starts_with("switch UPnP, NAT-PMP or PCP on"),
             "{remedy}"
         );
+        assert_eq!(ipv6_pinhole(&silent, now), Some(none));
+        assert_eq!(ipv6_pinhole(&Mapping::new(true, 0, now), now), None);
         let off = port_mapping(&Mapping::new(false, 0, now), now);
         assert_eq!(off.state, PortMappingState::Off);
         assert_eq!(off.reason.as_deref(), Some("[path] port_mapping is false"));

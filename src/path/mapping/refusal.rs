@@ -1,6 +1,6 @@
 //! The protocols by which a router is asked for a port, and the reasons why there is none.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use crate::model::MeshAddresses;
 use crate::model::address::{is_public, is_routable};
@@ -44,12 +44,12 @@ impl std::fmt::Display for Protocol {
 /// Why this node has no mapping.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
-    /// This machine has no default route over IPv4, or no address in the network of its gateway.
+    /// This machine has no default route, or no address in the network of its gateway. With IPv6: no public one on its interface.
     NoGateway,
     /// The address that the gateway sees is public, so no router translates it.
-    Public(Ipv4Addr),
+    Public(IpAddr),
     /// The gateway answers none of the protocols.
-    Silent(Ipv4Addr),
+    Silent(IpAddr),
     /// The outer address of the gateway is none that strangers reach.
     Outer(Protocol, IpAddr, Reserved),
     /// The gateway refused, or its answer is none.
@@ -126,8 +126,11 @@ impl Refusal {
                 "this host has no default route over IPv4, or no address in the network of its gateway".into()
             }
             Self::Public(own) => format!("this host has the public address {own} and needs none"),
-            Self::Silent(gateway) => {
+            Self::Silent(gateway @ IpAddr::V4(_)) => {
                 format!("the router {gateway} answers neither PCP nor NAT-PMP nor UPnP")
+            }
+            Self::Silent(gateway @ IpAddr::V6(_)) => {
+                format!("the router {gateway} does not answer PCP over IPv6")
             }
             Self::Outer(protocol, outer, why) => {
                 format!("the router's outer address {outer}, by {protocol}, {}", why.why())
@@ -185,7 +188,7 @@ pub fn choose(
     order: &[Protocol; 3],
     findings: &[Option<Finding>; 3],
     mesh: &MeshAddresses,
-    gateway: Ipv4Addr,
+    gateway: IpAddr,
 ) -> Choice {
     let mut worst = Refusal::Silent(gateway);
     for protocol in order {

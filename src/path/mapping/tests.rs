@@ -1,4 +1,4 @@
-use std::net::IpAddr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::proof::{DOUBTED_FOR, PROVE_INTERVAL};
 use super::*;
@@ -8,8 +8,9 @@ const SECOND: Duration = Duration::from_secs(1);
 
 fn site() -> Site {
     Site {
-        gateway: Ipv4Addr::new(192, 168, 1, 1),
-        own: Ipv4Addr::new(192, 168, 1, 10),
+        gateway: Ipv4Addr::new(192, 168, 1, 1).into(),
+        interface: 2,
+        own: Ipv4Addr::new(192, 168, 1, 10).into(),
         port: 51820,
     }
 }
@@ -246,7 +247,7 @@ fn a_second_answer_and_one_to_an_earlier_request_change_nothing() {
     let mut world = World::new();
     let request = world.ask();
     let other = Site {
-        own: Ipv4Addr::new(192, 168, 1, 11),
+        own: Ipv4Addr::new(192, 168, 1, 11).into(),
         ..site()
     };
     assert!(!world.mapping.set_site(Some(other), world.now));
@@ -264,8 +265,8 @@ fn another_network_needs_another_mapping() {
     let mut world = World::held(OUTER);
     assert!(!world.mapping.set_site(Some(site()), world.now));
     let other = Site {
-        gateway: Ipv4Addr::new(192, 168, 7, 1),
-        own: Ipv4Addr::new(192, 168, 7, 9),
+        gateway: Ipv4Addr::new(192, 168, 7, 1).into(),
+        own: Ipv4Addr::new(192, 168, 7, 9).into(),
         ..site()
     };
     assert!(world.mapping.set_site(Some(other), world.now));
@@ -285,7 +286,7 @@ fn another_network_needs_another_mapping() {
 fn a_host_with_a_public_address_and_one_that_is_told_not_to_ask_no_router() {
     let now = Instant::now();
     let public = Site {
-        own: Ipv4Addr::new(203, 0, 113, 4),
+        own: Ipv4Addr::new(203, 0, 113, 4).into(),
         ..site()
     };
     let mut mapping: Mapping<u8> = Mapping::new(true, 0, now);
@@ -484,6 +485,78 @@ fn a_mapping_at_this_nodes_own_port_is_proven_only_by_a_peer_behind_a_relay() {
     let proven = |world: &World| world.mapping.report().and_then(|report| report.proven);
     assert_eq!(proven(&world), None);
     world.mapping.handle_seen(&2, outer, world.now);
+    assert_eq!(proven(&world), Some(world.now));
+}
+
+/// A host with a public IPv6 address behind a router that is known by its link-local address.
+fn site_v6() -> Site {
+    Site {
+        gateway: "fe80::1".parse().expect("a literal"),
+        interface: 2,
+        own: Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x10).into(),
+        port: 51820,
+    }
+}
+
+const OWN_V6: &str = "[2001:db8::10]:51820";
+
+impl World {
+    fn behind_a_firewall() -> Self {
+        let mut world = Self::new();
+        assert!(!world.mapping.set_site(Some(site_v6()), world.now));
+        world
+    }
+}
+
+#[test]
+fn a_hole_for_ipv6_is_asked_for_at_this_nodes_own_port_and_another_one_is_refused() {
+    let mut world = World::behind_a_firewall();
+    assert_eq!(world.ask().port, 51820);
+    assert!(!world.answer(Ok(granted(OWN_V6))));
+    let report = world.mapping.report().expect("it is held");
+    assert_eq!(report.granted.external.to_string(), OWN_V6);
+    for other in [
+        "[2001:db8::10]:51821",
+        "[2001:db8::77]:51820",
+        "203.0.113.7:51820",
+    ] {
+        let mut world = World::behind_a_firewall();
+        world.ask();
+        let _ = world.answer(Ok(granted(other)));
+        assert_eq!(world.mapping.report(), None, "{other}");
+        let why = world.mapping.why().map(Refusal::reason);
+        assert!(
+            why.is_some_and(|why| why.contains("in place of [2001:db8::10]:51820")),
+            "{other}"
+        );
+    }
+    let mut silent = World::behind_a_firewall();
+    silent.ask();
+    let _ = silent.answer(Err(Refusal::Silent(site_v6().gateway)));
+    assert_eq!(
+        silent.mapping.why().map(Refusal::reason).as_deref(),
+        Some("the router fe80::1 does not answer PCP over IPv6")
+    );
+}
+
+#[test]
+fn a_hole_for_ipv6_is_proven_only_by_a_peer_that_was_asked_while_it_was_relayed() {
+    let own: SocketAddr = OWN_V6.parse().expect("a literal");
+    let mut world = World::behind_a_firewall();
+    world.ask();
+    assert!(!world.answer(Ok(granted(OWN_V6))));
+    // A peer to which this node sends sees the same address without a hole, and is not asked.
+    world.provers = vec![direct(1, OWN_V6)];
+    assert_eq!(world.poll(), []);
+    world.mapping.handle_seen(&1, own, world.now);
+    let proven = |world: &World| world.mapping.report().and_then(|report| report.proven);
+    assert_eq!(proven(&world), None);
+    world.provers = vec![relayed(2)];
+    world.now += 10 * SECOND;
+    assert_eq!(world.poll(), [Action::Try(2)]);
+    world.mapping.handle_tried(&2, world.now);
+    world.now += SECOND;
+    world.mapping.handle_seen(&2, own, world.now);
     assert_eq!(proven(&world), Some(world.now));
 }
 

@@ -158,6 +158,8 @@ pub struct Netcheck {
     pub ipv6: Ipv6State,
     pub nat: NatCheck,
     pub port_mapping: PortMappingCheck,
+    /// The hole in the router's firewall for IPv6. It is null if this machine has no public IPv6 address behind a gateway.
+    pub ipv6_pinhole: Option<PortMappingCheck>,
     /// The nodes that can relay for this node.
     pub relays: Vec<RelayCheck>,
     /// The coordinator that this node uses, or tried last.

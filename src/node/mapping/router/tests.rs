@@ -55,8 +55,9 @@ fn request_to(gateway: Ipv4Addr) -> Request {
     Request {
         number: 1,
         site: Site {
-            gateway,
-            own: Ipv4Addr::LOCALHOST,
+            gateway: gateway.into(),
+            interface: 1,
+            own: Ipv4Addr::LOCALHOST.into(),
             port: INNER,
         },
         port: 50_000,
