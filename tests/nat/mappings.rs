@@ -1,7 +1,7 @@
 //! Ports that routers map on request: by the program miniupnpd, and by a router that lies.
 
 use std::io::Write as _;
-use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -171,6 +171,63 @@ fn a_router_that_reports_a_mapping_which_it_does_not_have_is_found_out_within_a_
     let lying = lab.why(public, home).paths.into_iter();
     let lying = lying.filter(|row| row.source == Some(EndpointSource::Mapped));
     assert_eq!(lying.count(), 0);
+}
+
+/// Lets a router answer PCP over IPv6 with this code as if it opened its firewall, which it does not. Returns the lifetimes that it is asked
+/// for.
+fn lie_about_ipv6(router: &Router, code: u8) -> Arc<Mutex<Vec<u32>>> {
+    let socket = router.inside(|| UdpSocket::bind("[::]:5351"));
+    let socket = socket.expect("a namespace").expect("a socket");
+    let lifetimes = Arc::<Mutex<Vec<u32>>>::default();
+    let seen = Arc::clone(&lifetimes);
+    std::thread::spawn(move || {
+        let mut buffer = [0; 1500];
+        while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+            let mut answer = buffer[..length].to_vec();
+            if length != 60 || answer[..2] != [2, 1] {
+                continue;
+            }
+            let lifetime = u32::from_be_bytes([answer[4], answer[5], answer[6], answer[7]]);
+            let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+            seen.push(lifetime);
+            answer[1] |= 0x80;
+            answer[3] = code;
+            answer[8..24].fill(0);
+            let _ = socket.send_to(&answer, from);
+        }
+    });
+    lifetimes
+}
+
+#[test]
+fn a_hole_in_an_ipv6_firewall_is_asked_for_and_not_believed_while_nothing_came_through_it() {
+    let Some(mut lab) = Lab::new() else { return };
+    for (name, code) in [("home", 0), ("strict", 2)] {
+        let router = lab.add_router(Nat::Firewall6);
+        let lifetimes = lie_about_ipv6(&lab.routers()[router], code);
+        let home = lab.beside(router, name);
+        let ended = lab.on(home, &["join", &lab.token()]);
+        assert_eq!(ended.code, 0, "{ended:?}");
+        lab.wait_until("the router has answered", || {
+            let hole = lab.netcheck(home).ipv6_pinhole;
+            hole.is_some_and(|hole| {
+                let is_refused = hole.reason.is_some_and(|why| why.contains("not allow it"));
+                hole.state == PortMappingState::Unproven || is_refused
+            })
+        });
+        let hole = lab.netcheck(home).ipv6_pinhole.expect("it has an address");
+        println!("{name}: {hole:?}");
+        let own = SocketAddr::from((lab.nodes[home].host.v6(), 51820));
+        let (state, endpoint) = match code {
+            0 => (PortMappingState::Unproven, Some(own)),
+            _ => (PortMappingState::None, None),
+        };
+        assert_eq!((hole.state, hole.endpoint), (state, endpoint));
+        assert!(lab.stop(home));
+        let lifetimes = lifetimes.lock().unwrap_or_else(PoisonError::into_inner);
+        // What is open is closed again.
+        assert_eq!(lifetimes.last() == Some(&0), code == 0, "{lifetimes:?}");
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::{JoinedNode, messages};
 use crate::model::address::{is_public, is_routable};
 use crate::model::{Path, PublicKey};
-use crate::path::mapping::{Answer, Prover};
+use crate::path::mapping::{Answer, Prover, Refusal};
 use crate::protocol::path_messages::{CandidateKind, Paths};
 use crate::records::netmap::Member;
 use crate::tunnel::PathReport;
@@ -71,6 +71,9 @@ pub(super) fn handle_listed(node: &mut JoinedNode, now: Instant) {
     let interfaces = device.reach.not_excluded(&device.interfaces);
     let mapping = &mut device.reach.mapping;
     mapping.set_site(gateway.as_ref(), &interfaces, port, now);
+    // Where the host has a public IPv4 address there is no router that keeps others out.
+    let is_public = matches!(mapping.state.why(), Some(Refusal::Public(_)));
+    let gateway_v6 = gateway_v6.filter(|_| !is_public);
     let pinhole = &mut device.pinhole;
     pinhole.set_site(gateway_v6.as_ref(), &interfaces, port, now);
     follow(node, before);
