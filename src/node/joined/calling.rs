@@ -55,8 +55,8 @@ pub(super) fn poll_timeout(node: &JoinedNode, now: Instant) -> Option<Instant> {
 
 /// Whether there is a way by which this node can call others.
 pub(in crate::node) fn may_call(node: &JoinedNode) -> bool {
-    let has_way = || node.replica.link().is_connected() || common_peers(node).next().is_some();
-    !node.replica.is_out() && has_way()
+    let is_connected = node.replica.link().is_connected();
+    !node.replica.is_out() && (is_connected || common_peers(node).next().is_some())
 }
 
 /// The members that are tried in vain, and that follow calls.
