@@ -275,6 +275,15 @@ fn native_network(
     })
 }
 
+/// Where what concerns the addresses of this node arrives.
+fn reach_events(device: &mut Device) -> ReachEvents {
+    ReachEvents {
+        mappings: device.reach.mapping.take_answers(),
+        pinholes: device.pinhole.take_answers(),
+        stun_servers: device.reach.stun.take_servers(),
+    }
+}
+
 /// Starts all tasks.
 fn run(
     config: Arc<Config>,
@@ -284,11 +293,7 @@ fn run(
 ) -> (JoinedNode, Events) {
     let Loaded { dir, identity, .. } = loaded;
     let mut device = equipped.device;
-    let reach = ReachEvents {
-        mappings: device.reach.mapping.take_answers(),
-        pinholes: device.pinhole.take_answers(),
-        stun_servers: device.reach.stun.take_servers(),
-    };
+    let reach = reach_events(&mut device);
     let names = start_names(&config, &identity, &dir);
     let resolver = NodeResolver::start(
         Arc::clone(&config),
