@@ -255,7 +255,7 @@ mod tests {
         for (query, why) in [
             (
                 "port=80",
-                "the query has `port=80`; `listen` is the only key",
+                "the query has `port=80`; `listen=ADDRESS` and `https=off` are possible",
             ),
             ("listen", "the query has `listen`;"),
             ("listen=80", "`80` is no address to listen at"),
