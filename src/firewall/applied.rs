@@ -13,7 +13,8 @@ use crate::protocol::local::SystemEntry;
 #[derive(Default)]
 pub(super) struct Applied {
     pub(super) state: Option<(Arc<FirewallState>, ValidState)>,
-    /// For each family the script, and the table as the kernel listed it afterwards.
+    /// For each family the script, and the table as the kernel listed it afterwards. None if another program may have changed it before
+    /// that.
     pub(super) tables: BTreeMap<&'static str, (String, Option<String>)>,
     /// The rule in the engine's chain.
     pub(super) rule: Option<Rule>,

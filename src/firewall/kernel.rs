@@ -13,7 +13,7 @@ use tokio::process::Command;
 use super::conntrack::{self, StaleConnections};
 use super::error::KernelError;
 use super::native;
-use super::netfilter::{Affected, affected};
+use super::netfilter::{self, Affected, affected};
 use super::ports::{self, Ports};
 use super::ruleset::TABLE;
 use super::{FirewallState, Native};
@@ -39,6 +39,8 @@ pub(super) trait Kernel: Send + 'static {
         family: &str,
         name: &str,
     ) -> impl Future<Output = Result<Option<String>, KernelError>> + Send;
+    /// The number of transactions of nftables so far, modulo 2^32. The kernel skips 0. None if it cannot be read.
+    fn generation(&mut self) -> Option<u32>;
     /// Returns the filter table of IPv4 as `iptables -S` lists it.
     fn filter(&mut self) -> impl Future<Output = Result<String, KernelError>> + Send;
     /// Runs `iptables` once.
@@ -119,6 +121,10 @@ impl Kernel for Machine {
             Err(KernelError::Failed(_, why)) if why.contains("No such file") => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    fn generation(&mut self) -> Option<u32> {
+        generation().ok()
     }
 
     async fn filter(&mut self) -> Result<String, KernelError> {
@@ -226,10 +232,23 @@ async fn run(
     Err(failed(&first.unwrap_or("it failed without a message")))
 }
 
-fn delete_stale(stale: &StaleConnections) -> io::Result<usize> {
+/// Opens a socket for requests to netfilter.
+fn netfilter_socket() -> io::Result<rtnetlink::sys::Socket> {
     let mut socket = rtnetlink::sys::Socket::new(protocols::NETLINK_NETFILTER)?;
     socket.bind(&SocketAddr::new(0, 0))?;
     socket.connect(&SocketAddr::new(0, 0))?;
+    Ok(socket)
+}
+
+fn generation() -> io::Result<u32> {
+    let socket = netfilter_socket()?;
+    socket.send(&netfilter::get_generation(), 0)?;
+    let (datagram, _) = socket.recv_from_full()?;
+    netfilter::generation(&datagram).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+fn delete_stale(stale: &StaleConnections) -> io::Result<usize> {
+    let socket = netfilter_socket()?;
     socket.send(&conntrack::dump(), 0)?;
     let mut deletions = Vec::new();
     'dump: loop {

@@ -1,5 +1,5 @@
 //! Messages of the kernel's netfilter netlink family, as far as meshd needs them: the table that a notification of
-//! nftables is about, and the form of requests. Pure.
+//! nftables is about, the number of its last transaction, and the form of requests. Pure.
 //!
 //! Decision: the crate netlink-packet-netfilter (0.4) is not used. To delete a connection, the kernel needs its
 //! original tuple, its zone and its id exactly as the dump had them. The crate has no variants for zone and id, and it
@@ -13,8 +13,14 @@ use crate::os::netlink::{HEADER, Message, attribute, messages};
 pub(super) const FAMILY_HEADER: usize = 4;
 /// `NFNL_SUBSYS_NFTABLES`.
 const NFTABLES: u16 = 10;
-/// `NFT_MSG_NEWGEN`: the end of a transaction. The message names no table.
+/// `NFT_MSG_NEWGEN`: the end of a transaction, or the answer to `NFT_MSG_GETGEN`. The message names no table.
 const NEW_GENERATION: u16 = 15;
+/// `NFT_MSG_GETGEN`.
+const GET_GENERATION: u16 = 16;
+/// `NFTA_GEN_ID`: the number of the last transaction, big-endian.
+const GENERATION_ID: u16 = 1;
+/// `NLM_F_REQUEST`.
+const REQUEST: u16 = 1;
 /// Attribute 1 is the table's name in all messages about tables, chains, rules, sets and elements.
 const TABLE_NAME: u16 = 1;
 /// `NFPROTO_IPV4`.
@@ -43,6 +49,19 @@ pub(super) fn message(kind: u16, flags: u16, sequence: u32, attributes: &[u8]) -
     message.extend_from_slice(&[IPV4, 0, 0, 0]);
     message.extend_from_slice(attributes);
     message
+}
+
+/// The request for the number of the last transaction.
+pub(super) fn get_generation() -> Vec<u8> {
+    message(NFTABLES << 8 | GET_GENERATION, REQUEST, 0, &[])
+}
+
+/// The number of the last transaction, from the answer to that request.
+pub(super) fn generation(datagram: &[u8]) -> Option<u32> {
+    let is_answer = |message: &Message<'_>| message.kind == NFTABLES << 8 | NEW_GENERATION;
+    let answer = messages(datagram).find(is_answer)?;
+    let number = attribute(answer.body.get(FAMILY_HEADER..)?, GENERATION_ID)?;
+    Some(u32::from_be_bytes(number.try_into().ok()?))
 }
 
 /// The table that the notifications in a datagram are about. A table of meshd takes precedence over the table `filter`.
@@ -98,10 +117,26 @@ mod tests {
         assert_eq!(affected(&foreign, "meshd"), Affected::Nothing);
     }
 
+    #[test]
+    fn the_number_of_the_last_transaction_is_read_from_its_own_message_only() {
+        let mut attributes = Vec::new();
+        push_attribute(&mut attributes, GENERATION_ID, &[0, 0, 1, 2]);
+        let answer = message(NFTABLES << 8 | NEW_GENERATION, 0, 0, &attributes);
+        assert_eq!(generation(&answer), Some(0x0102));
+        let other = message(NFTABLES << 8 | 1, 0, 0, &attributes);
+        assert_eq!(generation(&[other, answer].concat()), Some(0x0102));
+        assert_eq!(generation(&message(NFTABLES << 8, 0, 0, &attributes)), None);
+        let mut short = Vec::new();
+        push_attribute(&mut short, GENERATION_ID, &[1]);
+        let short = message(NFTABLES << 8 | NEW_GENERATION, 0, 0, &short);
+        assert_eq!(generation(&short), None);
+    }
+
     proptest! {
         #[test]
         fn received_bytes_cause_no_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = affected(&bytes, "meshd");
+            let _ = generation(&bytes);
         }
     }
 }

@@ -28,6 +28,8 @@ use crate::protocol::local::{Problem, SystemEntry};
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(15);
 /// Other programs change several rules in a row, so the comparison waits this long after a notification.
 const BURST_DELAY: Duration = Duration::from_millis(100);
+/// How often a table is written in a row if other programs write at the same time.
+const MAX_WRITES: usize = 4;
 /// The table in which Docker's nftables backend has its rules for bridges.
 const DOCKER_TABLE: &str = "docker-bridges";
 
@@ -342,21 +344,35 @@ impl<K: Kernel> Work<K> {
 
     /// Writes one table if its script is new, or if the kernel lists it differently than after the last write.
     async fn table(&mut self, family: &'static str, script: String) -> Result<(), KernelError> {
-        if let Some((old, shown)) = self.applied.tables.get(family)
+        if let Some((old, Some(shown))) = self.applied.tables.get(family)
             && *old == script
         {
             let now = self.kernel.table(family, TABLE).await?;
-            if now == *shown {
+            if now.as_ref() == Some(shown) {
                 return Ok(());
             }
             if self.pace.handle_put_back(Instant::now()) {
                 tracing::warn!(family, "restored a table that another program changed");
             }
         }
-        self.kernel.nft(&script).await?;
-        let shown = self.kernel.table(family, TABLE).await?;
+        let shown = self.write(family, &script).await?;
         self.applied.tables.insert(family, (script, shown));
         Ok(())
+    }
+
+    /// Writes one table, and returns how the kernel lists it. None if other programs write so often that they may have changed it before
+    /// it was listed: what they made of it must not be taken for what is wanted.
+    async fn write(&mut self, family: &str, script: &str) -> Result<Option<String>, KernelError> {
+        for _ in 0..MAX_WRITES {
+            let before = self.kernel.generation();
+            self.kernel.nft(script).await?;
+            let shown = self.kernel.table(family, TABLE).await?;
+            let is_ours = |before: u32| self.kernel.generation() == Some(before.wrapping_add(1));
+            if before.is_none_or(is_ours) {
+                return Ok(shown);
+            }
+        }
+        Ok(None)
     }
 
     /// Turns on hairpin mode at the ports of exposed containers, and turns it off where it was turned on and is no

@@ -18,6 +18,10 @@ struct FakeState {
     route: Option<(String, Ipv4Net, Ipv4Addr)>,
     refuses: Option<KernelError>,
     written: usize,
+    /// The number of transactions.
+    generation: u32,
+    /// How many more of meshd's writes another program follows at once by a removal of all tables.
+    removals: usize,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -43,11 +47,17 @@ impl Kernel for FakeKernel {
                 return Err(refused);
             }
             m.written += 1;
+            m.generation += 1;
             let family = script.split_whitespace().nth(2).expect("add table FAMILY");
             let body = script.lines().skip(2).collect::<Vec<_>>().join("\n");
             m.tables.remove(family);
             if !body.is_empty() {
                 m.tables.insert(family.to_owned(), body);
+            }
+            if m.removals > 0 {
+                m.removals -= 1;
+                m.generation += 1;
+                m.tables.clear();
             }
             Ok(())
         })
@@ -58,6 +68,10 @@ impl Kernel for FakeKernel {
             let key = if name == TABLE { family } else { name };
             m.tables.get(key).cloned()
         }))
+    }
+
+    fn generation(&mut self) -> Option<u32> {
+        Some(self.with(|m| m.generation))
     }
 
     async fn filter(&mut self) -> Result<String, KernelError> {
@@ -229,6 +243,31 @@ async fn rules_that_others_remove_are_restored_and_own_changes_cause_no_write() 
         m.rules.retain(|r| !r.contains("meshd"));
         m.ports.found.values_mut().for_each(|p| p.hairpin = false);
     });
+    kernel.notify.notify_one();
+    until("all is back", || kernel.shown() == wanted).await;
+}
+
+#[tokio::test]
+async fn what_another_program_makes_of_a_table_before_it_is_listed_is_not_taken_for_what_is_wanted()
+{
+    let kernel = docker();
+    let firewall = Firewall::on(kernel.clone(), None);
+    kernel.with(|m| m.removals = 1);
+    firewall.set(state());
+    firewall.wait_until_applied().await;
+    let wanted = kernel.shown();
+    assert!(kernel.with(|m| m.tables.contains_key("ip")));
+
+    // It goes on for longer than meshd repeats its write. The next comparison writes the table again.
+    kernel.with(|m| {
+        m.tables.clear();
+        m.removals = MAX_WRITES;
+    });
+    kernel.notify.notify_one();
+    until("the writes are followed by removals", || {
+        kernel.with(|m| m.removals == 0)
+    })
+    .await;
     kernel.notify.notify_one();
     until("all is back", || kernel.shown() == wanted).await;
 }
