@@ -3,6 +3,9 @@
 //!
 //! Engines up to version 26 append a `RETURN` to `DOCKER-USER` whenever a network is created, so the rule has to be the
 //! first one.
+//!
+//! An engine that is restarted with `--live-restore` after all rules were flushed makes its other chains again, but not this one.
+//! Then the chain is made here, as the engine does it: engines accept one that is there.
 
 use ipnet::Ipv4Net;
 
@@ -10,17 +13,6 @@ use ipnet::Ipv4Net;
 pub(super) const CHAIN: &str = "DOCKER-USER";
 /// The comment that identifies our rule.
 const COMMENT: &str = "meshd";
-
-/// Which chains of Docker the listing of the filter table (`iptables -S`) contains.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Engine {
-    /// The listing contains no chain of Docker.
-    None,
-    /// Docker's chains are there, and [`CHAIN`] is one of them.
-    Docker,
-    /// Docker's chains are there, but [`CHAIN`] is not.
-    WithoutUserChain,
-}
 
 /// The wanted rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,8 +27,8 @@ pub(super) struct Rule {
 /// The changes to the engine's chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Steps {
-    /// The engine that the listing shows.
-    pub(super) engine: Engine,
+    /// Whether the listing of the filter table (`iptables -S`) has chains of Docker.
+    pub(super) has_docker: bool,
     /// The arguments of `iptables` calls, in the order in which the calls have to run.
     pub(super) calls: Vec<Vec<String>>,
 }
@@ -73,16 +65,15 @@ pub(super) fn steps(listing: &str, wanted: Option<Rule>) -> Steps {
         .filter_map(|line| line.strip_prefix("-N "))
         .map(str::trim)
         .collect();
-    let engine = if chains.contains(&CHAIN) {
-        Engine::Docker
-    } else if chains.iter().any(|chain| chain.starts_with("DOCKER")) {
-        Engine::WithoutUserChain
-    } else {
-        Engine::None
-    };
+    let has_docker = chains.iter().any(|chain| chain.starts_with("DOCKER"));
     let mut calls = Vec::new();
-    if engine != Engine::Docker {
-        return Steps { engine, calls };
+    if !has_docker {
+        return Steps { has_docker, calls };
+    }
+    if wanted.is_some() && !chains.contains(&CHAIN) {
+        calls.push(vec!["-N".to_owned(), CHAIN.to_owned()]);
+        let jump = ["-I", "FORWARD", "1", "-j", CHAIN];
+        calls.push(jump.map(ToOwned::to_owned).to_vec());
     }
     let mut is_present = false;
     let mut after_jump = false;
@@ -123,7 +114,7 @@ pub(super) fn steps(listing: &str, wanted: Option<Rule>) -> Steps {
         call.extend(rule.words());
         calls.push(call);
     }
-    Steps { engine, calls }
+    Steps { has_docker, calls }
 }
 
 #[cfg(test)]
@@ -179,17 +170,24 @@ mod tests {
     }
 
     #[test]
-    fn rules_of_others_are_left_alone_and_no_chain_is_made() {
+    fn rules_of_others_are_left_alone_and_no_chain_is_made_without_docker() {
         let others = "-N DOCKER-USER\n-A DOCKER-USER -s 192.0.2.0/24 -j DROP\n-A DOCKER-USER -m comment --comment meshdx -j ACCEPT\n";
         assert!(calls(others, None).is_empty());
         assert_eq!(calls(others, prefix()).len(), 1);
         let none = steps("-P FORWARD ACCEPT\n-N ufw-user-forward\n", prefix());
-        assert_eq!((none.engine, none.calls.len()), (Engine::None, 0));
-        let partial = steps("-N DOCKER\n-N DOCKER-FORWARD\n", prefix());
-        assert_eq!(
-            (partial.engine, partial.calls.len()),
-            (Engine::WithoutUserChain, 0)
-        );
+        assert_eq!((none.has_docker, none.calls.len()), (false, 0));
+    }
+
+    #[test]
+    fn the_chain_is_made_if_docker_has_only_its_others() {
+        let others = "-P FORWARD DROP\n-N DOCKER\n-N DOCKER-FORWARD\n";
+        let made = [
+            "-N DOCKER-USER".to_owned(),
+            "-I FORWARD 1 -j DOCKER-USER".to_owned(),
+            OURS.replace("-A DOCKER-USER", "-I DOCKER-USER 1"),
+        ];
+        assert_eq!(calls(others, prefix()), made);
+        assert!(calls(others, None).is_empty());
     }
 
     #[test]

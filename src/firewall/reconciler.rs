@@ -13,7 +13,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use super::FirewallState;
 use super::applied::Applied;
 use super::conntrack::StaleConnections;
-use super::docker_user::{self, Engine, Rule};
+use super::docker_user::{self, Rule};
 use super::error::KernelError;
 use super::kernel::{Kernel, Machine};
 use super::ports::Ports;
@@ -413,12 +413,7 @@ impl<K: Kernel> Work<K> {
         let wanted = Some(wanted).filter(|_| !state.bridges.is_empty());
         let result = self.set_rule(wanted).await;
         let (what, why, fix) = match result {
-            Ok(Engine::Docker | Engine::None) => return true,
-            Ok(Engine::WithoutUserChain) => (
-                "containers may not be reached by their mesh addresses",
-                format!("Docker's chains are there, but {} is not", docker_user::CHAIN),
-                "restart Docker, so that it makes its chains again".to_owned(),
-            ),
+            Ok(()) => return true,
             // Without the program there are no rules that it made, as on a machine with only Podman.
             Err(KernelError::NotInstalled(_)) => return true,
             Err(error @ KernelError::NotPermitted(_)) => (
@@ -440,7 +435,7 @@ impl<K: Kernel> Work<K> {
         false
     }
 
-    async fn set_rule(&mut self, wanted: Option<Rule>) -> Result<Engine, KernelError> {
+    async fn set_rule(&mut self, wanted: Option<Rule>) -> Result<(), KernelError> {
         let listing = self.kernel.filter().await?;
         let steps = docker_user::steps(&listing, wanted);
         if self.applied.rule.is_some()
@@ -456,8 +451,8 @@ impl<K: Kernel> Work<K> {
         for call in &steps.calls {
             self.kernel.iptables(call).await?;
         }
-        self.applied.rule = wanted.filter(|_| steps.engine == Engine::Docker);
-        Ok(steps.engine)
+        self.applied.rule = wanted.filter(|_| steps.has_docker);
+        Ok(())
     }
 
     /// Turns on IPv4 forwarding, which containers need.

@@ -80,9 +80,10 @@ impl Kernel for FakeKernel {
 
     async fn iptables(&mut self, call: &[String]) -> Result<(), KernelError> {
         self.with(|m| match call.first().map(String::as_str) {
+            Some("-N") => m.rules.push(call.join(" ")),
             Some("-I") => m
                 .rules
-                .insert(1, format!("-A DOCKER-USER {}", call[3..].join(" "))),
+                .insert(1, format!("-A {} {}", call[1], call[3..].join(" "))),
             _ => {
                 let rule = format!("-A DOCKER-USER {}", call[2..].join(" "));
                 m.rules.retain(|r| *r != rule);
@@ -313,14 +314,6 @@ async fn each_problem_has_its_remedy() {
     assert!(what(kernel).await.1.fix.contains("CAP_NET_ADMIN"));
 
     let kernel = docker();
-    kernel.with(|m| m.rules = vec!["-N DOCKER".into()]);
-    let (active, problem) = what(kernel).await;
-    assert!(
-        !active && problem.fix.contains("restart Docker"),
-        "{problem:?}"
-    );
-
-    let kernel = docker();
     kernel.with(|m| m.tables.insert("docker-bridges".into(), "drop".into()));
     let (_, problem) = what(kernel.clone()).await;
     assert!(
@@ -337,6 +330,20 @@ async fn each_problem_has_its_remedy() {
     let kernel = docker();
     kernel.with(|m| m.ports.absent = vec!["docker0".into()]);
     assert!(what(kernel).await.1.why.contains("without root"));
+}
+
+#[tokio::test]
+async fn the_chain_that_docker_lost_is_made_again() {
+    let kernel = docker();
+    kernel.with(|m| m.rules = vec!["-N DOCKER".into()]);
+    let firewall = Firewall::on(kernel.clone(), None);
+    firewall.set(state());
+    firewall.wait_until_applied().await;
+    assert!(firewall.is_active() && firewall.problems().is_empty());
+    let rules = kernel.with(|m| m.rules.clone());
+    let has = |start: &str| rules.iter().any(|rule| rule.starts_with(start));
+    assert!(has("-N DOCKER-USER") && has("-A FORWARD -j DOCKER-USER"));
+    assert!(has("-A DOCKER-USER -m conntrack"), "{rules:?}");
 }
 
 #[tokio::test]
