@@ -16,12 +16,13 @@ pub const BURST: [Duration; 6] = [
 ];
 /// A burst ends when so many of its probes were answered.
 pub const ENOUGH: u32 = 3;
-/// The number of probes over which losses are counted.
-pub const HISTORY: u32 = 20;
-/// The least number of probes that show a loss.
-const LEAST_HISTORY: u32 = 10;
-/// The percentage of lost probes above which a path is lossy.
-pub const LOSSY: u32 = 20;
+/// The number of probes over which losses are counted. Of twenty probes a path that loses every seventeenth one loses a quarter by
+/// chance about once in a thousand probes, of forty once in sixty thousand.
+pub const HISTORY: u32 = 40;
+/// A path is lossy when so many of those probes were lost.
+pub const LOSSY: u32 = HISTORY / 4;
+/// A path stops to be lossy when at most one of so many probes was lost since then.
+const TRIAL: u32 = 10;
 /// After this time a probe without an answer is lost, unless the round trip is long.
 const LOST_AFTER: Duration = Duration::from_secs(1);
 /// The maximum number of probes whose answers are waited for.
@@ -89,14 +90,29 @@ struct Estimate {
 struct Losses {
     pending: VecDeque<Instant>,
     /// The last probes, the newest in the lowest bit: 1 for a lost one.
-    lost: u32,
+    lost: u64,
     history: u32,
+    /// If the path is lossy, the number of probes since it is.
+    trial: Option<u32>,
+}
+
+/// The bits of the last probes, so many of them.
+const fn last(probes: u32) -> u64 {
+    (1 << probes) - 1
 }
 
 impl Losses {
     fn note(&mut self, is_lost: bool) {
-        self.lost = (self.lost << 1) | u32::from(is_lost);
+        self.lost = ((self.lost << 1) | u64::from(is_lost)) & last(HISTORY);
         self.history = (self.history + 1).min(HISTORY);
+        let lost = self.lost & last(TRIAL);
+        match self.trial.map(|probes| probes.saturating_add(1)) {
+            None => self.trial = (self.lost.count_ones() >= LOSSY).then_some(0),
+            Some(TRIAL..) if lost.count_ones() <= 1 => {
+                (self.lost, self.history, self.trial) = (lost, TRIAL, None);
+            }
+            probes => self.trial = probes,
+        }
     }
 
     /// The path has failed. The probes that were lost since the last answer show that, and not that single datagrams are lost.
@@ -104,6 +120,7 @@ impl Losses {
         let last = self.lost.trailing_ones().min(self.history);
         self.lost = self.lost.checked_shr(last).unwrap_or_default();
         self.history -= last;
+        self.trial = self.trial.filter(|_| self.lost.count_ones() >= LOSSY);
         self.pending.clear();
     }
 }
@@ -217,12 +234,11 @@ impl Link {
         self.is_dead && self.answered.is_none()
     }
 
-    /// Whether too many of the last probes were lost.
+    /// Whether too many probes were lost. A path is lossy until it has shown that it is not any more, because otherwise the first answers
+    /// would bring it back, and the next loss would drop it again.
     #[must_use]
     pub fn is_lossy(&self) -> bool {
-        let Losses { lost, history, .. } = self.losses;
-        let lost = (lost & ((1 << HISTORY) - 1)).count_ones();
-        history >= LEAST_HISTORY && lost * 100 > LOSSY * history
+        self.losses.trial.is_some()
     }
 
     /// The data plane reported the path. Returns a new sample, if there is one.
@@ -396,9 +412,9 @@ mod tests {
     }
 
     #[test]
-    fn a_path_is_lossy_when_more_than_a_fifth_of_its_last_probes_was_lost() {
+    fn a_path_is_lossy_when_a_quarter_of_its_last_probes_was_lost() {
         let start = Instant::now();
-        for (lost, is_lossy) in [(3, false), (4, false), (5, true), (20, true)] {
+        for (lost, is_lossy) in [(3, false), (9, false), (10, true), (20, true)] {
             let mut link = link();
             for n in 0..HISTORY {
                 let at = start + ms(u64::from(n) * 10_000);
@@ -412,6 +428,34 @@ mod tests {
             }
             assert_eq!(link.is_lossy(), is_lossy, "{lost}");
         }
+    }
+
+    #[test]
+    fn a_lossy_path_is_good_again_when_it_has_answered_nine_of_ten_probes() {
+        let (mut link, start) = (link(), Instant::now());
+        let mut answers = 0;
+        let mut probe = |link: &mut Link, n: u64, is_lost: bool| {
+            let at = start + ms(n * 10_000);
+            link.handle_probed(at);
+            if !is_lost {
+                answers += 1;
+                let report = report(link, at + ms(5), ms(5), answers);
+                link.handle_report(&report);
+            }
+            link.poll(at + ms(9_000));
+        };
+        for n in 0..u64::from(HISTORY) {
+            assert!(!link.is_lossy(), "{n}");
+            probe(&mut link, n, n % 4 == 3);
+        }
+        for n in 40..50 {
+            assert!(link.is_lossy(), "{n}");
+            probe(&mut link, n, n == 44);
+        }
+        assert!(!link.is_lossy());
+        // One more loss is not enough to leave it again.
+        probe(&mut link, 50, true);
+        assert!(!link.is_lossy());
     }
 
     #[test]
@@ -470,7 +514,7 @@ mod tests {
             }
         });
         link.poll(start + ms(5000));
-        assert!(link.losses.history >= LEAST_HISTORY);
+        assert!(link.losses.history >= TRIAL);
         assert!(!link.is_lossy(), "{link:?}");
     }
 

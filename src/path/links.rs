@@ -311,9 +311,22 @@ impl Links {
 
 /// Whether `link` has failed and leads through an address translator, which may have another port for the peer now: then a datagram
 /// to the old one can spoil the next punch, so nothing is sent by it before the peer agrees.
-pub(super) fn is_abandoned(links: &Links, link: &Link) -> bool {
+fn is_abandoned(links: &Links, link: &Link) -> bool {
     let is_failed = link.failed > link.last();
     is_failed && link.path.relay().is_none() && !is_named(links, link)
+}
+
+/// The paths by which nothing is sent before the peer agrees.
+#[must_use]
+pub fn abandoned(links: &Links) -> Vec<Path> {
+    let abandoned = links.links.iter().filter(|link| is_abandoned(links, link));
+    abandoned.map(|link| link.path).collect()
+}
+
+/// Begins a burst by each path that is one of `which`, and by which something is sent though the peer did not agree on it now.
+pub(super) fn probe_open(links: &mut Links, which: impl Fn(&Link) -> bool, now: Instant) {
+    let abandoned = abandoned(links);
+    links.probe(|link| which(link) && !abandoned.contains(&link.path), now);
 }
 
 /// Whether the peer names `link` as one by which it may be reached at any time.

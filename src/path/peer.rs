@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use self::choice::{beats, has_failed};
 use super::link::{Link, LinkReport};
-use super::links::{Candidate, Links, MAX_CANDIDATES, is_abandoned, is_open_to_probes};
+use super::links::{Candidate, Links, MAX_CANDIDATES, abandoned, is_open_to_probes, probe_open};
 use crate::model::{NodeAddress, Path};
 use crate::protocol::path_messages::ByeReason;
 
@@ -222,7 +222,7 @@ impl PeerPaths {
     /// A new session with the peer has begun. What it said by the session before may not hold any more, so it is asked again.
     pub fn handle_session(&mut self, now: Instant) {
         let is_direct = |link: &Link| link.path.relay().is_none() && link.is_alive(now);
-        self.links.probe(is_direct, now);
+        probe_open(&mut self.links, is_direct, now);
     }
 
     /// Somebody else doubts that the peer answers, so it is asked as if its path were silent.
@@ -296,7 +296,7 @@ impl PeerPaths {
                     .is_some_and(|at| since.is_none_or(|since| at >= since))
                 {
                     self.open(now);
-                    self.links.probe(|_| true, now);
+                    probe_open(&mut self.links, |_| true, now);
                 }
             }
             State::Open => {
@@ -359,7 +359,7 @@ impl PeerPaths {
         let primary = self.links.primary();
         if let Some(failed) = primary.and_then(|path| self.links.of_mut(path)) {
             failed.handle_failed(now);
-            if has_abandoned(&self.links) {
+            if !abandoned(&self.links).is_empty() {
                 self.actions.push(offer(&self.links, false));
             }
         }
@@ -478,7 +478,7 @@ impl PeerPaths {
                     Some(standby) => probes.push(standby),
                     None => {
                         *is_wide = true;
-                        self.links.probe(|link| Some(link.path) != primary, now);
+                        probe_open(&mut self.links, |link| Some(link.path) != primary, now);
                     }
                 }
             }
@@ -505,17 +505,20 @@ impl PeerPaths {
         if is_first {
             // A peer that was started again does not know the session, and answers only a handshake.
             self.actions.push(Action::Open);
+            // A path that failed may work again, and there is none by which the peer could agree to try it.
+            let failed = abandoned(&self.links);
+            self.links.probe(|link| failed.contains(&link.path), now);
         }
         if let State::Suspect { is_wide, .. } = &mut self.state
             && sent >= SUSPECT_PROBES
             && !std::mem::replace(is_wide, true)
         {
-            self.links.probe(|link| Some(link.path) != primary, now);
+            probe_open(&mut self.links, |link| Some(link.path) != primary, now);
         }
     }
 
     fn try_again(&mut self, tries: u32, now: Instant) {
-        if self.links.turn_candidates(now) || has_abandoned(&self.links) {
+        if self.links.turn_candidates(now) || !abandoned(&self.links).is_empty() {
             self.actions.push(offer(&self.links, true));
         }
         self.links.probe(|_| true, now);
@@ -589,11 +592,6 @@ fn open_paths(links: &Links, kind: u8, now: Instant) -> Vec<Path> {
     let better = links.all().iter().filter(|link| link.path.kind() < kind);
     let open = better.filter(|link| is_open_to_probes(links, link, now));
     open.map(|link| link.path).collect()
-}
-
-/// Whether there is a path by which nothing is sent before the peer agrees.
-fn has_abandoned(links: &Links) -> bool {
-    links.all().iter().any(|link| is_abandoned(links, link))
 }
 
 /// How long the path in use may be silent while packets are sent.

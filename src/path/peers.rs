@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::budget::Budget;
 use super::links::Candidate;
-use super::peer::{Action, PeerPaths, Report};
+use super::peer::{Action, PeerPaths, Report, State};
 use crate::model::{NodeAddress, Path, PublicKey};
 use crate::protocol::path_messages::ByeReason;
 
@@ -72,6 +72,12 @@ impl Peers {
         };
         let peers = self.peers.iter().filter(|(_, entry)| is_relayed(entry));
         peers.map(|(id, _)| *id).collect()
+    }
+
+    /// Whether the path to this peer works.
+    #[must_use]
+    pub fn is_open(&self, id: &PublicKey) -> bool {
+        self.get(id).is_some_and(|peer| peer.state() == State::Open)
     }
 
     /// Whether packets are sent to this peer without a relay.

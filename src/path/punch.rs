@@ -12,7 +12,10 @@
 //! ```
 //!
 //! To open its router, a node sends one empty datagram with so few hops that it ends on the way. Nobody knows how many hops that
-//! are, so each attempt takes another number.
+//! are, so each attempt takes another number. A datagram that reached the peer's router too early spoils the attempts that follow soon
+//! as well, because each of them renews what that router remembers. So the attempts after a longer pause, which find the routers as
+//! they were, take the numbers in a turn of their own. An attempt counts only if the peer hears of it, since both ends are to have the
+//! same number.
 
 use std::collections::BTreeMap;
 use std::hash::Hash;
@@ -27,6 +30,8 @@ use crate::os::metrics::Durations;
 
 /// The hops of the datagram that opens the router, in the order of the attempts.
 const HOPS: [u8; 3] = [4, 2, 8];
+/// A router forgets a datagram that nobody answered after so long. Linux waits 30 s.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(30);
 /// How long an answer is waited for, and a message belongs to the one before.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// The least time between two answers to one peer. A peer asks less often.
@@ -67,6 +72,10 @@ struct Attempt {
     last_answer: Option<Instant>,
     /// The number of times that the router was opened for attempts of the peer alone.
     opened: usize,
+    /// The number of attempts that found the routers as they were before all attempts.
+    rested: usize,
+    /// The place of the last attempt in the order of hops.
+    place: usize,
 }
 
 /// What follows from a message of a peer.
@@ -82,8 +91,15 @@ pub struct Steps {
 
 impl<K: Copy + Ord + Hash> Punching<K> {
     /// Returns those of the peers `relayed` that are to be asked now. These are all peers that are reached through a relay; what
-    /// was known of the others is forgotten. `is_direct` says whether one of the others is reached without a relay.
-    pub fn poll(&mut self, relayed: &[K], is_direct: impl Fn(&K) -> bool, now: Instant) -> Vec<K> {
+    /// was known of the others is forgotten. `is_heard` says whether messages to one of them arrive: the others are asked later.
+    /// `is_direct` says whether a peer that is not among them is reached without a relay.
+    pub fn poll(
+        &mut self,
+        relayed: &[K],
+        is_heard: impl Fn(&K) -> bool,
+        is_direct: impl Fn(&K) -> bool,
+        now: Instant,
+    ) -> Vec<K> {
         let times = &mut self.times;
         self.attempts.retain(|peer, attempt| {
             let is_relayed = relayed.contains(peer);
@@ -92,7 +108,7 @@ impl<K: Copy + Ord + Hash> Punching<K> {
                 if let Some(began) = began.filter(|at| is_within(*at, ANSWER_WITHIN, now)) {
                     times.note(now.saturating_duration_since(began));
                 }
-                (attempt.tries, attempt.next) = (0, None);
+                attempt.begin_anew();
             }
             let answer = attempt.last_answer;
             is_relayed || answer.is_some_and(|at| is_within(at, ANSWER_WITHIN, now))
@@ -101,6 +117,11 @@ impl<K: Copy + Ord + Hash> Punching<K> {
         for peer in relayed {
             let attempt = self.attempts.entry(*peer).or_default();
             if attempt.next.is_none_or(|at| at <= now) {
+                if !is_heard(peer) {
+                    // The next call asks, which follows when the peer is heard again.
+                    attempt.next = None;
+                    continue;
+                }
                 attempt.begin(now);
                 attempt.asked = Some(now);
                 ask.push(*peer);
@@ -126,9 +147,7 @@ impl<K: Copy + Ord + Hash> Punching<K> {
 
     /// The network of this node has changed: all peers are asked again at once.
     pub fn handle_network_change(&mut self) {
-        for attempt in self.attempts.values_mut() {
-            (attempt.tries, attempt.next) = (0, None);
-        }
+        self.attempts.values_mut().for_each(Attempt::begin_anew);
     }
 
     /// Whether a datagram that opens the router for `peer` may be sent to `to`. It is counted if so.
@@ -188,7 +207,20 @@ impl Attempt {
         }
     }
 
+    /// The next attempt is like the first one.
+    fn begin_anew(&mut self) {
+        (self.tries, self.rested) = (0, 0);
+        (self.began, self.next) = (None, None);
+    }
+
     fn begin(&mut self, now: Instant) {
+        let is_recent = |at: Instant| is_within(at, FORGOTTEN_AFTER, now);
+        if self.began.is_some_and(is_recent) {
+            self.place = self.tries as usize;
+        } else {
+            self.place = self.rested;
+            self.rested = self.rested.saturating_add(1);
+        }
         self.next = Some(now + retry_pause(self.tries));
         self.tries = self.tries.saturating_add(1);
         self.began = Some(now);
@@ -197,12 +229,11 @@ impl Attempt {
     /// The hops of a datagram that opens the router. All of one attempt have the same number, so that each number is tried after
     /// a pause.
     fn hops(&mut self) -> u8 {
-        let number = match self.tries.checked_sub(1) {
-            Some(number) => number as usize,
-            None => {
-                self.opened = self.opened.wrapping_add(1);
-                self.opened.wrapping_sub(1)
-            }
+        let number = if self.tries > 0 {
+            self.place
+        } else {
+            self.opened = self.opened.wrapping_add(1);
+            self.opened.wrapping_sub(1)
         };
         let hops = HOPS.get(number % HOPS.len()).copied();
         hops.unwrap_or(HOPS[0])
@@ -229,7 +260,7 @@ mod tests {
     fn both_routers_are_opened_before_either_end_probes() {
         let now = Instant::now();
         let (mut a, mut b) = (Punching::default(), Punching::default());
-        assert_eq!(a.poll(&['b'], |_| false, now), ['b']);
+        assert_eq!(a.poll(&['b'], |_| true, |_| false, now), ['b']);
         assert_eq!(b.handle_paths('a', true, now), steps(4, true, false));
         assert_eq!(a.handle_paths('b', false, now), steps(4, true, true));
         assert_eq!(b.handle_paths('a', false, now), steps(0, false, true));
@@ -241,8 +272,8 @@ mod tests {
     fn two_nodes_that_ask_at_once_both_probe() {
         let now = Instant::now();
         let (mut a, mut b) = (Punching::default(), Punching::default());
-        a.poll(&['b'], |_| false, now);
-        b.poll(&['a'], |_| false, now);
+        a.poll(&['b'], |_| true, |_| false, now);
+        b.poll(&['a'], |_| true, |_| false, now);
         assert_eq!(a.handle_paths('b', true, now), steps(4, true, false));
         assert_eq!(b.handle_paths('a', true, now), steps(4, true, false));
         assert_eq!(a.handle_paths('b', false, now), steps(4, false, true));
@@ -257,11 +288,11 @@ mod tests {
         // The second one notices three seconds later that it needs a relay. Messages take no time.
         for ms in (0..130_000).step_by(10) {
             let now = start + Duration::from_millis(ms);
-            if !a.poll(&['b'], |_| false, now).is_empty() {
+            if !a.poll(&['b'], |_| true, |_| false, now).is_empty() {
                 b.handle_paths('a', true, now);
                 asked.push(ms);
             }
-            if ms >= 2500 && !b.poll(&['a'], |_| false, now).is_empty() {
+            if ms >= 2500 && !b.poll(&['a'], |_| true, |_| false, now).is_empty() {
                 a.handle_paths('b', true, now);
                 asked.push(ms);
             }
@@ -274,22 +305,68 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_that_does_not_hear_this_node_is_asked_when_it_does_so_that_both_ends_count_the_same_attempts()
+     {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let (mut a, mut b) = (Punching::default(), Punching::default());
+        // The first handshake gets lost, and the next one follows five seconds later.
+        for ms in (0..5000).step_by(100) {
+            assert!(a.poll(&['b'], |_| false, |_| false, at(ms)).is_empty());
+        }
+        assert_eq!(a.poll_timeout(), None);
+        assert_eq!(b.poll(&['a'], |_| true, |_| false, at(5000)), ['a']);
+        assert_eq!(a.poll(&['b'], |_| true, |_| false, at(5000)), ['b']);
+        assert_eq!(a.handle_paths('b', true, at(5050)), steps(4, true, false));
+        assert_eq!(b.handle_paths('a', true, at(5050)), steps(4, true, false));
+        // An attempt that is due while nothing arrives is made up for once.
+        assert!(a.poll(&['b'], |_| false, |_| false, at(6000)).is_empty());
+        assert_eq!(a.poll(&['b'], |_| true, |_| false, at(7500)), ['b']);
+        assert!(a.poll(&['b'], |_| true, |_| false, at(7600)).is_empty());
+        assert_eq!(a.poll_timeout(), Some(at(9500)));
+    }
+
+    #[test]
+    fn attempts_after_a_pause_in_which_routers_forget_have_their_own_turn_of_hops() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut punching = Punching::default();
+        let mut hops = Vec::new();
+        for second in 0..800 {
+            if !punching
+                .poll(&[1], |_| true, |_| false, at(second))
+                .is_empty()
+            {
+                let steps = punching.handle_paths(1, false, at(second));
+                hops.extend(steps.open.map(|hops| (second, hops)));
+            }
+        }
+        let soon = [(0, 4), (1, 2), (3, 8), (7, 4), (15, 2), (31, 8)];
+        let rested = [(63, 2), (127, 8), (427, 4), (727, 2)];
+        assert_eq!(hops, [&soon[..], &rested[..]].concat());
+    }
+
+    #[test]
     fn attempts_become_rarer_and_begin_anew_after_a_direct_path_or_a_change() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut punching = Punching::default();
         let asked: Vec<u64> = (0..600)
-            .filter(|second| !punching.poll(&[1], |_| false, at(*second)).is_empty())
+            .filter(|second| {
+                !punching
+                    .poll(&[1], |_| true, |_| false, at(*second))
+                    .is_empty()
+            })
             .collect();
         assert_eq!(asked, [0, 1, 3, 7, 15, 31, 63, 127, 427]);
         assert_eq!(punching.poll_timeout(), Some(at(727)));
         punching.handle_network_change();
-        assert_eq!(punching.poll(&[1], |_| false, at(600)), [1]);
+        assert_eq!(punching.poll(&[1], |_| true, |_| false, at(600)), [1]);
         // A peer that is reached directly is not waited for, though its last message may still be answered.
         punching.handle_paths(1, true, at(600));
-        assert_eq!(punching.poll(&[], |_| false, at(601)), [0; 0]);
+        assert_eq!(punching.poll(&[], |_| true, |_| false, at(601)), [0; 0]);
         assert_eq!(punching.poll_timeout(), None);
-        assert_eq!(punching.poll(&[1], |_| false, at(601)), [1]);
+        assert_eq!(punching.poll(&[1], |_| true, |_| false, at(601)), [1]);
     }
 
     #[test]
@@ -297,13 +374,13 @@ mod tests {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
         let mut punching = Punching::default();
-        punching.poll(&[1, 2, 3, 4], |_| false, start);
+        punching.poll(&[1, 2, 3, 4], |_| true, |_| false, start);
         // The first peer is reached directly at the first attempt, and the second one at the second. The third one is removed.
-        punching.poll(&[2, 4], |peer| *peer == 1, at(120));
-        punching.poll(&[2, 4], |peer| *peer == 1, at(1000));
-        punching.poll(&[4], |peer| *peer < 3, at(1300));
+        punching.poll(&[2, 4], |_| true, |peer| *peer == 1, at(120));
+        punching.poll(&[2, 4], |_| true, |peer| *peer == 1, at(1000));
+        punching.poll(&[4], |_| true, |peer| *peer < 3, at(1300));
         // Much later, the last one is reached directly for another reason.
-        punching.poll(&[], |_| true, at(20_000));
+        punching.poll(&[], |_| true, |_| true, at(20_000));
         assert_eq!(punching.times().counts(), [0, 1, 1, 0, 0, 0, 0, 0]);
         assert_eq!(punching.times().sum(), Duration::from_millis(420));
     }

@@ -32,7 +32,7 @@ pub(super) fn poll(node: &mut JoinedNode, now: Instant) {
     let is_counted = |_: &PublicKey| false;
     let (calling, members) = (&mut node.device.calling, &node.netmap.members);
     calling.log.retain(|id| members.contains_key(id));
-    for peer in calling.punching.poll(&unreached, is_counted, now) {
+    for peer in calling.punching.poll(&unreached, |_| true, is_counted, now) {
         let by = peers_to(node, &peer);
         call(node, &peer, true, &by, now);
     }

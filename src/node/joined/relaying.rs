@@ -25,9 +25,10 @@ pub(super) fn poll(node: &mut JoinedNode, now: Instant) {
     }
     let relayed = node.paths.steered().relayed();
     let paths = &node.paths;
+    let is_heard = |peer: &PublicKey| paths.steered().is_open(peer);
     let is_direct = |peer: &PublicKey| paths.steered().is_direct(peer);
     let punching = &mut node.device.reach.punching;
-    for peer in punching.poll(&relayed, is_direct, now) {
+    for peer in punching.poll(&relayed, is_heard, is_direct, now) {
         send_paths(node, &peer, true, now);
     }
 }

@@ -1,6 +1,7 @@
 //! The peers whose paths are chosen here, and the relays that lead to them. Pure.
 //!
-//! The members that this node hears on direct paths are also those for which this node relays.
+//! The members that this node hears on direct paths are also those for which this node relays. A path that failed is none of them: what
+//! is forwarded by it would reach nobody, and could spoil the next punch at the member's router.
 //!
 //! A relay that was started again accepts no tag of before. So when packets through a relay are not answered, the relay itself
 //! is asked. Its echo has the new tag, and if there is no echo, a handshake shows the relay that its session is a new one. The
@@ -14,7 +15,7 @@ use super::relays::Relays;
 use crate::model::{NodeAddress, Path, PublicKey};
 use crate::path::Peers;
 use crate::path::link::{Evidence, Link, LinkReport};
-use crate::path::links::Candidate;
+use crate::path::links::{Candidate, abandoned};
 use crate::path::peer::{Action, PeerPaths, Report, State};
 use crate::protocol::path_messages::ByeReason;
 use crate::tunnel::{PathReport, UsableRelay};
@@ -162,11 +163,14 @@ impl Steered {
             return;
         };
         let has_new_session = self.relays.handle_report(id, peer.address, report);
+        self.paths.handle_report(id, &report_of(report), now);
+        let links = self.paths.get(id).map(PeerPaths::links);
+        let failed = links.map(abandoned).unwrap_or_default();
         let direct = report.paths.iter().filter_map(|seen| {
             let is_young = |at: Instant| now.saturating_duration_since(at) < HEARD_WITHIN;
             seen.path
                 .endpoint()
-                .filter(|_| seen.heard.is_some_and(is_young))
+                .filter(|_| seen.heard.is_some_and(is_young) && !failed.contains(&seen.path))
         });
         let heard: Vec<SocketAddr> = direct.collect();
         if self.heard.get(id).map_or(&[][..], |before| before) != heard {
@@ -174,7 +178,6 @@ impl Steered {
             self.actions.push(action);
             self.heard.insert(*id, heard);
         }
-        self.paths.handle_report(id, &report_of(report), now);
         if has_new_session && self.is_led_by(peer.address) {
             self.paths.handle_session(id, now);
         }
@@ -548,6 +551,40 @@ mod tests {
         assert!(steered.poll(now).contains(&heard));
         steered.handle_report(&id(1), &report(1, None, now), now);
         assert!(!steered.poll(now).contains(&heard), "only once");
+    }
+
+    #[test]
+    fn this_node_relays_by_no_path_that_failed_until_the_member_is_heard_by_it() {
+        let now = Instant::now();
+        let at = |seconds| now + Duration::from_secs(seconds);
+        let mut steered = Steered::new(true);
+        let (member, mut behind_router) = peer(1, &[2]);
+        behind_router.direct = Vec::new();
+        steered.set(
+            [(member, behind_router), peer(2, &[])].into(),
+            |_| true,
+            now,
+        );
+        steered.handle_report(&id(2), &report(2, Some(2), now), now);
+        let _ = steered.poll(now);
+        let mut seen = report(1, None, now);
+        let relayed = PathSeen {
+            path: through(2),
+            ..seen.paths[0]
+        };
+        seen.paths.push(relayed);
+        steered.handle_report(&id(1), &seen, now);
+        let there = SteerAction::RelayFor(address(1), vec![endpoint(1)]);
+        assert!(steered.poll(now).contains(&there));
+        // The standby takes over.
+        steered.handle_bye(&id(1), ByeReason::Roaming, at(1));
+        seen.primary = Some(through(2));
+        steered.handle_report(&id(1), &seen, at(2));
+        let nowhere = SteerAction::RelayFor(address(1), Vec::new());
+        assert!(steered.poll(at(2)).contains(&nowhere));
+        seen.paths[0].heard = Some(at(3));
+        steered.handle_report(&id(1), &seen, at(3));
+        assert!(steered.poll(at(3)).contains(&there));
     }
 
     #[test]

@@ -555,6 +555,30 @@ fn a_lossy_direct_path_gives_way_to_a_relay() {
 }
 
 #[test]
+fn a_path_that_failed_is_left_alone_while_a_relay_answers_late_and_tried_when_the_relay_is_dead() {
+    let mut world = World::new(&[host(relay(1))], &[(relay(1), 20)]);
+    world.run(2000, Some(20));
+    // The peer is heard through its router, which then gives it another port.
+    world.trips.insert(direct(9), 10);
+    world.hear(direct(9));
+    world.run(4000, Some(20));
+    assert_eq!(world.report.primary, Some(direct(9)));
+    world.trips.remove(&direct(9));
+    world.run(6000, Some(20));
+    assert_eq!(world.report.primary, Some(relay(1)));
+    world.trips.remove(&relay(1));
+    world.run(6520, Some(20));
+    assert!(matches!(world.peer.state(), State::Suspect { .. }));
+    world.trips.insert(relay(1), 20);
+    world.run(8000, Some(20));
+    assert_eq!(world.peer.state(), State::Open);
+    assert_eq!(world.probes(direct(9), 6000), [0; 0]);
+    world.trips.clear();
+    world.run(9000, Some(20));
+    assert!(!world.probes(direct(9), 8000).is_empty());
+}
+
+#[test]
 fn a_lost_peer_is_tried_again_with_pauses_that_grow() {
     let mut world = open();
     world.trips.clear();

@@ -232,8 +232,10 @@ impl Relay {
         if header.label == source {
             return Err(RelayDrop::ToSender);
         }
-        // A member that was never heard by a path of its own may not understand frames.
-        if !self.members.contains_key(&header.label) {
+        // A member that was never heard by a path of its own may not understand frames, and one whose paths have all failed is not
+        // reached.
+        let member = self.members.get(&header.label);
+        if !member.is_some_and(|member| member.is_reached(now)) {
             return Err(RelayDrop::UnknownDestination);
         }
         let found = destination(header.label).ok_or(RelayDrop::UnknownDestination)?;
@@ -369,6 +371,10 @@ const NOTHING: Rate = Rate {
 };
 
 impl Member {
+    fn is_reached(&self, now: Instant) -> bool {
+        self.streams > 0 || self.paths.iter().any(|path| path.is_usable(now))
+    }
+
     fn sends_from(&self, endpoint: SocketAddr, now: Instant) -> bool {
         let mut paths = self.paths.iter();
         paths.any(|path| path.endpoint == endpoint && path.is_usable(now))

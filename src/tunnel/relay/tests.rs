@@ -176,6 +176,21 @@ fn a_former_path_is_accepted_for_ten_seconds() {
 }
 
 #[test]
+fn nothing_is_forwarded_to_a_member_whose_paths_have_failed() {
+    let mut world = World::new();
+    let header = world.header(1, 2);
+    world.relay.handle_paths(member(2), &[], world.at(5));
+    assert!(world.decide(header, endpoint(1), 15).is_ok());
+    assert_eq!(
+        world.decide(header, endpoint(1), 16),
+        Err(RelayDrop::UnknownDestination)
+    );
+    let there = [endpoint(2)];
+    world.relay.handle_paths(member(2), &there, world.at(17));
+    assert!(world.decide(header, endpoint(1), 17).is_ok());
+}
+
+#[test]
 fn a_tag_is_valid_for_its_member_its_endpoint_and_five_to_ten_minutes() {
     let mut world = World::new();
     let header = world.header(1, 2);

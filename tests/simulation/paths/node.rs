@@ -308,8 +308,11 @@ impl Node {
         }
         let relayed = self.paths.steered().relayed();
         let time = self.at(now);
-        let is_direct = |peer: &PublicKey| self.paths.steered().is_direct(peer);
-        for peer in self.reach.punching.poll(&relayed, is_direct, time) {
+        let steered = self.paths.steered();
+        let is_heard = |peer: &PublicKey| steered.is_open(peer);
+        let is_direct = |peer: &PublicKey| steered.is_direct(peer);
+        let punching = &mut self.reach.punching;
+        for peer in punching.poll(&relayed, is_heard, is_direct, time) {
             self.send_paths(number(&peer), true, now, random);
         }
     }
