@@ -14,8 +14,7 @@
 //! To open its router, a node sends one empty datagram with so few hops that it ends on the way. Nobody knows how many hops that
 //! are, so each attempt takes another number. A datagram that reached the peer's router too early spoils the attempts that follow soon
 //! as well, because each of them renews what that router remembers. So the attempts after a longer pause, which find the routers as
-//! they were, take the numbers in a turn of their own. An attempt counts only if the peer hears of it, since both ends are to have the
-//! same number.
+//! they were, have a turn of their own. An attempt counts only if the peer hears of it, since both ends are to have the same number.
 
 use std::collections::BTreeMap;
 use std::hash::Hash;
@@ -30,6 +29,9 @@ use crate::os::metrics::Durations;
 
 /// The hops of the datagram that opens the router, in the order of the attempts.
 const HOPS: [u8; 3] = [4, 2, 8];
+/// The same for the attempts after a pause in which routers forget. The first number is the right one most often, and these attempts are
+/// rare. With the largest one a datagram reaches the peer's router in most networks.
+const HOPS_AFTER_PAUSE: [u8; 4] = [4, 2, 4, 8];
 /// A router forgets a datagram that nobody answered after so long. Linux waits 30 s.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(30);
 /// How long an answer is waited for, and a message belongs to the one before.
@@ -72,10 +74,10 @@ struct Attempt {
     last_answer: Option<Instant>,
     /// The number of times that the router was opened for attempts of the peer alone.
     opened: usize,
-    /// The number of attempts that found the routers as they were before all attempts.
+    /// The number of attempts after a pause in which routers forget.
     rested: usize,
-    /// The place of the last attempt in the order of hops.
-    place: usize,
+    /// The hops of the last attempt.
+    hops: u8,
 }
 
 /// What follows from a message of a peer.
@@ -201,7 +203,7 @@ impl Attempt {
     /// The peer begins an attempt, which is one of this node as well: so between two attempts there is a pause in which neither end
     /// sends to the other's router, and a router that took a port for a stray datagram forgets that.
     fn join(&mut self, now: Instant) {
-        let began = self.began.filter(|_| self.next.is_some());
+        let began = self.began.filter(|_| self.tries > 0);
         if began.is_some_and(|at| !is_within(at, ANSWER_INTERVAL, now)) {
             self.begin(now);
         }
@@ -215,12 +217,12 @@ impl Attempt {
 
     fn begin(&mut self, now: Instant) {
         let is_recent = |at: Instant| is_within(at, FORGOTTEN_AFTER, now);
-        if self.began.is_some_and(is_recent) {
-            self.place = self.tries as usize;
+        self.hops = if self.began.is_some_and(is_recent) {
+            turn(&HOPS, self.tries as usize)
         } else {
-            self.place = self.rested;
-            self.rested = self.rested.saturating_add(1);
-        }
+            self.rested = self.rested.wrapping_add(1);
+            turn(&HOPS_AFTER_PAUSE, self.rested.wrapping_sub(1))
+        };
         self.next = Some(now + retry_pause(self.tries));
         self.tries = self.tries.saturating_add(1);
         self.began = Some(now);
@@ -229,15 +231,17 @@ impl Attempt {
     /// The hops of a datagram that opens the router. All of one attempt have the same number, so that each number is tried after
     /// a pause.
     fn hops(&mut self) -> u8 {
-        let number = if self.tries > 0 {
-            self.place
-        } else {
-            self.opened = self.opened.wrapping_add(1);
-            self.opened.wrapping_sub(1)
-        };
-        let hops = HOPS.get(number % HOPS.len()).copied();
-        hops.unwrap_or(HOPS[0])
+        if self.tries > 0 {
+            return self.hops;
+        }
+        self.opened = self.opened.wrapping_add(1);
+        turn(&HOPS, self.opened.wrapping_sub(1))
     }
+}
+
+/// The hops of the attempt with this number.
+fn turn<const N: usize>(hops: &[u8; N], number: usize) -> u8 {
+    hops.get(number % N).copied().unwrap_or_default()
 }
 
 fn is_within(at: Instant, time: Duration, now: Instant) -> bool {
@@ -342,7 +346,7 @@ mod tests {
             }
         }
         let soon = [(0, 4), (1, 2), (3, 8), (7, 4), (15, 2), (31, 8)];
-        let rested = [(63, 2), (127, 8), (427, 4), (727, 2)];
+        let rested = [(63, 2), (127, 4), (427, 8), (727, 4)];
         assert_eq!(hops, [&soon[..], &rested[..]].concat());
     }
 
