@@ -3,6 +3,7 @@
 
 pub mod admin;
 pub mod api;
+pub mod api_token;
 pub mod call;
 pub mod control;
 pub mod gossip;

@@ -51,6 +51,7 @@ fn the_page_of_exit_codes_has_every_code_and_no_other() {
         .collect();
     let codes = [
         ErrorCode::BadRequest,
+        ErrorCode::Unauthorized,
         ErrorCode::Forbidden,
         ErrorCode::NotFound,
         ErrorCode::Conflict,
