@@ -14,5 +14,6 @@ pub mod stream;
 pub mod stun;
 pub mod token;
 pub mod url;
+pub mod web;
 
 pub use token::JoinToken;
