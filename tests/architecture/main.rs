@@ -102,6 +102,8 @@ const PURE: &[&str] = &[
     "os/metrics/page.rs",
     "os/repeats.rs",
     "os/watchdog.rs",
+    "os/web/limits.rs",
+    "os/web/refused.rs",
 ];
 
 /// Files inside the pure parts that do the input and output for them. A file that needs this no more is to be taken
