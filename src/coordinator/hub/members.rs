@@ -9,6 +9,7 @@ use crate::coordinator::store::Write;
 use crate::model::{Label, PublicKey};
 use crate::os::audit::{Event, LineDigest, Transition, What, Who};
 use crate::os::log::TRANSITION;
+use crate::protocol::api_token::ApiCertificate;
 use crate::records::envelope::Authentic;
 use crate::records::kinds::{Record, RecordKey, RevokedKind, Token};
 use crate::records::{Ledger, api_revocation};
@@ -235,6 +236,8 @@ pub enum Administered {
     MeshChanged(u64),
     TokenMade(Token),
     TokenRevoked(PublicKey),
+    /// The certificate of an API token. It is no record: the command that signed it tells the coordinator.
+    ApiTokenMade(ApiCertificate),
     ApiTokenRevoked(PublicKey),
     /// A policy with this version, and the digest of its text.
     PolicyApplied(u64, Option<LineDigest>),
@@ -284,6 +287,10 @@ impl Transition for Submitted<'_> {
             Administered::TokenRevoked(id) => {
                 tracing::info!(target: TRANSITION, token = id.short(), "token revoked");
             }
+            Administered::ApiTokenMade(token) => {
+                let (id, name) = (token.id.short(), &token.name);
+                tracing::info!(target: TRANSITION, token = id, %name, "API token made");
+            }
             Administered::ApiTokenRevoked(id) => {
                 tracing::info!(target: TRANSITION, token = id.short(), "API token revoked");
             }
@@ -307,6 +314,12 @@ impl Transition for Submitted<'_> {
                 expires_at: token.expires_at,
             },
             Administered::TokenRevoked(token) => What::TokenRevoked { token: *token },
+            Administered::ApiTokenMade(token) => What::ApiTokenMade {
+                token: token.id,
+                name: token.name.clone(),
+                scopes: token.scopes.clone(),
+                expires_at: token.expires_at,
+            },
             Administered::ApiTokenRevoked(token) => What::ApiTokenRevoked { token: *token },
             Administered::PolicyApplied(version, digest) => What::PolicyApplied {
                 version: *version,
