@@ -1,17 +1,17 @@
 //! The local API: HTTP over a Unix socket, for root, meshd's own user and the members of the socket's group.
 //!
-//! This is a thin shell: it parses a request, sends a [`Command`] to the agent, and writes the answer. A call that changes
+//! The handlers serve the API over the network too ([`super::web`]). This is a thin shell: it parses a request, sends a [`Command`] to the agent, and writes the answer. A call that changes
 //! something is answered after its event is on disk.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use axum::extract::connect_info::ConnectInfo;
 use axum::extract::{Path as UrlPath, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixListener;
@@ -19,16 +19,19 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::join_problem::JoinProblem;
 use super::transitions::local::LocalChange;
-use crate::os::audit::{Audit, LocalCall};
+use crate::model::PublicKey;
+use crate::os::audit::{Audit, LocalCall, Who};
 use crate::os::tasks::Tasks;
-use crate::os::unix_server;
-use crate::os::unix_server::{Caller, failure};
+use crate::os::unix_server::failure;
+use crate::os::web::Facts;
+use crate::os::{unix_server, web};
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::local::{
     AddService, Checkup, ContainerList, DeniedList, Join, Joined, KeyRotated, Left, Netcheck, Ping,
     Pong, RemoveService, Rename, Renamed, Resolve, Resolved, ServiceChanged, ServiceList, Status,
     SystemList, Why, WhyRequest,
 };
+use crate::protocol::web::openapi;
 
 /// The channel for an answer.
 pub type Reply<T> = oneshot::Sender<Result<T, ApiError>>;
@@ -76,6 +79,17 @@ pub enum Command {
     Ready(Reply<Option<String>>),
     /// Return the metrics as text.
     Metrics(Reply<String>),
+    /// Return what is needed to serve the API over the network.
+    Api(ApiQuery),
+}
+
+/// What the server of the API over the network asks the agent.
+#[derive(Debug)]
+pub enum ApiQuery {
+    /// Return the addresses at which to listen.
+    Addresses(Reply<Vec<IpAddr>>),
+    /// Return the facts about a token with this id, and about a caller at this address.
+    Facts(PublicKey, IpAddr, Reply<Facts>),
 }
 
 /// What the calls need.
@@ -122,8 +136,34 @@ pub async fn serve(listener: UnixListener, path: &Path, api: LocalApi) -> std::i
     unix_server::serve(listener, path, router).await
 }
 
+/// The handlers of the calls over the network. Their callers have to be checked before.
+pub(super) fn over_network(api: LocalApi) -> Router {
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/system", get(system))
+        .route("/v1/services", get(services).post(add_service))
+        .route("/v1/services/{name}", delete(remove_service))
+        .route("/v1/services/{name}/{port}", delete(remove_port))
+        .route(
+            "/v1/services/{name}/{port}/{protocol}",
+            delete(remove_protocol),
+        )
+        .route("/v1/services/{name}/drain", post(drain))
+        .route("/v1/services/{name}/undrain", post(undrain))
+        .route("/v1/resolve", post(resolve))
+        .route("/v1/why", post(why))
+        .route("/v1/netcheck", get(netcheck))
+        .route("/v1/policy/denied", get(denied))
+        .route("/v1/metrics", get(metrics))
+        .route(
+            openapi::PATH_OF_NODE,
+            get(|| async { web::json(&openapi::of_node()) }),
+        )
+        .with_state(api)
+}
+
 type Agent = State<LocalApi>;
-type By = ConnectInfo<Caller>;
+type By = Extension<Who>;
 
 async fn status(agent: Agent) -> Response {
     call(agent, Command::Status).await
@@ -245,7 +285,7 @@ async fn metrics(State(agent): Agent) -> Response {
 /// The time limit of all commands. A join has its own limit, which is not longer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
 
-async fn send<T>(
+pub(super) async fn send<T>(
     agent: &mpsc::Sender<Command>,
     command: impl FnOnce(Reply<T>) -> Command,
 ) -> Result<T, ApiError> {
@@ -283,7 +323,7 @@ fn answer<T: Serialize>(result: Result<T, ApiError>) -> Response {
 /// A call that changes something, which is not answered before its event is on disk.
 async fn change<T: Serialize + Send + 'static>(
     State(agent): Agent,
-    ConnectInfo(by): By,
+    Extension(by): By,
     (call, name): (LocalCall, Option<String>),
     command: impl FnOnce(Reply<T>) -> Command + Send + 'static,
 ) -> Response {
@@ -297,7 +337,7 @@ async fn change<T: Serialize + Send + 'static>(
     tasks.spawn_child("a change by a local caller", async move {
         let result = send(&commands, command).await;
         audit.note(&LocalChange {
-            by: &by.who(),
+            by: &by,
             call,
             of: name.as_deref(),
             result: result.as_ref().map(drop),
@@ -343,7 +383,41 @@ async fn call_with<B: DeserializeOwned, T: Serialize>(
 
 #[cfg(test)]
 mod tests {
+    use axum::body::Body;
+    use hyper::service::Service as _;
+    use hyper_util::service::TowerToHyperService;
+
     use super::*;
+    use crate::protocol::web::calls::OF_NODE;
+
+    #[tokio::test]
+    async fn each_call_over_the_network_has_a_handler() {
+        // Nobody receives the commands, so a handler that sends one answers that meshd is stopping.
+        let (commands, _) = mpsc::channel(1);
+        let api = LocalApi {
+            commands,
+            audit: Audit::none(),
+            tasks: Tasks::new("test"),
+        };
+        let router = TowerToHyperService::new(over_network(api));
+        for call in OF_NODE {
+            let body = match call.body.map(|body| body.name) {
+                Some("AddService") => r#"{"name":"web","port":80,"protocol":"tcp"}"#,
+                Some("Resolve") => r#"{"name":"db.svc.mesh","type":"A"}"#,
+                Some("WhyRequest") => r#"{"to":"web-1"}"#,
+                Some(other) => panic!("{other} needs an example"),
+                None => "",
+            };
+            let request = axum::http::Request::builder()
+                .method(call.method)
+                .uri(call.path.replace(['{', '}'], ""))
+                .extension(Who::Daemon)
+                .body(Body::from(body));
+            let answer = router.call(request.expect("a valid request")).await;
+            let status = answer.expect("it never fails").status().as_u16();
+            assert_eq!(status, 503, "{} {}", call.method, call.path);
+        }
+    }
 
     #[tokio::test]
     async fn a_change_of_a_caller_that_hangs_up_has_an_event() {
@@ -354,7 +428,7 @@ mod tests {
             audit: Audit::open(directory.path()),
             tasks: Tasks::new("test"),
         };
-        let by = ConnectInfo(Caller::default());
+        let by = Extension(Who::Daemon);
         let leave = (LocalCall::Leave, None);
         let answered = change(State(api), by, leave, Command::Leave);
         let hung_up = tokio::time::timeout(Duration::from_millis(50), answered).await;

@@ -220,7 +220,7 @@ fn an_api_token_that_is_made_and_revoked_is_a_line_and_an_event_each() {
         created_at: UnixSeconds(0),
         expires_at: UnixSeconds(1),
     };
-    let revocation = || vec![api_revocation::seal(id(70), &key(MESH))];
+    let revocation = || api_revocation::seal(id(70), &key(MESH));
     let logged = lines(|| {
         api::note_made(&hub.0, certificate, &Who::Daemon);
         submit(&hub, None, revocation()).expect("signed");
