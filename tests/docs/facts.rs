@@ -81,6 +81,7 @@ fn the_page_of_ports_has_the_ports_of_the_code() {
         "| UDP 51820 |".to_owned(),
         format!("| TCP {} |", meshd::protocol::stream::StreamUrl::PORT),
         "| UDP 53, TCP 53 |".to_owned(),
+        format!("| TCP {} |", meshd::protocol::web::PORT),
         "| TCP 9560 |".to_owned(),
         "| TCP 9561 |".to_owned(),
     ] {
@@ -89,7 +90,7 @@ fn the_page_of_ports_has_the_ports_of_the_code() {
     let rows = page
         .lines()
         .filter(|line| line.starts_with("| TCP") || line.starts_with("| UDP"));
-    assert_eq!(rows.count(), 9);
+    assert_eq!(rows.count(), 10);
     for (file, values) in [
         (
             "config/meshd.toml",

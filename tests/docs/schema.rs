@@ -11,7 +11,7 @@ use crate::reference::{cell, check, head};
 use crate::{read, repository, walk};
 
 /// The commands, the types that they print, and the files of the schemas.
-const DOCUMENTS: [(&str, &str, &str); 16] = [
+const DOCUMENTS: [(&str, &str, &str); 18] = [
     ("meshctl status --json", "Status", "status"),
     ("meshctl status --system --json", "SystemList", "system"),
     ("meshctl why web-1 --json", "Why", "why"),
@@ -20,6 +20,16 @@ const DOCUMENTS: [(&str, &str, &str); 16] = [
     ("meshctl node list --json", "NodeList", "nodes"),
     ("meshctl token list --json", "TokenList", "tokens"),
     ("meshctl token create --json", "Created", "token"),
+    (
+        "meshctl api-token list --json",
+        "ApiTokenList",
+        "api-tokens",
+    ),
+    (
+        "meshctl api-token create --name ci --scope status:read --json",
+        "CreatedApiToken",
+        "api-token",
+    ),
     ("meshctl doctor --json", "Report", "doctor"),
     (
         "meshctl policy apply /run/shop.toml --json",
@@ -62,13 +72,15 @@ const MESSAGES: [(&str, &str); 5] = [
     ("WhyRequest", "why-request"),
 ];
 /// The files of the types.
-const SOURCES: [&str; 15] = [
+const SOURCES: [&str; 17] = [
     "src/protocol/local.rs",
     "src/protocol/local/paths.rs",
     "src/protocol/local/policy.rs",
     "src/protocol/admin.rs",
     "src/records/kinds/services.rs",
     "src/model/protocol.rs",
+    "src/cli/api_token/create.rs",
+    "src/cli/api_token/list.rs",
     "src/cli/token/create.rs",
     "src/cli/doctor/mod.rs",
     "src/cli/doctor/explain.rs",
@@ -80,7 +92,7 @@ const SOURCES: [&str; 15] = [
     "src/cli/audit/findings.rs",
 ];
 /// Types that are a JSON string.
-const STRINGS: [&str; 14] = [
+const STRINGS: [&str; 15] = [
     "String",
     "Label",
     "PublicKey",
@@ -95,6 +107,7 @@ const STRINGS: [&str; 14] = [
     "CoordinatorUrl",
     "Protocol",
     "Tag",
+    "Scope",
 ];
 const INTEGERS: [&str; 6] = ["u8", "u16", "u32", "u64", "usize", "UnixSeconds"];
 
