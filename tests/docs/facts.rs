@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use meshd::protocol::api::ErrorCode;
+use meshd::protocol::web::calls::{ApiCall, OF_COORDINATOR, OF_NODE};
 
 use crate::read;
 
@@ -65,6 +66,26 @@ fn the_page_of_exit_codes_has_every_code_and_no_other() {
     ];
     let mut known: BTreeSet<u8> = codes.into_iter().map(ErrorCode::exit_code).collect();
     known.insert(0);
+    assert_eq!(listed, known);
+}
+
+#[test]
+fn the_page_of_the_api_has_every_call_with_its_scope_and_no_other() {
+    let page = read("docs/reference/api.md");
+    let is_call = |line: &&str| {
+        let methods = ["GET", "POST", "DELETE"];
+        methods
+            .iter()
+            .any(|method| line.starts_with(&format!("| `{method} ")))
+    };
+    let listed: BTreeSet<String> = page.lines().filter(is_call).map(str::to_owned).collect();
+    let row = |call: &ApiCall| {
+        format!(
+            "| `{} {}` | `{}` | {} |",
+            call.method, call.path, call.scope, call.about
+        )
+    };
+    let known: BTreeSet<String> = OF_NODE.iter().chain(OF_COORDINATOR).map(row).collect();
     assert_eq!(listed, known);
 }
 
