@@ -145,14 +145,14 @@ impl<K: Knowledge> Guard<K> {
 struct Refusal {
     error: ApiError,
     /// The caller, if the refusal is an event and counts against its source. None if the caller is not at fault, or has to wait.
-    by: Option<Who>,
+    by: Option<Box<Who>>,
 }
 
 impl Refusal {
     fn of(by: Who, error: ApiError) -> Self {
         Self {
             error,
-            by: Some(by),
+            by: Some(Box::new(by)),
         }
     }
 
@@ -184,7 +184,8 @@ async fn pass<K: Knowledge>(
         Found::Nothing => return failure(no_such_call(guard.description)),
     };
     let asked = format!("{method} {path}");
-    match guard.check(call, source, request.headers()).await {
+    let checked = guard.check(call, source, request.headers()).await;
+    match checked {
         Ok(by) => {
             request.extensions_mut().insert(by);
             normalized(next.run(request).await).await
@@ -214,7 +215,7 @@ fn busy(what: &str) -> ApiError {
 /// Reads the token of a request.
 fn token_of(headers: &HeaderMap) -> Result<ApiToken, ApiError> {
     let unauthorized = |text: String| ApiError::new(ErrorCode::Unauthorized, text);
-    let Some(value) = only(headers, &AUTHORIZATION) else {
+    let Some(value) = only(headers, AUTHORIZATION) else {
         return Err(unauthorized(
             "this call needs an API token; send the header `Authorization: Bearer TOKEN`, once"
                 .to_owned(),
@@ -235,7 +236,7 @@ fn token_of(headers: &HeaderMap) -> Result<ApiToken, ApiError> {
 /// Checks that the request names this server, so that it is not sent for a site of somebody else.
 fn check_host(headers: &HeaderMap, facts: &Facts) -> Result<(), ApiError> {
     let names = facts.names.iter().map(String::as_str);
-    match only(headers, &HOST) {
+    match only(headers, HOST) {
         Some(host) if host::is_own(host, &facts.domain, names) => Ok(()),
         _ => Err(ApiError::new(
             ErrorCode::Forbidden,
@@ -248,7 +249,7 @@ fn check_host(headers: &HeaderMap, facts: &Facts) -> Result<(), ApiError> {
 }
 
 /// The value of a header that a request has once.
-fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+fn only(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
     let mut values = headers.get_all(name).iter();
     match (values.next(), values.next()) {
         (Some(value), None) => value.to_str().ok(),
