@@ -2,9 +2,11 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
+use axum::http::HeaderMap;
 use axum::response::Response;
 use axum::routing::get;
 
@@ -13,10 +15,13 @@ use super::metrics;
 use super::reply::document;
 use crate::model::PublicKey;
 use crate::os::clock;
-use crate::os::web::{Facts, Guard, Knowledge, guarded, json};
+use crate::os::web::{self, Facts, Guard, Knowledge, guarded, json};
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::web::calls::OF_COORDINATOR;
 use crate::protocol::web::openapi;
+
+/// How long one stream of events lasts. It ends before the deadline of its connection.
+const EVENTS_LIFETIME: Duration = Duration::from_secs(10);
 
 /// The handlers of all calls, behind the check of their tokens.
 pub(super) fn router(hub: Arc<Hub>) -> Router {
@@ -32,6 +37,7 @@ pub(super) fn router(hub: Arc<Hub>) -> Router {
         .route("/v1/api/nodes", get(nodes))
         .route("/v1/api/services", get(services))
         .route("/v1/api/metrics", get(scrape))
+        .route("/v1/api/events", get(events))
         .route(
             openapi::PATH_OF_COORDINATOR,
             get(|| async { json(&openapi::of_coordinator()) }),
@@ -67,6 +73,13 @@ async fn nodes(State(hub): State<Arc<Hub>>) -> Response {
 
 async fn services(State(hub): State<Arc<Hub>>) -> Response {
     document(hub::api::services(&hub))
+}
+
+async fn events(State(hub): State<Arc<Hub>>, headers: HeaderMap) -> Response {
+    web::events(&headers, EVENTS_LIFETIME, move || {
+        let revision = hub.revision();
+        async move { Some(revision) }
+    })
 }
 
 async fn scrape(State(hub): State<Arc<Hub>>) -> Response {

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use axum::extract::{Path as UrlPath, State};
-use axum::http::header;
+use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Extension, Json, Router};
@@ -90,6 +90,8 @@ pub enum ApiQuery {
     Addresses(Reply<Vec<IpAddr>>),
     /// Return the facts about a token with this id, and about a caller at this address.
     Facts(PublicKey, IpAddr, Reply<Facts>),
+    /// Return the revision of the mesh that this node has received.
+    Revision(Reply<u64>),
 }
 
 /// What the calls need.
@@ -155,6 +157,7 @@ pub(super) fn over_network(api: LocalApi) -> Router {
         .route("/v1/netcheck", get(netcheck))
         .route("/v1/policy/denied", get(denied))
         .route("/v1/metrics", get(metrics))
+        .route("/v1/events", get(events))
         .route(
             openapi::PATH_OF_NODE,
             get(|| async { web::json(&openapi::of_node()) }),
@@ -280,6 +283,25 @@ async fn metrics(State(agent): Agent) -> Response {
         Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
         Err(error) => failure(error),
     }
+}
+
+/// How long one stream of events lasts. It ends before its connection does.
+const EVENTS_LIFETIME: Duration = Duration::from_secs(50);
+
+async fn events(State(agent): Agent, headers: HeaderMap) -> Response {
+    // A node without a mesh says so, and opens no stream.
+    if let Err(error) = revision(&agent.commands).await {
+        return failure(error);
+    }
+    let commands = agent.commands;
+    web::events(&headers, EVENTS_LIFETIME, move || {
+        let commands = commands.clone();
+        async move { revision(&commands).await.ok() }
+    })
+}
+
+async fn revision(commands: &mpsc::Sender<Command>) -> Result<u64, ApiError> {
+    send(commands, |reply| Command::Api(ApiQuery::Revision(reply))).await
 }
 
 /// The time limit of all commands. A join has its own limit, which is not longer.

@@ -126,6 +126,60 @@ async fn the_description_needs_no_token_and_names_all_calls() {
 }
 
 #[tokio::test]
+async fn a_program_learns_of_a_new_revision_and_continues_after_the_last_one() {
+    let coordinator = Coordinator::start();
+    let at = coordinator.token();
+    let token = create(&coordinator, &["--name", "page", "--scope", "status:read"]);
+    let first = id_of(&event(&at, &token, None).await);
+    assert!(first > 0, "{first}");
+    let (next, ()) = tokio::join!(event(&at, &token, Some(first)), async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        coordinator.admin(&["token", "create"]);
+    });
+    assert!(id_of(&next) > first, "{next}");
+}
+
+/// The beginning of a stream of events after the revision `last`, up to the first event.
+async fn event(at: &JoinToken, token: &str, last: Option<u64>) -> String {
+    let stream = dial(&at.urls[0], at.pin).await.expect("it listens");
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .expect("HTTP");
+    let driver = tokio::spawn(connection);
+    let mut request = Request::builder()
+        .uri("/v1/api/events")
+        .header("host", at.urls[0].authority())
+        .header("authorization", format!("Bearer {token}"));
+    if let Some(last) = last {
+        request = request.header("last-event-id", last);
+    }
+    let request = request.body(Empty::<Bytes>::new()).expect("a request");
+    let answer = async {
+        let response = sender.send_request(request).await.expect("an answer");
+        assert_eq!(response.status(), 200);
+        let mut body = response.into_body();
+        let mut text = String::new();
+        while !text.contains("data: ") {
+            let frame = body.frame().await.expect("an event").expect("readable");
+            if let Ok(bytes) = frame.into_data() {
+                text.push_str(&String::from_utf8_lossy(&bytes));
+            }
+        }
+        text
+    };
+    let text = tokio::time::timeout(Duration::from_secs(60), answer).await;
+    driver.abort();
+    text.expect("no hang")
+}
+
+fn id_of(event: &str) -> u64 {
+    let mut lines = event.lines();
+    let id = lines.find_map(|line| line.strip_prefix("id: "));
+    let id = id.unwrap_or_else(|| panic!("no event: {event}"));
+    id.parse().expect("a revision")
+}
+
+#[tokio::test]
 async fn a_revocation_survives_a_loss_of_power() {
     let mut coordinator = Coordinator::start();
     let at = coordinator.token();

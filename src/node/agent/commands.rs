@@ -128,6 +128,10 @@ fn answer_api(agent: &mut Agent, query: ApiQuery) {
             let addresses = agent.node().map(|node| node.identity.addresses().to_vec());
             let _ = reply.send(addresses);
         }
+        ApiQuery::Revision(reply) => {
+            let revision = agent.node().map(|node| node.replica.position().revision);
+            let _ = reply.send(revision);
+        }
         ApiQuery::Facts(token, address, reply) => {
             let facts = agent.node();
             let facts = facts.and_then(|node| report::api_facts(node, &token, address));

@@ -7,14 +7,17 @@
 //! | `limits` | how many calls a token and a source may make |
 //! | `places` | how many connections a source may have |
 //! | `answer` | turns each failure into a problem (RFC 9457) |
+//! | `events` | a stream that says when the mesh has another revision |
 //! | `refused` | the line in the log and the event of a call that was refused |
 
 mod answer;
+mod events;
 mod guard;
 mod limits;
 mod places;
 mod refused;
 
 pub use self::answer::json;
+pub use self::events::events;
 pub use self::guard::{Facts, Guard, Knowledge, Source, guarded};
 pub use self::places::{ConnectionPlace, Places};

@@ -14,8 +14,18 @@ pub struct ApiCall {
     pub about: &'static str,
     /// The document in the request, if it has one.
     pub body: Option<Document>,
-    /// The document in the answer. None if the answer is text.
-    pub answer: Option<Document>,
+    pub answer: Answer,
+}
+
+/// What a call answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// A JSON document.
+    Document(Document),
+    /// Text.
+    Text,
+    /// A stream of events.
+    Events,
 }
 
 /// A JSON document in a request or an answer.
@@ -96,14 +106,15 @@ pub const OF_NODE: &[ApiCall] = &[
         DENIED,
         "Lists what the node refused lately because of the policy.",
     ),
-    ApiCall {
-        method: "GET",
-        path: "/v1/metrics",
-        scope: Scope::MetricsRead,
-        about: "Returns the metrics in the text format of Prometheus.",
-        body: None,
-        answer: None,
-    },
+    text(
+        "/v1/metrics",
+        Scope::MetricsRead,
+        "Returns the metrics in the text format of Prometheus.",
+    ),
+    events(
+        "/v1/events",
+        "Sends an event for each new revision of the mesh, as a stream.",
+    ),
     ask(
         "/v1/services",
         Scope::ServicesWrite,
@@ -144,14 +155,15 @@ pub const OF_COORDINATOR: &[ApiCall] = &[
         SERVICES,
         "Lists the services of the mesh. An instance is reachable if its node is connected.",
     ),
-    ApiCall {
-        method: "GET",
-        path: "/v1/api/metrics",
-        scope: Scope::MetricsRead,
-        about: "Returns the metrics in the text format of Prometheus.",
-        body: None,
-        answer: None,
-    },
+    text(
+        "/v1/api/metrics",
+        Scope::MetricsRead,
+        "Returns the metrics in the text format of Prometheus.",
+    ),
+    events(
+        "/v1/api/events",
+        "Sends an event for each new revision of the mesh, as a stream.",
+    ),
 ];
 
 const fn read(path: &'static str, scope: Scope, answer: Document, about: &'static str) -> ApiCall {
@@ -161,7 +173,29 @@ const fn read(path: &'static str, scope: Scope, answer: Document, about: &'stati
         scope,
         about,
         body: None,
-        answer: Some(answer),
+        answer: Answer::Document(answer),
+    }
+}
+
+const fn text(path: &'static str, scope: Scope, about: &'static str) -> ApiCall {
+    ApiCall {
+        method: "GET",
+        path,
+        scope,
+        about,
+        body: None,
+        answer: Answer::Text,
+    }
+}
+
+const fn events(path: &'static str, about: &'static str) -> ApiCall {
+    ApiCall {
+        method: "GET",
+        path,
+        scope: Scope::StatusRead,
+        about,
+        body: None,
+        answer: Answer::Events,
     }
 }
 
@@ -178,7 +212,7 @@ const fn ask(
         scope,
         about,
         body: Some(body),
-        answer: Some(answer),
+        answer: Answer::Document(answer),
     }
 }
 
@@ -189,7 +223,7 @@ const fn remove(path: &'static str, about: &'static str) -> ApiCall {
         scope: Scope::ServicesWrite,
         about,
         body: None,
-        answer: Some(SERVICE_CHANGED),
+        answer: Answer::Document(SERVICE_CHANGED),
     }
 }
 
@@ -200,7 +234,7 @@ const fn drain(path: &'static str, about: &'static str) -> ApiCall {
         scope: Scope::Drain,
         about,
         body: None,
-        answer: Some(SERVICE_CHANGED),
+        answer: Answer::Document(SERVICE_CHANGED),
     }
 }
 
@@ -238,6 +272,15 @@ impl ApiCall {
                 _ => return false,
             }
         }
+    }
+
+    /// The documents in the request and in the answer.
+    pub fn documents(&self) -> impl Iterator<Item = Document> {
+        let answer = match self.answer {
+            Answer::Document(document) => Some(document),
+            Answer::Text | Answer::Events => None,
+        };
+        self.body.into_iter().chain(answer)
     }
 
     /// The names of the segments in braces.

@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::calls::{ApiCall, Document, OF_COORDINATOR, OF_NODE};
+use super::calls::{Answer, ApiCall, Document, OF_COORDINATOR, OF_NODE};
 use super::problem;
 
 /// The path of the description of a node.
@@ -54,8 +54,11 @@ fn operation(call: &ApiCall) -> Value {
         |name| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}}),
     );
     let content = match &call.answer {
-        Some(document) => json!({"application/json": {"schema": reference(document.name)}}),
-        None => json!({"text/plain": {"schema": {"type": "string"}}}),
+        Answer::Document(document) => {
+            json!({"application/json": {"schema": reference(document.name)}})
+        }
+        Answer::Text => json!({"text/plain": {"schema": {"type": "string"}}}),
+        Answer::Events => json!({"text/event-stream": {"schema": {"type": "string"}}}),
     };
     let kind = problem::CONTENT_TYPE;
     let failure = json!({
@@ -98,9 +101,8 @@ fn reference(name: &str) -> Value {
 }
 
 fn schemas(calls: &[ApiCall]) -> Map<String, Value> {
-    let documents = calls.iter().flat_map(|call| [call.body, call.answer]);
+    let documents = calls.iter().flat_map(ApiCall::documents);
     let mut schemas: Map<String, Value> = documents
-        .flatten()
         .map(|document| (document.name.to_owned(), schema_of(&document)))
         .collect();
     schemas.insert("Problem".to_owned(), problem_schema());
