@@ -119,7 +119,7 @@ async fn the_description_needs_no_token_and_names_all_calls() {
     assert_eq!(status, 200);
     assert_eq!(description["openapi"], "3.1.0");
     let paths = description["paths"].as_object().expect("an object");
-    let token = create(&coordinator, &["--name", "ci", "--scope", "status:read"]);
+    let token = create(&coordinator, &["--name", "ci", "--scope", "policy:read"]);
     for path in paths.keys() {
         assert_eq!(status_of(&at, path, &token).await, 403, "{path}");
     }
