@@ -110,36 +110,31 @@ pub struct LocalApi {
 /// # Errors
 /// The listener failed.
 pub async fn serve(listener: UnixListener, path: &Path, api: LocalApi) -> std::io::Result<()> {
-    let router = Router::new()
-        .route("/v1/status", get(status))
-        .route("/v1/system", get(system))
+    let router = shared()
         .route("/v1/join", post(join))
         .route("/v1/leave", post(leave))
         .route("/v1/rename", post(rename))
         .route("/v1/rotate-key", post(rotate_key))
-        .route("/v1/services", get(services).post(add_service))
-        .route("/v1/services/{name}", delete(remove_service))
-        .route("/v1/services/{name}/{port}", delete(remove_port))
-        .route(
-            "/v1/services/{name}/{port}/{protocol}",
-            delete(remove_protocol),
-        )
-        .route("/v1/services/{name}/drain", post(drain))
-        .route("/v1/services/{name}/undrain", post(undrain))
         .route("/v1/containers", get(containers))
         .route("/v1/ping", post(ping))
-        .route("/v1/resolve", post(resolve))
         .route("/v1/checkup", get(checkup))
-        .route("/v1/why", post(why))
-        .route("/v1/netcheck", get(netcheck))
-        .route("/v1/policy/denied", get(denied))
-        .route("/v1/metrics", get(metrics))
         .with_state(api);
     unix_server::serve(listener, path, router).await
 }
 
 /// The handlers of the calls over the network. Their callers have to be checked before.
 pub(super) fn over_network(api: LocalApi) -> Router {
+    shared()
+        .route("/v1/events", get(events))
+        .route(
+            openapi::PATH_OF_NODE,
+            get(|| async { web::json(&openapi::of_node()) }),
+        )
+        .with_state(api)
+}
+
+/// The handlers of the calls that exist both on the socket and over the network.
+fn shared() -> Router<LocalApi> {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/system", get(system))
@@ -157,12 +152,6 @@ pub(super) fn over_network(api: LocalApi) -> Router {
         .route("/v1/netcheck", get(netcheck))
         .route("/v1/policy/denied", get(denied))
         .route("/v1/metrics", get(metrics))
-        .route("/v1/events", get(events))
-        .route(
-            openapi::PATH_OF_NODE,
-            get(|| async { web::json(&openapi::of_node()) }),
-        )
-        .with_state(api)
 }
 
 type Agent = State<LocalApi>;
