@@ -1,7 +1,7 @@
 //! The local API: HTTP over a Unix socket, for root, meshd's own user and the members of the socket's group.
 //!
-//! The handlers serve the API over the network too ([`super::web`]). This is a thin shell: it parses a request, sends a [`Command`] to the agent, and writes the answer. A call that changes
-//! something is answered after its event is on disk.
+//! The handlers serve the API over the network too ([`super::web`]). This is a thin shell: it parses a request, sends a [`Command`] to
+//! the agent, and writes the answer. A call that changes something is answered after its event is on disk.
 
 use std::net::IpAddr;
 use std::path::Path;
