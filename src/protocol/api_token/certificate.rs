@@ -189,6 +189,8 @@ fn message_of(pin: &SpkiPin, payload: &str) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::testbed::records as build;
 
@@ -286,6 +288,23 @@ mod tests {
         for odd in ["", "{}", "[]", &bound, &later, &twice] {
             let parsed = ApiToken::parse(&text_of(odd)).map(drop);
             assert_eq!(parsed, Err(ApiTokenError::NotUnderstood), "{odd}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_are_a_token_unless_the_mesh_key_signed_them(
+            bytes in proptest::collection::vec(any::<u8>(), 0..300),
+            payload in ".{0,200}",
+        ) {
+            let garbage = format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(&bytes));
+            prop_assert!(ApiToken::parse(&garbage).is_err());
+            let check = Sha256::digest(&bytes);
+            let whole = [bytes.as_slice(), &check[..CHECK]].concat();
+            let forged = format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(&whole));
+            prop_assert!(!ApiToken::parse(&forged).is_ok_and(|token| token.is_of(&build::id(1))));
+            prop_assert!(ApiToken::parse(&payload).is_err());
+            prop_assert!(ApiToken::parse(&text_of(&payload)).is_err());
         }
     }
 
