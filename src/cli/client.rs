@@ -1,4 +1,4 @@
-//! Sends requests over a Unix socket to meshd or the coordinator.
+//! Sends requests over a Unix socket to meshd or the coordinator, or to the API over the network ([`super::remote`]).
 
 use std::io::ErrorKind;
 use std::os::unix::fs::FileTypeExt as _;
@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::exit::CliError;
+use super::remote::Remote;
 use crate::os::http::{self, Answer, HttpError, Limits, Method, Request, StatusCode};
 use crate::protocol::api::{ApiError, ErrorCode};
 
@@ -26,6 +27,8 @@ pub struct Client {
     path: PathBuf,
     daemon: Daemon,
     limit: Duration,
+    /// The API over the network, which is asked in place of the socket.
+    remote: Option<Remote>,
 }
 
 /// The program that is expected to answer.
@@ -89,7 +92,14 @@ impl Client {
             path: path.to_owned(),
             daemon,
             limit: ANSWER_TIMEOUT,
+            remote: None,
         }
+    }
+
+    /// Asks the API over the network in place of the socket, if there is one.
+    #[must_use]
+    pub(super) fn over(self, remote: Option<Remote>) -> Self {
+        Self { remote, ..self }
     }
 
     /// Sets the time limit of an answer.
@@ -157,6 +167,9 @@ impl Client {
     }
 
     async fn parse<T: DeserializeOwned>(&self, answer: &Answer, path: &str) -> Result<T, CliError> {
+        if let Some(remote) = &self.remote {
+            return remote.parse(answer);
+        }
         if !answer.status.is_success() {
             return Err(match api_error(answer) {
                 Some(error) => error.into(),
@@ -175,14 +188,17 @@ impl Client {
         path: &str,
         body: Vec<u8>,
     ) -> Result<Answer, CliError> {
-        let stream = UnixStream::connect(&self.path)
-            .await
-            .map_err(|error| self.unreachable(&error))?;
-        let request = Request::new(method, path).json(body);
         let limits = Limits {
             body: MAX_ANSWER,
             time: self.limit,
         };
+        if let Some(remote) = &self.remote {
+            return remote.exchange(method, path, body, limits).await;
+        }
+        let stream = UnixStream::connect(&self.path)
+            .await
+            .map_err(|error| self.unreachable(&error))?;
+        let request = Request::new(method, path).json(body);
         http::call(stream, request, limits)
             .await
             .map_err(|error| self.no_answer(&error))
@@ -274,6 +290,7 @@ impl Client {
             path: self.path.clone(),
             daemon,
             limit: GREETING_TIMEOUT,
+            remote: None,
         };
         let greeted = client.exchange(Method::GET, daemon.greeting(), Vec::new());
         greeted

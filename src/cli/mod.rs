@@ -1,6 +1,7 @@
 //! meshctl: one file for each command. Data is written to stdout, messages to stderr. `--json` prints the answers of
 //! the APIs.
 
+mod api_token;
 mod audit;
 mod bugreport;
 mod client;
@@ -20,6 +21,7 @@ mod package_files;
 mod ping;
 mod policy;
 mod reached;
+mod remote;
 mod rename;
 mod resolve;
 mod rollout;
@@ -37,7 +39,9 @@ use std::process::ExitCode;
 use clap::{Args, FromArgMatches as _, Parser, Subcommand};
 
 use crate::os::arguments;
+use crate::protocol::api::ErrorCode;
 use client::Daemon;
+use remote::{ApiUrl, Remote};
 
 pub use client::Client;
 pub use exit::CliError;
@@ -99,15 +103,57 @@ struct Globals {
         default_value = "/etc/meshd/mesh.key"
     )]
     mesh_key: PathBuf,
+    /// The API of a coordinator or a node, in place of the sockets: https://coord.example.com or http://web-1.node.mesh
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        value_parser = ApiUrl::parse,
+        help_heading = GLOBAL_OPTIONS
+    )]
+    api: Option<ApiUrl>,
+    /// A file with the API token for --api
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        value_parser = arguments::path,
+        help_heading = GLOBAL_OPTIONS
+    )]
+    api_token_file: Option<PathBuf>,
+    /// What `api` and `api_token_file` lead to.
+    #[arg(skip)]
+    remote: Option<Remote>,
 }
 
 impl Globals {
     fn daemon(&self) -> Client {
-        Client::new(&self.socket, Daemon::Meshd)
+        Client::new(&self.socket, Daemon::Meshd).over(self.remote.clone())
     }
 
     fn coordinator(&self) -> Client {
-        Client::new(&self.admin_socket, Daemon::Coordinator)
+        Client::new(&self.admin_socket, Daemon::Coordinator).over(self.remote.clone())
+    }
+
+    /// Reads the API token, if `command` is to use the API over the network.
+    fn open_api(&mut self, command: &Command) -> Result<(), CliError> {
+        let wrong = |text: &str| Err(CliError::new(ErrorCode::BadRequest, text));
+        match (&self.api, &self.api_token_file) {
+            (None, None) => Ok(()),
+            (None, Some(_)) => wrong(
+                "--api-token-file is for --api; give both, such as --api https://coord.example.com",
+            ),
+            (Some(_), None) => {
+                wrong("--api needs an API token; name the file that has it with --api-token-file")
+            }
+            (Some(_), Some(_)) if !command.works_over_network() => wrong(
+                "this command does not work over the network; leave --api out, and run it on the machine that it is about",
+            ),
+            (Some(url), Some(file)) => {
+                self.remote = Some(Remote::open(url.clone(), file)?);
+                Ok(())
+            }
+        }
     }
 }
 
@@ -118,6 +164,9 @@ enum Command {
     /// Create, list and revoke join tokens
     #[command(subcommand)]
     Token(token::Command),
+    /// Create, list and revoke tokens for programs that call the API
+    #[command(subcommand)]
+    ApiToken(api_token::Command),
     /// List and remove nodes
     #[command(subcommand)]
     Node(node::Command),
@@ -162,6 +211,22 @@ enum Command {
     PackageFiles(package_files::PackageFilesArguments),
 }
 
+impl Command {
+    /// Whether all that the command needs can be asked of the API over the network.
+    fn works_over_network(&self) -> bool {
+        match self {
+            Self::Status(_)
+            | Self::Why(_)
+            | Self::Netcheck(_)
+            | Self::Service(_)
+            | Self::Resolve(_) => true,
+            Self::Node(command) => matches!(command, node::Command::List { .. }),
+            Self::Policy(command) => matches!(command, policy::Command::Denied { .. }),
+            _ => false,
+        }
+    }
+}
+
 /// The program. `daemons` has the command lines of the other two programs, which packages document as well.
 #[must_use]
 pub fn main(daemons: [clap::Command; 2]) -> ExitCode {
@@ -184,7 +249,8 @@ pub fn main(daemons: [clap::Command; 2]) -> ExitCode {
 }
 
 fn run(cli: Cli, daemons: [clap::Command; 2]) -> Result<u8, CliError> {
-    let globals = cli.globals;
+    let mut globals = cli.globals;
+    globals.open_api(&cli.command)?;
     // These commands need a process without the threads of a runtime.
     match cli.command {
         Command::Demo(arguments) => return demo::run(&arguments),
@@ -203,6 +269,7 @@ fn run(cli: Cli, daemons: [clap::Command; 2]) -> Result<u8, CliError> {
         match cli.command {
             Command::Init(arguments) => init::run(&arguments, &globals).await,
             Command::Token(command) => token::run(command, &globals).await,
+            Command::ApiToken(command) => api_token::run(command, &globals).await,
             Command::Node(command) => node::run(command, &globals).await,
             Command::Policy(command) => policy::run(command, &globals).await,
             Command::Join(arguments) => join::run(arguments, &globals).await,

@@ -7,16 +7,17 @@ use axum::Router;
 use axum::extract::connect_info::ConnectInfo;
 use axum::extract::{Path as UrlPath, State};
 use axum::response::Response;
-use axum::routing::get;
+use axum::routing::{get, post};
 use tokio::net::UnixListener;
 
-use super::hub::Hub;
+use super::hub::{self, Hub};
 use super::reply::{answer, crashed, document};
 use super::{Failure, without_rights};
 use crate::os::unix_server::{Caller, failure};
 use crate::os::{clock, unix_server};
-use crate::protocol::admin::{RecordList, Submit, Submitted};
+use crate::protocol::admin::{ApiTokenNoted, RecordList, Submit, Submitted};
 use crate::protocol::api::{ApiError, ErrorCode};
+use crate::protocol::api_token::ApiCertificate;
 
 /// Binds the socket.
 ///
@@ -39,6 +40,8 @@ pub(super) async fn serve(listener: UnixListener, path: PathBuf, hub: Arc<Hub>) 
         .route("/v1/tokens", get(tokens))
         .route("/v1/tokens/{id}/memberships", get(memberships))
         .route("/v1/nodes", get(nodes))
+        .route("/v1/api-tokens", post(api_token_made))
+        .route("/v1/api-tokens/revoked", get(revoked_api_tokens))
         .with_state(hub);
     if let Err(error) = unix_server::serve(listener, &path, router).await {
         tracing::error!(%error, "the admin socket is closed");
@@ -56,12 +59,7 @@ async fn submit(
 ) -> Response {
     let submit: Submit = match serde_json::from_slice(&body) {
         Ok(submit) => submit,
-        Err(error) => {
-            return failure(ApiError::new(
-                ErrorCode::BadRequest,
-                format!("the request cannot be read: {error}"),
-            ));
-        }
+        Err(error) => return failure(unreadable(&error)),
     };
     let submit = move || hub.submit(submit, caller.who(), clock::now());
     let result = tokio::task::spawn_blocking(submit).await;
@@ -70,6 +68,30 @@ async fn submit(
             .unwrap_or_else(|_| Err(crashed()))
             .map(|revision| Submitted { revision }),
     )
+}
+
+fn unreadable(error: &serde_json::Error) -> ApiError {
+    let text = format!("the request cannot be read: {error}");
+    ApiError::new(ErrorCode::BadRequest, text)
+}
+
+async fn api_token_made(
+    State(hub): State<Arc<Hub>>,
+    ConnectInfo(caller): ConnectInfo<Caller>,
+    body: axum::body::Bytes,
+) -> Response {
+    let certificate: ApiCertificate = match serde_json::from_slice(&body) {
+        Ok(certificate) => certificate,
+        Err(error) => return failure(unreadable(&error)),
+    };
+    let noted = ApiTokenNoted::from(&certificate);
+    let note = move || hub::api::note_made(&hub, certificate, &caller.who());
+    let result = tokio::task::spawn_blocking(note).await;
+    answer(result.map(|()| noted).map_err(|_| crashed()))
+}
+
+async fn revoked_api_tokens(State(hub): State<Arc<Hub>>) -> Response {
+    document(hub::api::revoked_api_tokens(&hub))
 }
 
 async fn records(State(hub): State<Arc<Hub>>) -> Response {

@@ -48,7 +48,7 @@ pub(super) fn ready(hub: &Hub) -> (StatusCode, &'static str) {
     }
 }
 
-fn text(hub: &Hub) -> String {
+pub(super) fn text(hub: &Hub) -> String {
     let Size {
         members,
         records,

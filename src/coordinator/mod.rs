@@ -35,6 +35,7 @@ mod slots;
 pub mod store;
 mod stun;
 mod tls;
+mod web;
 
 use std::process::ExitCode;
 use std::time::Duration;

@@ -2,7 +2,7 @@
 //!
 //! Each connection holds one of a limited number of slots from its first byte to its last, also after it became a stream (see
 //! [`super::slots`]). A stream's opening has one deadline, and so has any other request up to its answer. Nothing that the
-//! sender sends extends it. A connection serves one request.
+//! sender sends extends it. A connection serves one request. The API for programs with tokens ([`super::web`]) has paths of its own.
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
@@ -30,15 +30,17 @@ use super::control::{self, Served};
 use super::enroll::{self, Proven};
 use super::hub::Hub;
 use super::slots::{Slot, Slots};
-use super::{Failure, metrics, reply};
+use super::{Failure, metrics, reply, web};
 use crate::model::{Label, PublicKey};
 use crate::os::audit::{Event, Outcome, Text, Transition, What, Who};
 use crate::os::clock;
 use crate::os::tasks::Tasks;
 use crate::os::unix_server::failure;
+use crate::os::web::Source;
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::join;
 use crate::protocol::join::JoinRequest;
+use crate::protocol::web::COORDINATOR_PREFIX;
 
 /// The maximum number of open connections.
 pub(super) const MAX_CONNECTIONS: usize = 8192;
@@ -94,6 +96,7 @@ pub(super) async fn serve(
     most: usize,
     mut stop: watch::Receiver<bool>,
 ) {
+    let api = web::router(Arc::clone(&hub));
     let router = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
@@ -107,6 +110,7 @@ pub(super) async fn serve(
             ))
         })
         .with_state(Served::new(hub, stop.clone()));
+    let routers = Routers { nodes: router, api };
     let acceptor = TlsAcceptor::from(tls);
     let slots = Slots::new(most);
     loop {
@@ -126,10 +130,10 @@ pub(super) async fn serve(
         let Some(slot) = slots.arrive(peer.ip()) else {
             continue;
         };
-        let (acceptor, router, stop) = (acceptor.clone(), router.clone(), stop.clone());
+        let (acceptor, routers, stop) = (acceptor.clone(), routers.clone(), stop.clone());
         Tasks::current().spawn_child("connection", async move {
             tokio::select! {
-                () = connection(tcp, acceptor, router, slot.clone(), stop) => {}
+                () = connection(tcp, acceptor, routers, slot.clone(), stop) => {}
                 () = sleep_until(slot.deadline()) => {}
                 () = slot.revoked() => {}
             }
@@ -139,10 +143,19 @@ pub(super) async fn serve(
     slots.emptied().await;
 }
 
+/// The handlers of requests.
+#[derive(Clone)]
+struct Routers {
+    /// Those of nodes.
+    nodes: Router,
+    /// Those of programs with API tokens.
+    api: Router,
+}
+
 async fn connection(
     tcp: TcpStream,
     acceptor: TlsAcceptor,
-    router: Router,
+    routers: Routers,
     slot: Slot,
     mut stop: watch::Receiver<bool>,
 ) {
@@ -159,10 +172,14 @@ async fn connection(
         _ = stop.changed() => return,
     };
     let Some(tls) = tls else { return };
-    let router = TowerToHyperService::new(router);
+    let nodes = TowerToHyperService::new(routers.nodes);
+    let api = TowerToHyperService::new(routers.api);
     let service = hyper::service::service_fn(move |mut request: hyper::Request<_>| {
         // A stream continues after the HTTP connection was upgraded, and it keeps the slot.
         request.extensions_mut().insert(slot.clone());
+        request.extensions_mut().insert(Source(slot.address()));
+        let is_api = request.uri().path().starts_with(COORDINATOR_PREFIX);
+        let router = if is_api { &api } else { &nodes };
         let answer = router.call(request);
         async move {
             let mut answer = answer.await?;

@@ -1,17 +1,17 @@
 //! The local API: HTTP over a Unix socket, for root, meshd's own user and the members of the socket's group.
 //!
-//! This is a thin shell: it parses a request, sends a [`Command`] to the agent, and writes the answer. A call that changes
-//! something is answered after its event is on disk.
+//! The handlers serve the API over the network too ([`super::web`]). This is a thin shell: it parses a request, sends a [`Command`] to
+//! the agent, and writes the answer. A call that changes something is answered after its event is on disk.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use axum::extract::connect_info::ConnectInfo;
 use axum::extract::{Path as UrlPath, State};
-use axum::http::header;
+use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixListener;
@@ -21,16 +21,19 @@ use super::join_problem::JoinProblem;
 use super::transitions::local::LocalChange;
 use crate::discovery::sites::Site;
 use crate::discovery::targets::Target;
-use crate::os::audit::{Audit, LocalCall};
+use crate::model::PublicKey;
+use crate::os::audit::{Audit, LocalCall, Who};
 use crate::os::tasks::Tasks;
-use crate::os::unix_server;
-use crate::os::unix_server::{Caller, failure};
+use crate::os::unix_server::failure;
+use crate::os::web::Facts;
+use crate::os::{unix_server, web};
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::local::{
     AddService, Checkup, ContainerList, DeniedList, Join, Joined, KeyRotated, Left, Netcheck, Ping,
     Pong, RemoveService, Rename, Renamed, Resolve, Resolved, ServiceChanged, ServiceList, Status,
     SystemList, Why, WhyRequest,
 };
+use crate::protocol::web::openapi;
 
 /// The channel for an answer.
 pub type Reply<T> = oneshot::Sender<Result<T, ApiError>>;
@@ -82,6 +85,19 @@ pub enum Command {
     Ready(Reply<Option<String>>),
     /// Return the metrics as text.
     Metrics(Reply<String>),
+    /// Return what is needed to serve the API over the network.
+    Api(ApiQuery),
+}
+
+/// What the server of the API over the network asks the agent.
+#[derive(Debug)]
+pub enum ApiQuery {
+    /// Return the addresses at which to listen.
+    Addresses(Reply<Vec<IpAddr>>),
+    /// Return the facts about a token with this id, and about a caller at this address.
+    Facts(PublicKey, IpAddr, Reply<Facts>),
+    /// Return the revision of the mesh that this node has received.
+    Revision(Reply<u64>),
 }
 
 /// What the calls need.
@@ -105,13 +121,34 @@ pub async fn serve(
     api: LocalApi,
     discovery: Router,
 ) -> std::io::Result<()> {
-    let router: Router = Router::new()
-        .route("/v1/status", get(status))
-        .route("/v1/system", get(system))
+    let router = shared()
         .route("/v1/join", post(join))
         .route("/v1/leave", post(leave))
         .route("/v1/rename", post(rename))
         .route("/v1/rotate-key", post(rotate_key))
+        .route("/v1/containers", get(containers))
+        .route("/v1/ping", post(ping))
+        .route("/v1/checkup", get(checkup))
+        .with_state(api);
+    unix_server::serve(listener, path, router.merge(discovery)).await
+}
+
+/// The handlers of the calls over the network. Their callers have to be checked before.
+pub(super) fn over_network(api: LocalApi) -> Router {
+    shared()
+        .route("/v1/events", get(events))
+        .route(
+            openapi::PATH_OF_NODE,
+            get(|| async { web::json(&openapi::of_node()) }),
+        )
+        .with_state(api)
+}
+
+/// The handlers of the calls that exist both on the socket and over the network.
+fn shared() -> Router<LocalApi> {
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/system", get(system))
         .route("/v1/services", get(services).post(add_service))
         .route("/v1/services/{name}", delete(remove_service))
         .route("/v1/services/{name}/{port}", delete(remove_port))
@@ -121,20 +158,15 @@ pub async fn serve(
         )
         .route("/v1/services/{name}/drain", post(drain))
         .route("/v1/services/{name}/undrain", post(undrain))
-        .route("/v1/containers", get(containers))
-        .route("/v1/ping", post(ping))
         .route("/v1/resolve", post(resolve))
-        .route("/v1/checkup", get(checkup))
         .route("/v1/why", post(why))
         .route("/v1/netcheck", get(netcheck))
         .route("/v1/policy/denied", get(denied))
         .route("/v1/metrics", get(metrics))
-        .with_state(api);
-    unix_server::serve(listener, path, router.merge(discovery)).await
 }
 
 type Agent = State<LocalApi>;
-type By = ConnectInfo<Caller>;
+type By = Extension<Who>;
 
 async fn status(agent: Agent) -> Response {
     call(agent, Command::Status).await
@@ -253,6 +285,25 @@ async fn metrics(State(agent): Agent) -> Response {
     }
 }
 
+/// How long one stream of events lasts. It ends before its connection does.
+const EVENTS_LIFETIME: Duration = Duration::from_secs(50);
+
+async fn events(State(agent): Agent, headers: HeaderMap) -> Response {
+    // A node without a mesh says so, and opens no stream.
+    if let Err(error) = revision(&agent.commands).await {
+        return failure(error);
+    }
+    let commands = agent.commands;
+    web::events(&headers, EVENTS_LIFETIME, move || {
+        let commands = commands.clone();
+        async move { revision(&commands).await.ok() }
+    })
+}
+
+async fn revision(commands: &mpsc::Sender<Command>) -> Result<u64, ApiError> {
+    send(commands, |reply| Command::Api(ApiQuery::Revision(reply))).await
+}
+
 /// The time limit of all commands. A join has its own limit, which is not longer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
 
@@ -294,7 +345,7 @@ fn answer<T: Serialize>(result: Result<T, ApiError>) -> Response {
 /// A call that changes something, which is not answered before its event is on disk.
 async fn change<T: Serialize + Send + 'static>(
     State(agent): Agent,
-    ConnectInfo(by): By,
+    Extension(by): By,
     (call, name): (LocalCall, Option<String>),
     command: impl FnOnce(Reply<T>) -> Command + Send + 'static,
 ) -> Response {
@@ -308,7 +359,7 @@ async fn change<T: Serialize + Send + 'static>(
     tasks.spawn_child("a change by a local caller", async move {
         let result = send(&commands, command).await;
         audit.note(&LocalChange {
-            by: &by.who(),
+            by: &by,
             call,
             of: name.as_deref(),
             result: result.as_ref().map(drop),
@@ -354,7 +405,41 @@ async fn call_with<B: DeserializeOwned, T: Serialize>(
 
 #[cfg(test)]
 mod tests {
+    use axum::body::Body;
+    use hyper::service::Service as _;
+    use hyper_util::service::TowerToHyperService;
+
     use super::*;
+    use crate::protocol::web::calls::OF_NODE;
+
+    #[tokio::test]
+    async fn each_call_over_the_network_has_a_handler() {
+        // Nobody receives the commands, so a handler that sends one answers that meshd is stopping.
+        let (commands, _) = mpsc::channel(1);
+        let api = LocalApi {
+            commands,
+            audit: Audit::none(),
+            tasks: Tasks::new("test"),
+        };
+        let router = TowerToHyperService::new(over_network(api));
+        for call in OF_NODE {
+            let body = match call.body.map(|body| body.name) {
+                Some("AddService") => r#"{"name":"web","port":80,"protocol":"tcp"}"#,
+                Some("Resolve") => r#"{"name":"db.svc.mesh","type":"A"}"#,
+                Some("WhyRequest") => r#"{"to":"web-1"}"#,
+                Some(other) => panic!("{other} needs an example"),
+                None => "",
+            };
+            let request = axum::http::Request::builder()
+                .method(call.method)
+                .uri(call.path.replace(['{', '}'], ""))
+                .extension(Who::Daemon)
+                .body(Body::from(body));
+            let answer = router.call(request.expect("a valid request")).await;
+            let status = answer.expect("it never fails").status().as_u16();
+            assert_eq!(status, 503, "{} {}", call.method, call.path);
+        }
+    }
 
     #[tokio::test]
     async fn a_change_of_a_caller_that_hangs_up_has_an_event() {
@@ -365,7 +450,7 @@ mod tests {
             audit: Audit::open(directory.path()),
             tasks: Tasks::new("test"),
         };
-        let by = ConnectInfo(Caller::default());
+        let by = Extension(Who::Daemon);
         let leave = (LocalCall::Leave, None);
         let answered = change(State(api), by, leave, Command::Leave);
         let hung_up = tokio::time::timeout(Duration::from_millis(50), answered).await;

@@ -18,6 +18,7 @@
 //! | [`joining`], [`unattended`], [`departing`] | a join, a join with a token file, and departures that wait for a coordinator |
 //! | [`report`], [`contact`], [`metrics`] | status, problems and metrics of the node |
 //! | [`discovery`] | the calls with which Prometheus and an ingress follow the services |
+//! | [`web`] | the API over the network, at the mesh addresses |
 //! | [`transitions`] | the transitions that have a line in the log |
 
 mod agent;
@@ -63,6 +64,7 @@ mod timers;
 mod transitions;
 mod unattended;
 mod unwritten;
+mod web;
 mod workloads;
 
 use std::process::ExitCode;
@@ -203,7 +205,7 @@ async fn run(config: Config) -> Result<(), ApiError> {
         }
         _ => error.into(),
     })?;
-    let listener = unix_server::bind(&config.socket).await;
+    let listener = unix_server::bind(&config.api.socket).await;
     let listener = listener.map_err(|error| match error.code() {
         ErrorCode::Permission if !has_rights => without_rights(&error.to_string()),
         code => ApiError::new(code, error.to_string()),
@@ -219,16 +221,18 @@ async fn run(config: Config) -> Result<(), ApiError> {
     let mut agent = tasks.scope(starting).await?;
 
     let (commands, receiver) = mpsc::channel(64);
-    let path = config.socket.clone();
-    tasks.spawn("local API", {
-        let api = api::LocalApi {
-            commands: commands.clone(),
-            audit: audit.clone(),
-            tasks: tasks.clone(),
-        };
-        let discovery = discovery::router(commands.clone());
-        async move { api::serve(listener, &path, api, discovery).await }
-    });
+    let api = api::LocalApi {
+        commands: commands.clone(),
+        audit: audit.clone(),
+        tasks: tasks.clone(),
+    };
+    if config.api.is_on_network {
+        tasks.spawn("API over the network", web::serve(api.clone()));
+    }
+    let path = config.api.socket.clone();
+    let discovery = discovery::router(commands.clone());
+    let serve_locally = async move { api::serve(listener, &path, api, discovery).await };
+    tasks.spawn("local API", serve_locally);
     if let Some(listen) = config.metrics.listen {
         // This task may end, since meshd runs without metrics if their port is taken.
         let discovery = config.metrics.discovery;
@@ -239,7 +243,7 @@ async fn run(config: Config) -> Result<(), ApiError> {
     if let Some(file) = config.token_file.clone() {
         tasks.spawn_finite("unattended join", unattended::run(file, commands));
     }
-    tracing::info!(socket = %config.socket.display(), "ready");
+    tracing::info!(socket = %config.api.socket.display(), "ready");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 
     let (stop, stopped) = oneshot::channel();
@@ -247,7 +251,7 @@ async fn run(config: Config) -> Result<(), ApiError> {
     let ended = until_stopped(running, signals.received(), stop, &tasks).await;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     tracing::info!("stopping");
-    let _ = std::fs::remove_file(&config.socket);
+    let _ = std::fs::remove_file(&config.api.socket);
     Box::pin(agent.stop()).await;
     tasks.stop().await;
     audit.stop().await;

@@ -27,3 +27,4 @@ pub mod token_file;
 pub mod unix_server;
 pub mod usage;
 pub mod watchdog;
+pub mod web;

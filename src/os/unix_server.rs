@@ -97,7 +97,8 @@ fn bind_now(path: &Path) -> Result<UnixListener, SocketError> {
     Ok(listener)
 }
 
-/// Serves `router` to root, this process's user and the members of the socket's group. The kernel recorded the caller's
+/// Serves `router` to root, this process's user and the members of the socket's group. A handler finds the caller as [`Who`] in the
+/// extensions of the request. The kernel recorded the caller's
 /// credentials when the caller connected (`SO_PEERCRED`, `SO_PEERGROUPS`).
 ///
 /// # Errors
@@ -201,13 +202,14 @@ struct Rights {
 async fn only_permitted(
     State(rights): State<Rights>,
     ConnectInfo(caller): ConnectInfo<Caller>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
     let permitted = caller.user == Some(0)
         || caller.user == Some(rights.user)
         || caller.groups.contains(&rights.group);
     if permitted {
+        request.extensions_mut().insert(caller.who());
         next.run(request).await
     } else {
         failure(ApiError::new(

@@ -153,7 +153,8 @@ fn declares(offered: &Offered, asked: Asked) -> bool {
 }
 
 /// Whether a selector selects a subject, without a look at the other side.
-pub(super) fn selects(selector: &Selector, subject: &Subject) -> bool {
+#[must_use]
+pub fn selects(selector: &Selector, subject: &Subject) -> bool {
     match selector {
         Selector::Any => true,
         Selector::Service(_) | Selector::InProject(..) | Selector::Project(_) => {

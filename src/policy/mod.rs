@@ -32,7 +32,7 @@ pub use self::compile::MAX_KINDS;
 pub use self::diff::{Change, diff};
 pub use self::error::PolicyError;
 pub use self::explain::{Explanation, explain};
-pub use self::interpret::{Verdict, interpret};
+pub use self::interpret::{Verdict, interpret, selects};
 pub use self::parse::{LANGUAGE, MAX_POLICY};
 pub use self::ports::{Asked, PortSet};
 pub use self::rules::Policy;

@@ -9,11 +9,16 @@
 //! | `GET /v1/tokens` | | [`TokenList`] |
 //! | `GET /v1/tokens/{id}/memberships` | | [`TokenMemberships`] |
 //! | `GET /v1/nodes` | | [`NodeList`] |
+//! | `POST /v1/api-tokens` | [`ApiCertificate`], which the audit log names | [`ApiTokenNoted`] |
+//! | `GET /v1/api-tokens/revoked` | | [`RevokedApiTokens`] |
+//!
+//! An API token is made and revoked like a record, and its text is sent to nobody: `meshctl` sends the certificate without the signature.
 //!
 //! The mesh key is never sent to the coordinator. The caller signs, and the coordinator verifies the signature as every node does.
 
 use serde::{Deserialize, Serialize};
 
+use super::api_token::ApiCertificate;
 use super::token::SpkiPin;
 use super::url::CoordinatorUrl;
 use crate::model::time::UnixSeconds;
@@ -120,6 +125,27 @@ pub struct TokenRow {
     pub ephemeral: bool,
     /// Whether the token can admit a node, and why not.
     pub state: TokenState,
+}
+
+/// The answer when the event of a new API token is on disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiTokenNoted {
+    /// The token.
+    pub id: PublicKey,
+}
+
+impl From<&ApiCertificate> for ApiTokenNoted {
+    fn from(certificate: &ApiCertificate) -> Self {
+        Self { id: certificate.id }
+    }
+}
+
+/// The API tokens that the administrator revoked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevokedApiTokens {
+    /// The version of this document: 1.
+    pub schema: u32,
+    pub ids: Vec<PublicKey>,
 }
 
 /// Whether a token can admit a node.

@@ -13,6 +13,8 @@ pub const MAX_BODY: usize = 256 * 1024;
 pub enum ErrorCode {
     /// The request is malformed.
     BadRequest,
+    /// The caller showed no API token, or one that is not valid.
+    Unauthorized,
     /// The caller may not do this.
     Forbidden,
     /// The named thing does not exist.
@@ -42,6 +44,7 @@ impl ErrorCode {
     pub fn status(self) -> u16 {
         match self {
             Self::BadRequest => 400,
+            Self::Unauthorized => 401,
             Self::Forbidden | Self::Permission => 403,
             Self::NotFound => 404,
             Self::Conflict => 409,
@@ -60,7 +63,7 @@ impl ErrorCode {
             Self::NotFound => 2,
             Self::BadRequest => 64,
             Self::Unreachable => 69,
-            Self::Permission => 77,
+            Self::Permission | Self::Unauthorized => 77,
             Self::Configuration => 78,
             Self::Forbidden
             | Self::Conflict

@@ -3,15 +3,18 @@
 
 pub mod admin;
 pub mod api;
+pub mod api_token;
 pub mod call;
 pub mod control;
 pub mod gossip;
 pub mod join;
 pub mod local;
 pub mod path_messages;
+pub mod service_list;
 pub mod stream;
 pub mod stun;
 pub mod token;
 pub mod url;
+pub mod web;
 
 pub use token::JoinToken;

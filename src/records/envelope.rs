@@ -30,6 +30,8 @@ pub enum Purpose {
     Relay,
     /// A node's call to another node, over a coordinator.
     Call,
+    /// The certificate in an API token.
+    ApiToken,
 }
 
 impl Purpose {
@@ -42,6 +44,7 @@ impl Purpose {
             Self::Peer => b"meshd peer v1\0",
             Self::Relay => b"meshd relay v1\0",
             Self::Call => b"meshd call v1\0",
+            Self::ApiToken => b"meshd api token v1\0",
         }
     }
 }

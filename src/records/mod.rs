@@ -3,6 +3,7 @@
 //!
 //! This part is pure: it reads no clock, socket, file or random source.
 
+pub mod api_revocation;
 pub mod batch;
 pub mod digest;
 pub mod envelope;

@@ -43,6 +43,22 @@ pub fn without_policies(ledger: &Ledger) -> Vec<Label> {
     without
 }
 
+/// Returns the subject with this address, as [`subjects`] has it. None if no node and no instance of the mesh has the address.
+#[must_use]
+pub fn subject_at(netmap: &Netmap, address: IpAddr) -> Option<Subject> {
+    let member = netmap.owner_of(address)?;
+    let mut subjects = Subjects::default();
+    subjects.add_node(member);
+    let services = netmap.services.values();
+    for service in services.filter(|service| service.node == member.id) {
+        for instance in &service.instances {
+            subjects.add_instance(member, service, instance);
+        }
+    }
+    let position = subjects.by_address.get(&address).copied()?;
+    subjects.all.into_iter().nth(position)
+}
+
 /// Whether the owner of an instance narrows who may reach it.
 #[must_use]
 pub fn is_narrowed(netmap: &Netmap) -> bool {
@@ -286,6 +302,26 @@ mod tests {
         services
             .map(|offered| offered.service.to_string())
             .collect()
+    }
+
+    #[test]
+    fn the_subject_at_an_address_is_the_one_among_all_that_has_it() {
+        let mut netmap = netmap();
+        let own = address("10.210.1.9");
+        serve(
+            &mut netmap,
+            "web",
+            Some("shop"),
+            vec![build::instance("n1-80", vec![own])],
+        );
+        for subject in subjects(&netmap) {
+            for address in &subject.addresses {
+                assert_eq!(subject_at(&netmap, *address), Some(subject.clone()));
+            }
+        }
+        for free in ["10.210.1.10", "10.210.2.1", "192.0.2.1"] {
+            assert_eq!(subject_at(&netmap, address(free)), None, "{free}");
+        }
     }
 
     #[test]

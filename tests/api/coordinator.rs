@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use meshd::model::{PublicKey, SigningKey};
 use meshd::protocol::JoinToken;
 
 /// Ends with the value.
@@ -89,6 +90,13 @@ impl Coordinator {
             .expect("it is built");
         assert!(output.status.success(), "{output:?}");
         String::from_utf8(output.stdout).expect("UTF-8")
+    }
+
+    /// The key with which the administrator signs.
+    pub(crate) fn mesh_key(&self) -> SigningKey {
+        let text = std::fs::read_to_string(self.directory.path().join("mesh.key"));
+        let seed: PublicKey = text.expect("there").trim().parse().expect("a seed");
+        SigningKey::from_seed(&seed.0)
     }
 
     pub(crate) fn token(&self) -> JoinToken {

@@ -7,4 +7,5 @@ mod hostile;
 mod joins;
 mod kills;
 mod strangers;
+mod tokens;
 mod versions;

@@ -109,6 +109,8 @@ const PURE: &[&str] = &[
     "os/metrics/page.rs",
     "os/repeats.rs",
     "os/watchdog.rs",
+    "os/web/limits.rs",
+    "os/web/refused.rs",
     "testbed/paired.rs",
 ];
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use meshd::protocol::api::ErrorCode;
+use meshd::protocol::web::calls::{ApiCall, OF_COORDINATOR, OF_NODE};
 
 use crate::read;
 
@@ -51,6 +52,7 @@ fn the_page_of_exit_codes_has_every_code_and_no_other() {
         .collect();
     let codes = [
         ErrorCode::BadRequest,
+        ErrorCode::Unauthorized,
         ErrorCode::Forbidden,
         ErrorCode::NotFound,
         ErrorCode::Conflict,
@@ -68,6 +70,26 @@ fn the_page_of_exit_codes_has_every_code_and_no_other() {
 }
 
 #[test]
+fn the_page_of_the_api_has_every_call_with_its_scope_and_no_other() {
+    let page = read("docs/reference/api.md");
+    let is_call = |line: &&str| {
+        let methods = ["GET", "POST", "DELETE"];
+        methods
+            .iter()
+            .any(|method| line.starts_with(&format!("| `{method} ")))
+    };
+    let listed: BTreeSet<String> = page.lines().filter(is_call).map(str::to_owned).collect();
+    let row = |call: &ApiCall| {
+        format!(
+            "| `{} {}` | `{}` | {} |",
+            call.method, call.path, call.scope, call.about
+        )
+    };
+    let known: BTreeSet<String> = OF_NODE.iter().chain(OF_COORDINATOR).map(row).collect();
+    assert_eq!(listed, known);
+}
+
+#[test]
 fn the_page_of_ports_has_the_ports_of_the_code() {
     let page = read("docs/reference/ports.md");
     let gossip = meshd::protocol::gossip::PORT;
@@ -80,6 +102,7 @@ fn the_page_of_ports_has_the_ports_of_the_code() {
         "| UDP 51820 |".to_owned(),
         format!("| TCP {} |", meshd::protocol::stream::StreamUrl::PORT),
         "| UDP 53, TCP 53 |".to_owned(),
+        format!("| TCP {} |", meshd::protocol::web::PORT),
         "| TCP 9560 |".to_owned(),
         "| TCP 9561 |".to_owned(),
     ] {
@@ -88,7 +111,7 @@ fn the_page_of_ports_has_the_ports_of_the_code() {
     let rows = page
         .lines()
         .filter(|line| line.starts_with("| TCP") || line.starts_with("| UDP"));
-    assert_eq!(rows.count(), 9);
+    assert_eq!(rows.count(), 10);
     for (file, values) in [
         (
             "config/meshd.toml",

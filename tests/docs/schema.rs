@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use meshd::protocol::web::openapi;
 use serde_json::{Map, Value, json};
 use syn::{Attribute, Fields, Item, Type};
 
@@ -10,7 +11,7 @@ use crate::reference::{cell, check, head};
 use crate::{read, repository, walk};
 
 /// The commands, the types that they print, and the files of the schemas.
-const DOCUMENTS: [(&str, &str, &str); 16] = [
+const DOCUMENTS: [(&str, &str, &str); 18] = [
     ("meshctl status --json", "Status", "status"),
     ("meshctl status --system --json", "SystemList", "system"),
     ("meshctl why web-1 --json", "Why", "why"),
@@ -19,6 +20,16 @@ const DOCUMENTS: [(&str, &str, &str); 16] = [
     ("meshctl node list --json", "NodeList", "nodes"),
     ("meshctl token list --json", "TokenList", "tokens"),
     ("meshctl token create --json", "Created", "token"),
+    (
+        "meshctl api-token list --json",
+        "ApiTokenList",
+        "api-tokens",
+    ),
+    (
+        "meshctl api-token create --name ci --scope status:read --json",
+        "CreatedApiToken",
+        "api-token",
+    ),
     ("meshctl doctor --json", "Report", "doctor"),
     (
         "meshctl policy apply /run/shop.toml --json",
@@ -52,14 +63,24 @@ const DOCUMENTS: [(&str, &str, &str); 16] = [
         "audit-verify",
     ),
 ];
+/// The types of requests and answers of the API over the network that no command prints, and the files of their schemas.
+const MESSAGES: [(&str, &str); 5] = [
+    ("AddService", "add-service"),
+    ("Resolve", "resolve"),
+    ("Resolved", "resolved"),
+    ("ServiceChanged", "service-changed"),
+    ("WhyRequest", "why-request"),
+];
 /// The files of the types.
-const SOURCES: [&str; 15] = [
+const SOURCES: [&str; 17] = [
     "src/protocol/local.rs",
     "src/protocol/local/paths.rs",
     "src/protocol/local/policy.rs",
     "src/protocol/admin.rs",
     "src/records/kinds/services.rs",
     "src/model/protocol.rs",
+    "src/cli/api_token/create.rs",
+    "src/cli/api_token/list.rs",
     "src/cli/token/create.rs",
     "src/cli/doctor/mod.rs",
     "src/cli/doctor/explain.rs",
@@ -71,7 +92,7 @@ const SOURCES: [&str; 15] = [
     "src/cli/audit/findings.rs",
 ];
 /// Types that are a JSON string.
-const STRINGS: [&str; 15] = [
+const STRINGS: [&str; 16] = [
     "String",
     "Label",
     "PublicHost",
@@ -87,6 +108,7 @@ const STRINGS: [&str; 15] = [
     "CoordinatorUrl",
     "Protocol",
     "Tag",
+    "Scope",
 ];
 const INTEGERS: [&str; 6] = ["u8", "u16", "u32", "u64", "usize", "UnixSeconds"];
 
@@ -94,6 +116,8 @@ const INTEGERS: [&str; 6] = ["u8", "u16", "u32", "u64", "usize", "UnixSeconds"];
 enum Known {
     Struct(Vec<Field>),
     Words(Vec<String>),
+    /// Words, and objects with one field, whose name is a word as well.
+    Choices(Vec<(String, Option<Type>)>),
 }
 
 struct Field {
@@ -120,15 +144,44 @@ fn the_reference_of_json_is_that_of_the_types() {
         add_fields(&mut page, &types, name, "");
         let mut schema = schema_of(&types, name);
         let object = schema.as_object_mut().expect("a document is an object");
-        object.insert(
-            "$schema".into(),
-            json!("https://json-schema.org/draft/2020-12/schema"),
-        );
         object.insert("title".into(), json!(command));
-        let text = serde_json::to_string_pretty(&schema).expect("a document") + "\n";
-        check(&format!("docs/reference/schemas/{file}.json"), &text);
+        check_schema(file, &schema);
     }
     check("docs/reference/json.md", &page);
+}
+
+#[test]
+fn the_schemas_of_the_api_are_those_of_the_types() {
+    let types = types();
+    for (name, file) in MESSAGES {
+        let mut schema = schema_of(&types, name);
+        let object = schema.as_object_mut().expect("a message is an object");
+        object.insert("title".into(), json!(name));
+        check_schema(file, &schema);
+    }
+}
+
+#[test]
+fn the_descriptions_of_the_api_are_those_of_its_calls() {
+    for (program, description) in [
+        ("meshd", openapi::of_node()),
+        ("mesh-coordinator", openapi::of_coordinator()),
+    ] {
+        let text = serde_json::to_string_pretty(&description).expect("a document") + "\n";
+        check(&format!("docs/reference/openapi/{program}.json"), &text);
+    }
+}
+
+/// Compares the file of a schema with the schema, or writes it.
+fn check_schema(file: &str, schema: &Value) {
+    let mut schema = schema.clone();
+    let object = schema.as_object_mut().expect("a document is an object");
+    object.insert(
+        "$schema".into(),
+        json!("https://json-schema.org/draft/2020-12/schema"),
+    );
+    let text = serde_json::to_string_pretty(&schema).expect("a document") + "\n";
+    check(&format!("docs/reference/schemas/{file}.json"), &text);
 }
 
 #[test]
@@ -216,11 +269,37 @@ fn types() -> BTreeMap<String, Known> {
                     });
                     types.insert(item.ident.to_string(), Known::Words(words.collect()));
                 }
+                Item::Enum(item) => {
+                    let name = item.ident.to_string();
+                    if let Some(choices) = choices_of(item) {
+                        types.entry(name).or_insert(Known::Choices(choices));
+                    }
+                }
                 _ => {}
             }
         }
     }
     types
+}
+
+/// The variants of an enum of which some have one value each, as serde writes them.
+fn choices_of(item: syn::ItemEnum) -> Option<Vec<(String, Option<Type>)>> {
+    let style = serde(&item.attrs, "rename_all");
+    let choices = item.variants.into_iter().map(|variant| {
+        let name = renamed(&variant.ident.to_string(), style.as_deref());
+        match variant.fields {
+            Fields::Unit => Some((name, None)),
+            Fields::Unnamed(fields) => {
+                let mut kinds = fields.unnamed.into_iter().map(|field| field.ty);
+                match (kinds.next(), kinds.next()) {
+                    (Some(kind), None) => Some((name, Some(kind))),
+                    _ => None,
+                }
+            }
+            Fields::Named(_) => None,
+        }
+    });
+    choices.collect()
 }
 
 fn field(field: syn::Field) -> Field {
@@ -300,6 +379,18 @@ fn renamed(variant: &str, style: Option<&str>) -> String {
 fn schema_of(types: &BTreeMap<String, Known>, name: &str) -> Value {
     match types.get(name) {
         Some(Known::Words(words)) => json!({"enum": words}),
+        Some(Known::Choices(choices)) => {
+            let words = choices.iter().filter(|(_, kind)| kind.is_none());
+            let words: Vec<&String> = words.map(|(word, _)| word).collect();
+            let objects = choices.iter().filter_map(|(word, kind)| {
+                let schema = schema_of_type(types, kind.as_ref()?);
+                Some(json!({"type": "object", "properties": {word: schema}, "required": [word]}))
+            });
+            let all: Vec<Value> = std::iter::once(json!({"enum": words}))
+                .chain(objects)
+                .collect();
+            json!({"anyOf": all})
+        }
         Some(Known::Struct(_)) => {
             let fields = fields(types, name);
             let mut properties = Map::new();
@@ -323,6 +414,12 @@ fn schema_of(types: &BTreeMap<String, Known>, name: &str) -> Value {
 }
 
 fn schema_of_type(types: &BTreeMap<String, Known>, kind: &Type) -> Value {
+    if let Type::Tuple(tuple) = kind
+        && let Some(first) = tuple.elems.first()
+    {
+        let (items, count) = (schema_of_type(types, first), tuple.elems.len());
+        return json!({"type": "array", "items": items, "minItems": count, "maxItems": count});
+    }
     match wrapped(kind) {
         (name, Some(inner)) if name == "Vec" => {
             json!({"type": "array", "items": schema_of_type(types, inner)})
@@ -368,6 +465,7 @@ fn value_of(types: &BTreeMap<String, Known>, kind: &Type) -> String {
                 let words: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
                 words.join(", ")
             }
+            Some(Known::Choices(_)) => "text or object".into(),
             None if name == "bool" => "true or false".into(),
             None if name == "f64" || INTEGERS.contains(&name.as_str()) => "number".into(),
             None => "text".into(),

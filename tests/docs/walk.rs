@@ -97,6 +97,11 @@ fn events_are_shown_and_a_line_that_is_deleted_is_named_as_the_page_says() {
 }
 
 #[test]
+fn a_program_calls_the_api_as_the_page_says() {
+    walk("docs/howto/api.md", &["curl"]);
+}
+
+#[test]
 #[cfg(feature = "etcd")]
 fn three_coordinators_share_an_etcd_as_the_page_says() {
     walk("docs/howto/etcd.md", &["etcd"]);

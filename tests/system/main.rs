@@ -9,6 +9,7 @@ mod tunnels;
 
 mod adversary;
 mod apart;
+mod api;
 mod bad_input;
 mod clients;
 mod copied;

@@ -49,6 +49,13 @@ fn who(who: &Value) -> Option<String> {
             let token = text("token").map(|token| format!(" with token {token}"));
             Some(format!("{}{}", text("address")?, token.unwrap_or_default()))
         }
+        "api_caller" => {
+            let token = text("token").map(|token| {
+                let name = text("name").unwrap_or_default();
+                format!(" with API token {name} ({token})")
+            });
+            Some(format!("{}{}", text("address")?, token.unwrap_or_default()))
+        }
         "member" => Some(format!("{} ({})", text("name")?, text("id")?)),
         _ => Some(shown(who)),
     }
@@ -96,6 +103,9 @@ mod tests {
         let member = serde_json::json!({"kind": "member", "name": "web-1", "id": "cd".repeat(32)});
         let joiner = serde_json::json!({"kind": "joiner", "address": "192.0.2.7"});
         let daemon = serde_json::json!({"kind": "daemon"});
+        let caller = serde_json::json!(
+            {"kind": "api_caller", "address": "10.210.1.9", "name": "ci", "token": "ef".repeat(32)}
+        );
         let begin = "2026-11-30T13:27:44.123Z  token made  tags=a,b  token=abababababab  uses=3";
         let text = |who, result| event(&line(who, &object, result), Output::PLAIN);
         assert_eq!(
@@ -107,6 +117,10 @@ mod tests {
             format!("{begin}  by web-1 (cdcdcdcdcdcd)")
         );
         assert_eq!(text(&daemon, "ok"), begin);
+        assert_eq!(
+            text(&caller, "ok"),
+            format!("{begin}  by 10.210.1.9 with API token ci (efefefefefef)")
+        );
         assert_eq!(
             text(&joiner, "refused: it expired"),
             format!("{begin}  by 192.0.2.7  refused: it expired")

@@ -7,6 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 
 use crate::protocol::JoinToken;
+use crate::protocol::api_token;
 use crate::protocol::token::PREFIX;
 
 /// What is in the place of a secret.
@@ -124,7 +125,7 @@ impl Secrets {
             let begins = line.contains("-----BEGIN") && line.contains("PRIVATE KEY");
             in_key |= begins;
             if !in_key {
-                lines.push(without_token(&without_password(&without_setting(line))));
+                lines.push(without_tokens(&without_password(&without_setting(line))));
             } else if begins {
                 lines.push(REMOVED.to_owned());
             }
@@ -188,14 +189,20 @@ fn without_password(line: &str) -> String {
     text
 }
 
-/// A line without join tokens.
-fn without_token(line: &str) -> String {
-    let mut parts = line.split(PREFIX);
+/// A line without join tokens and API tokens.
+fn without_tokens(line: &str) -> String {
+    let line = without_token(line, PREFIX);
+    without_token(&line, api_token::PREFIX)
+}
+
+/// A line without tokens that begin with `prefix`.
+fn without_token(line: &str, prefix: &str) -> String {
+    let mut parts = line.split(prefix);
     let mut text = parts.next().unwrap_or_default().to_owned();
     for part in parts {
         let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
         let end = part.find(|c| !is_part(c)).unwrap_or(part.len());
-        text.push_str(PREFIX);
+        text.push_str(prefix);
         if end > 0 {
             text.push_str(REMOVED);
         }
@@ -227,6 +234,10 @@ mod tests {
             (
                 "token mesh1_AbC-_9 refused",
                 "token mesh1_(removed) refused\n",
+            ),
+            (
+                "Authorization: Bearer mesha1_AbC-_9",
+                "Authorization: Bearer mesha1_(removed)\n",
             ),
             ("begins with `mesh1_`", "begins with `mesh1_`\n"),
             (

@@ -9,9 +9,10 @@ use crate::coordinator::store::Write;
 use crate::model::{Label, PublicKey};
 use crate::os::audit::{Event, LineDigest, Transition, What, Who};
 use crate::os::log::TRANSITION;
-use crate::records::Ledger;
+use crate::protocol::api_token::ApiCertificate;
 use crate::records::envelope::Authentic;
 use crate::records::kinds::{Record, RecordKey, RevokedKind, Token};
+use crate::records::{Ledger, api_revocation};
 
 /// A transition of a member.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -235,6 +236,9 @@ pub enum Administered {
     MeshChanged(u64),
     TokenMade(Token),
     TokenRevoked(PublicKey),
+    /// The certificate of an API token. It is no record: the command that signed it tells the coordinator.
+    ApiTokenMade(ApiCertificate),
+    ApiTokenRevoked(PublicKey),
     /// A policy with this version, and the digest of its text.
     PolicyApplied(u64, Option<LineDigest>),
     /// A record with this version that has a policy to be tried beside the one in force.
@@ -250,7 +254,11 @@ pub enum Administered {
 impl Administered {
     /// The record `key`, which `ledger` holds now. `is_first` says whether the ledger had no record with this key before.
     pub(super) fn of(ledger: &Ledger, key: &RecordKey, is_first: bool) -> Option<Self> {
-        Some(match &ledger.entry(key)?.record {
+        let entry = ledger.entry(key)?;
+        if let Some(token) = api_revocation::revoked_by(key) {
+            return Some(Self::ApiTokenRevoked(token));
+        }
+        Some(match &entry.record {
             Record::Mesh(_) if is_first => Self::MeshMade(ledger.mesh_key()),
             Record::Mesh(mesh) => Self::MeshChanged(mesh.version),
             Record::Token(token) => Self::TokenMade(token.clone()),
@@ -294,6 +302,13 @@ impl Transition for Submitted<'_> {
             Administered::TokenRevoked(id) => {
                 tracing::info!(target: TRANSITION, token = id.short(), "token revoked");
             }
+            Administered::ApiTokenMade(token) => {
+                let (id, name) = (token.id.short(), &token.name);
+                tracing::info!(target: TRANSITION, token = id, %name, "API token made");
+            }
+            Administered::ApiTokenRevoked(id) => {
+                tracing::info!(target: TRANSITION, token = id.short(), "API token revoked");
+            }
             Administered::PolicyApplied(version, _) => {
                 tracing::info!(target: TRANSITION, version, "policy applied");
             }
@@ -317,6 +332,13 @@ impl Transition for Submitted<'_> {
                 expires_at: token.expires_at,
             },
             Administered::TokenRevoked(token) => What::TokenRevoked { token: *token },
+            Administered::ApiTokenMade(token) => What::ApiTokenMade {
+                token: token.id,
+                name: token.name.clone(),
+                scopes: token.scopes.clone(),
+                expires_at: token.expires_at,
+            },
+            Administered::ApiTokenRevoked(token) => What::ApiTokenRevoked { token: *token },
             Administered::PolicyApplied(version, digest) => What::PolicyApplied {
                 version: *version,
                 digest: *digest,

@@ -7,6 +7,7 @@
 //! | `join`, `intake`, `loss`, `absence` | what a turn is used for |
 //! | `claims`, `refill`, `effects` | rules for records that nodes send |
 //! | `members` | the transitions of members that have events |
+//! | [`api`] | what the API over the network needs |
 //! | `reading`, `changes` | the parts of the records that a stream receives |
 //!
 //! There are two locks. A writer holds the lock of the store for as long as the disk takes, so that writes come one after the
@@ -23,6 +24,7 @@
 //! The hub reads no clock: each method that needs the time takes it as an argument.
 
 mod absence;
+pub mod api;
 mod changes;
 mod claims;
 mod effects;

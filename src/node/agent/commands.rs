@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 
 use super::joining::JoinEnded;
 use super::{Agent, Phase};
-use crate::node::api::{Command, Reply};
+use crate::node::api::{ApiQuery, Command, Reply};
 use crate::node::changes::{ChangeRequest, ServiceChange, parse_name};
 use crate::node::disk::audit_problem;
 use crate::node::joined::JoinedNode;
@@ -25,6 +25,7 @@ impl Agent {
             Command::System(reply) => {
                 let _ = reply.send(Ok(report::system(&self.config, self.joined())));
             }
+            Command::Api(query) => answer_api(self, query),
             Command::Metrics(reply) => drop(reply.send(Ok(metrics_page(self)))),
             Command::Ready(reply) => drop(reply.send(Ok(not_ready(self)))),
             Command::Join(join, reply) => self.begin_join(join, reply, ended.clone()),
@@ -121,6 +122,24 @@ fn carry_out<N, T>(needed: Result<N, ApiError>, reply: Reply<T>, action: impl Fn
     match needed {
         Ok(needed) => action(needed, reply),
         Err(error) => drop(reply.send(Err(error))),
+    }
+}
+
+fn answer_api(agent: &mut Agent, query: ApiQuery) {
+    match query {
+        ApiQuery::Addresses(reply) => {
+            let addresses = agent.node().map(|node| node.identity.addresses().to_vec());
+            let _ = reply.send(addresses);
+        }
+        ApiQuery::Revision(reply) => {
+            let revision = agent.node().map(|node| node.replica.position().revision);
+            let _ = reply.send(revision);
+        }
+        ApiQuery::Facts(token, address, reply) => {
+            let facts = agent.node();
+            let facts = facts.and_then(|node| report::api_facts(node, &token, address));
+            let _ = reply.send(facts);
+        }
     }
 }
 

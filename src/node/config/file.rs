@@ -27,6 +27,7 @@ pub(super) struct File {
     pub(super) metrics: MetricsSection,
     pub(super) path: PathSection,
     pub(super) relay: RelaySection,
+    pub(super) api: ApiSection,
     pub(super) log: LogSettings,
     pub(super) service: Vec<ServiceSection>,
 }
@@ -217,6 +218,12 @@ impl Default for RelaySection {
             proxy: None,
         }
     }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct ApiSection {
+    pub(super) enabled: bool,
 }
 
 #[derive(Debug, Deserialize)]

@@ -106,8 +106,8 @@ Examples:
 pub struct Config {
     /// The directory of keys and records.
     pub state_dir: PathBuf,
-    /// The Unix socket of the local API.
-    pub socket: PathBuf,
+    /// Where this node is administered.
+    pub api: ApiSettings,
     /// The node's name; absent: the name of the host.
     pub name: Option<Label>,
     /// The file with a token to join with at the first start.
@@ -124,6 +124,15 @@ pub struct Config {
     pub log: LogSettings,
     /// The services of the configuration.
     pub services: Vec<RegisteredInstance>,
+}
+
+/// Where this node is administered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApiSettings {
+    /// The Unix socket of the local API.
+    pub socket: PathBuf,
+    /// Whether the API is served over the network too, at the mesh addresses, to callers with API tokens.
+    pub is_on_network: bool,
 }
 
 /// What is measured for monitoring.
@@ -189,7 +198,7 @@ impl Config {
     /// The directory of the socket. In it meshd leaves its requests for the helper that writes /etc/resolv.conf.
     #[must_use]
     pub fn runtime_dir(&self) -> &Path {
-        let parent = self.socket.parent();
+        let parent = self.api.socket.parent();
         parent.unwrap_or(Path::new("/"))
     }
 
@@ -227,7 +236,10 @@ impl Config {
         let socket = arguments.socket.clone().or(file.socket);
         Self {
             state_dir: state_dir.unwrap_or_else(|| "/var/lib/meshd".into()),
-            socket: socket.unwrap_or_else(|| "/run/meshd/meshd.sock".into()),
+            api: ApiSettings {
+                socket: socket.unwrap_or_else(|| "/run/meshd/meshd.sock".into()),
+                is_on_network: file.api.enabled,
+            },
             name,
             token_file: file.join.token_file,
             tunnel: TunnelSettings {

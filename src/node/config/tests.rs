@@ -106,6 +106,14 @@ fn the_address_of_a_service_is_one_that_others_can_have_in_whatever_form() {
 }
 
 #[test]
+fn the_api_is_served_over_the_network_only_where_asked_for() {
+    let is_on_network = |text: &str| load(text).expect("it is valid").api.is_on_network;
+    assert!(!is_on_network(""));
+    assert!(!is_on_network("[api]\nenabled = false\n"));
+    assert!(is_on_network("[api]\nenabled = true\n"));
+}
+
+#[test]
 fn containers_get_mesh_addresses_of_their_own_only_where_asked_for() {
     let network = |text: &str| {
         let config = load(text).expect("it is valid");

@@ -1,5 +1,6 @@
 //! Collects what the local API returns about this node: status, problems, peers, services, lookups and changes to the machine.
 
+mod api;
 mod checkup;
 mod denied;
 mod netcheck;
@@ -12,6 +13,7 @@ mod status;
 mod system;
 mod why;
 
+pub(super) use api::api_facts;
 pub(super) use checkup::{checkup, ping};
 pub(super) use denied::denied;
 pub(super) use netcheck::netcheck;

@@ -10,7 +10,7 @@ pub(in crate::node) fn system(config: &Config, node: Option<&JoinedNode>) -> Sys
     let mut entries = vec![
         entry(
             "socket",
-            config.socket.display().to_string(),
+            config.api.socket.display().to_string(),
             "meshctl connects to it",
         ),
         entry(

@@ -1,10 +1,13 @@
-//! Calls of the local API that change something.
+//! Calls of the local API and of the API over the network that change something.
 
+use std::net::IpAddr;
+
+use crate::model::PublicKey;
 use crate::os::audit::{Event, LocalCall, Text, Transition, What, Who};
 use crate::os::log::TRANSITION;
 use crate::protocol::api::ApiError;
 
-/// A process of this machine called the local API.
+/// A process of this machine called the local API, or a program with an API token called that over the network.
 #[derive(Debug)]
 pub(in crate::node) struct LocalChange<'a> {
     pub by: &'a Who,
@@ -16,6 +19,9 @@ pub(in crate::node) struct LocalChange<'a> {
 
 impl Transition for LocalChange<'_> {
     fn log(&self) {
+        if let Who::ApiCaller { address, token, .. } = self.by {
+            return self.log_api(*address, token.as_ref());
+        }
         let (uid, pid) = match self.by {
             Who::Local { uid, pid } => (Some(*uid), *pid),
             _ => (None, None),
@@ -43,5 +49,21 @@ impl Transition for LocalChange<'_> {
             what,
             &self.result.map_err(|error| &error.message),
         ))
+    }
+}
+
+impl LocalChange<'_> {
+    fn log_api(&self, address: IpAddr, token: Option<&PublicKey>) {
+        let (call, name) = (self.call.as_str(), self.of);
+        let token = token.map(PublicKey::short);
+        match self.result {
+            Ok(()) => {
+                tracing::info!(target: TRANSITION, call, name, %address, token, "changed with an API token");
+            }
+            Err(error) => {
+                let reason = &error.message;
+                tracing::info!(target: TRANSITION, call, name, %address, token, reason, "a change with an API token failed");
+            }
+        }
     }
 }

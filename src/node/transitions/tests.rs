@@ -11,7 +11,7 @@ use super::local::LocalChange;
 use super::members::{MemberChange, MemberTurn, changes};
 use super::peers::{PeerChange, PeerTurn, PeerTurns};
 use super::policy::PolicyChange;
-use crate::model::{Protocol, ServiceName};
+use crate::model::{Protocol, PublicKey, ServiceName};
 use crate::os::audit::{LocalCall, Outcome, Text, Transition as _, Who};
 use crate::os::log::captured;
 use crate::path::watch::Reach;
@@ -380,6 +380,27 @@ fn each_call_that_changes_something_and_each_refused_container_is_one_line() {
             "INFO changed by a local caller call=add_service name=db uid=1000 pid=42",
             "INFO a change by a local caller failed call=add_service name=db uid=1000 pid=42 reason=\"it exists\"",
             "WARN a container is not exposed container=web reason=\"it has no network\"",
+        ],
+    );
+    let caller = Who::ApiCaller {
+        address: "10.210.1.9".parse().expect("a literal"),
+        token: Some(PublicKey([7; 32])),
+        name: None,
+    };
+    let with_token = |result| LocalChange {
+        by: &caller,
+        ..change(result)
+    };
+    let lines = captured::lines(|| {
+        with_token(Ok(())).log();
+        with_token(Err(&error)).log();
+    });
+    let values = "call=add_service name=db address=10.210.1.9 token=070707070707";
+    assert_lines(
+        &lines,
+        &[
+            &format!("INFO changed with an API token {values}"),
+            &format!("INFO a change with an API token failed {values} reason=\"it exists\""),
         ],
     );
     let event = change(Err(&error)).event().expect("it has one");

@@ -13,6 +13,7 @@ use super::digest::LineDigest;
 use crate::model::text::printable;
 use crate::model::time::UnixSeconds;
 use crate::model::{Label, PublicKey};
+use crate::protocol::api_token::Scope;
 
 /// The maximum length of a text in an event, in characters. Some texts come from other machines.
 const MAX_TEXT: usize = 400;
@@ -99,6 +100,14 @@ pub enum Who {
         address: IpAddr,
         #[serde(skip_serializing_if = "Option::is_none")]
         token: Option<PublicKey>,
+    },
+    /// A program that called the API over the network, with the token that it showed if this is one of the mesh.
+    ApiCaller {
+        address: IpAddr,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        token: Option<PublicKey>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        name: Option<Label>,
     },
     /// The administrator, whose mesh key signed what caused the event.
     Administrator,
@@ -204,6 +213,19 @@ pub enum What {
     TokenRevoked {
         token: PublicKey,
     },
+    ApiTokenMade {
+        token: PublicKey,
+        name: Label,
+        scopes: Vec<Scope>,
+        expires_at: UnixSeconds,
+    },
+    ApiTokenRevoked {
+        token: PublicKey,
+    },
+    /// A call over the network was refused for its token. `call` is the method and the path.
+    ApiRefused {
+        call: Text,
+    },
     JoinRefused {
         #[serde(skip_serializing_if = "Option::is_none")]
         node: Option<Label>,
@@ -264,7 +286,8 @@ pub enum What {
         in_force: Option<LineDigest>,
     },
 
-    /// A process called the local API to change something. The node's own transitions follow as events of their own.
+    /// A process called the local API to change something, or a program with an API token did. The node's own transitions follow as
+    /// events of their own.
     LocalCall {
         call: LocalCall,
         /// The name of the service or of the node that the call names.
@@ -397,6 +420,7 @@ pub enum Noise {
     Containers,
     Uplinks,
     Denials,
+    Calls,
 }
 
 impl Noise {
@@ -412,6 +436,7 @@ impl Noise {
             Self::Containers => "container_refused",
             Self::Uplinks => "coordinator_away",
             Self::Denials => "pair_denied",
+            Self::Calls => "api_refused",
         }
     }
 }
@@ -422,6 +447,7 @@ impl Event {
     pub fn noise(&self) -> Option<(Noise, String)> {
         Some(match &self.what {
             What::JoinRefused { .. } => (Noise::Joins, source_of(&self.who)),
+            What::ApiRefused { .. } => (Noise::Calls, source_of(&self.who)),
             What::NodeAway { id, .. } | What::NodeBack { id, .. } => {
                 (Noise::Members, id.to_string())
             }
@@ -452,9 +478,9 @@ impl Event {
     }
 }
 
-/// The source of a join, as it is counted: a host has an IPv6 network of its own, with any number of addresses.
+/// The source of a join or of a call, as it is counted: a host has an IPv6 network of its own, with any number of addresses.
 fn source_of(who: &Who) -> String {
-    let Who::Joiner { address, .. } = who else {
+    let (Who::Joiner { address, .. } | Who::ApiCaller { address, .. }) = who else {
         return String::new();
     };
     match address.to_canonical() {

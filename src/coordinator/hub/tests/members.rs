@@ -4,6 +4,8 @@ use super::super::absence::QUIET_ABSENCE;
 use super::*;
 use crate::os::audit::line::Line;
 use crate::os::log::captured;
+use crate::protocol::api_token::ApiCertificate;
+use crate::records::api_revocation;
 use crate::records::kinds::Name;
 
 const DOCUMENT: &str = include_str!("../../../../docs/logs.md");
@@ -201,6 +203,44 @@ fn what_the_administrator_and_the_nodes_do_is_an_event_before_it_is_acknowledged
         .expect("signed");
     seen.push(expected("local", "token_revoked"));
     assert_eq!(events(directory.path()), seen);
+}
+
+#[test]
+fn an_api_token_that_is_made_and_revoked_is_a_line_and_an_event_each() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let hub = audited(directory.path());
+    submit(&hub, Some(MESH), mesh(&hub)).expect("signed");
+    let before = events(directory.path()).len();
+    let certificate = ApiCertificate {
+        id: id(70),
+        name: crate::testbed::records::label("ci"),
+        scopes: vec![],
+        nodes: vec![],
+        from: vec![],
+        created_at: UnixSeconds(0),
+        expires_at: UnixSeconds(1),
+    };
+    let revocation = || api_revocation::seal(id(70), &key(MESH));
+    let logged = lines(|| {
+        api::note_made(&hub.0, certificate, &Who::Daemon);
+        submit(&hub, None, revocation()).expect("signed");
+        submit(&hub, None, revocation()).expect("held");
+    });
+    assert_eq!(
+        logged,
+        [
+            format!("INFO API token made token={} name=ci", short(70)),
+            format!("INFO API token revoked token={}", short(70)),
+        ]
+    );
+    let event = |what: &str| ("daemon".to_owned(), what.to_owned(), "ok".to_owned());
+    assert_eq!(
+        events(directory.path()).split_off(before),
+        [event("api_token_made"), event("api_token_revoked")]
+    );
+    assert_eq!(api::revoked_api_tokens(&hub.0).ids, [id(70)]);
+    let place = |n| api::place(&hub.0, &id(n)).expect("there is a mesh").0;
+    assert!(place(70).is_revoked && !place(71).is_revoked);
 }
 
 #[test]

@@ -1,0 +1,66 @@
+//! What the API over the network returns, and what is needed to check its tokens.
+
+use super::members::{Administered, Submitted};
+use super::view::View;
+use crate::model::{Label, PublicKey};
+use crate::os::audit::Who;
+use crate::protocol::admin::RevokedApiTokens;
+use crate::protocol::api_token::{ApiCertificate, Place};
+use crate::protocol::local::ServiceList;
+use crate::protocol::service_list;
+use crate::records::{Ledger, api_revocation};
+
+/// Where a call with `token` arrives, and the domain of the mesh. None if there is no mesh.
+#[must_use]
+pub fn place(view: &View, token: &PublicKey) -> Option<(Place, Label)> {
+    let state = view.read();
+    let ledger = state.ledger.as_ref()?;
+    let place = Place {
+        mesh_key: ledger.mesh_key(),
+        node: None,
+        is_revoked: api_revocation::is_revoked(ledger, token),
+        // Callers reach a coordinator from outside of the tunnel, where an address proves nothing.
+        caller: None,
+    };
+    Some((place, ledger.mesh()?.domain.clone()))
+}
+
+/// The names at which nodes reach the coordinator.
+#[must_use]
+pub fn hosts(view: &View) -> Vec<String> {
+    let urls = view.setup.urls.iter();
+    urls.map(|url| url.host().to_owned()).collect()
+}
+
+/// The services of the mesh. An instance is reachable if its node has a control stream to this coordinator.
+#[must_use]
+pub fn services(view: &View) -> ServiceList {
+    let state = view.read();
+    let netmap = state.ledger.as_ref().map(Ledger::netmap);
+    let netmap = netmap.unwrap_or_default();
+    service_list::of(&netmap, |node| state.connected.contains_key(node))
+}
+
+/// The API tokens that the administrator revoked.
+#[must_use]
+pub fn revoked_api_tokens(view: &View) -> RevokedApiTokens {
+    let state = view.read();
+    let revoked = state.ledger.iter().flat_map(|ledger| {
+        let mesh_key = ledger.mesh_key();
+        let records = ledger.envelopes();
+        let of_administrator = records.filter(move |record| record.signer == mesh_key);
+        of_administrator.filter_map(|record| api_revocation::revoked_by(&record.key()?))
+    });
+    RevokedApiTokens {
+        schema: 1,
+        ids: revoked.collect(),
+    }
+}
+
+/// Notes that the administrator made a token. Waits until the event is on disk.
+pub fn note_made(view: &View, certificate: ApiCertificate, by: &Who) {
+    let made = Administered::ApiTokenMade(certificate);
+    let audit = &view.setup.audit;
+    audit.note(&Submitted(&made, by));
+    audit.flush();
+}

@@ -1,0 +1,87 @@
+//! The API over the network, on the port of the nodes. Its calls are in [`crate::protocol::web::calls`].
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::Response;
+use axum::routing::get;
+
+use super::hub::{self, Hub};
+use super::metrics;
+use super::reply::document;
+use crate::model::PublicKey;
+use crate::os::clock;
+use crate::os::web::{self, Facts, Guard, Knowledge, guarded, json};
+use crate::protocol::api::{ApiError, ErrorCode};
+use crate::protocol::web::calls::OF_COORDINATOR;
+use crate::protocol::web::openapi;
+
+/// How long one stream of events lasts. It ends before the deadline of its connection.
+const EVENTS_LIFETIME: Duration = Duration::from_secs(10);
+
+/// The handlers of all calls, behind the check of their tokens.
+pub(super) fn router(hub: Arc<Hub>) -> Router {
+    let audit = hub.audit().clone();
+    let knowledge = OfHub(Arc::clone(&hub));
+    let guard = Guard::new(
+        knowledge,
+        OF_COORDINATOR,
+        openapi::PATH_OF_COORDINATOR,
+        audit,
+    );
+    let router = Router::new()
+        .route("/v1/api/nodes", get(nodes))
+        .route("/v1/api/services", get(services))
+        .route("/v1/api/metrics", get(scrape))
+        .route("/v1/api/events", get(events))
+        .route(
+            openapi::PATH_OF_COORDINATOR,
+            get(|| async { json(&openapi::of_coordinator()) }),
+        )
+        .with_state(hub);
+    guarded(router, guard)
+}
+
+#[derive(Clone)]
+struct OfHub(Arc<Hub>);
+
+impl Knowledge for OfHub {
+    async fn facts(&self, token: PublicKey, _: IpAddr) -> Result<Facts, ApiError> {
+        let (place, domain) = hub::api::place(&self.0, &token).ok_or_else(no_mesh)?;
+        Ok(Facts {
+            place,
+            domain,
+            names: hub::api::hosts(&self.0),
+        })
+    }
+}
+
+fn no_mesh() -> ApiError {
+    ApiError::new(
+        ErrorCode::Conflict,
+        "there is no mesh yet; run `meshctl init` where the coordinator runs",
+    )
+}
+
+async fn nodes(State(hub): State<Arc<Hub>>) -> Response {
+    document(hub.nodes(clock::now()))
+}
+
+async fn services(State(hub): State<Arc<Hub>>) -> Response {
+    document(hub::api::services(&hub))
+}
+
+async fn events(State(hub): State<Arc<Hub>>, headers: HeaderMap) -> Response {
+    web::events(&headers, EVENTS_LIFETIME, move || {
+        let revision = hub.revision();
+        async move { Some(revision) }
+    })
+}
+
+async fn scrape(State(hub): State<Arc<Hub>>) -> Response {
+    crate::os::metrics::answer(metrics::text(&hub))
+}

@@ -1,0 +1,261 @@
+//! Checks each call over the network before its handler runs.
+//!
+//! A call passes if it is in the table of calls, its `Host` is one of this server, and it shows an API token (RFC 6750) that permits
+//! it here, now and for this caller. A handler finds the caller as [`Who`] in the extensions of the request. Cookies and other
+//! credentials are not looked at, so a page in a browser has no rights that it does not hold itself.
+
+use std::future::Future;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use axum::Extension;
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::HeaderMap;
+use axum::http::header::{AUTHORIZATION, HOST, HeaderName};
+use axum::middleware::{self, Next};
+use axum::response::Response;
+
+use super::answer::{failure, normalized, other_methods};
+use super::limits::CallLimits;
+use super::refused::CallRefused;
+use crate::model::time::UnixSeconds;
+use crate::model::{Label, PublicKey};
+use crate::os::audit::{Audit, Who};
+use crate::os::clock;
+use crate::protocol::api::{ApiError, ErrorCode};
+use crate::protocol::api_token::{ApiToken, Place, TokenRefused, permit};
+use crate::protocol::web::calls::{ApiCall, Found, find};
+use crate::protocol::web::{MAX_BODY, host};
+
+/// The address of the caller. The listener puts it into the extensions of each request.
+#[derive(Debug, Clone, Copy)]
+pub struct Source(pub IpAddr);
+
+/// What a server knows when a call arrives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// Where the call arrived, and from whom.
+    pub place: Place,
+    /// The domain of the mesh.
+    pub domain: Label,
+    /// The names of this server outside of the mesh.
+    pub names: Vec<String>,
+}
+
+/// Where a guard asks for the facts.
+pub trait Knowledge: Clone + Send + Sync + 'static {
+    /// The facts about the token with the id `token`, and about a caller at `address`.
+    fn facts(
+        &self,
+        token: PublicKey,
+        address: IpAddr,
+    ) -> impl Future<Output = Result<Facts, ApiError>> + Send;
+}
+
+/// The check before the handlers of a server. A clone shares the limits.
+#[derive(Debug, Clone)]
+pub struct Guard<K> {
+    knowledge: K,
+    calls: &'static [ApiCall],
+    /// The path of the description of the API, which needs no token.
+    description: &'static str,
+    audit: Audit,
+    limits: Arc<Mutex<CallLimits>>,
+}
+
+impl<K: Knowledge> Guard<K> {
+    /// A guard for the handlers of `calls`.
+    #[must_use]
+    pub fn new(
+        knowledge: K,
+        calls: &'static [ApiCall],
+        description: &'static str,
+        audit: Audit,
+    ) -> Self {
+        Self {
+            knowledge,
+            calls,
+            description,
+            audit,
+            limits: Arc::new(Mutex::new(CallLimits::new(Instant::now()))),
+        }
+    }
+
+    fn limits(&self) -> MutexGuard<'_, CallLimits> {
+        // A panic under the lock leaves at most a wrong count.
+        self.limits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Checks a request. Returns the caller for the handler.
+    async fn check(
+        &self,
+        call: &ApiCall,
+        source: IpAddr,
+        headers: &HeaderMap,
+    ) -> Result<Who, Refusal> {
+        let now = clock::now();
+        if !self.limits().may_try(source, now.monotonic) {
+            return Err(Refusal::unnoted(busy("too many calls were refused")));
+        }
+        let token = token_of(headers).map_err(|error| Refusal::of(unproven(source), error))?;
+        let certificate = token.certificate();
+        let facts = self.knowledge.facts(certificate.id, source).await;
+        let facts = facts.map_err(Refusal::unnoted)?;
+        check_host(headers, &facts).map_err(|error| Refusal::of(unproven(source), error))?;
+        let wall = UnixSeconds::from_system(now.wall);
+        let permitted = permit(&token, call.scope, &facts.place, wall);
+        let by = match &permitted {
+            // What such a token says of itself was never signed by the mesh key.
+            Err(TokenRefused::OtherMesh) => unproven(source),
+            _ => Who::ApiCaller {
+                address: source,
+                token: Some(certificate.id),
+                name: Some(certificate.name.clone()),
+            },
+        };
+        if let Err(refused) = permitted {
+            let error = ApiError::new(refused.code(), refused.to_string());
+            return Err(Refusal::of(by, error));
+        }
+        if !self.limits().take(certificate.id, now.monotonic) {
+            let text = "there were too many calls with this API token";
+            return Err(Refusal::unnoted(busy(text)));
+        }
+        Ok(by)
+    }
+
+    /// Notes that a call was refused, and answers it.
+    fn refuse(&self, call: &str, source: IpAddr, refusal: Refusal) -> Response {
+        let Refusal { error, by } = refusal;
+        if let Some(by) = by {
+            self.limits().handle_refused(source, Instant::now());
+            self.audit.note(&CallRefused {
+                call,
+                by: &by,
+                error: &error,
+            });
+        }
+        failure(error)
+    }
+}
+
+/// Why a call is not passed on.
+struct Refusal {
+    error: ApiError,
+    /// The caller, if the refusal is an event and counts against its source. None if the caller is not at fault, or has to wait.
+    by: Option<Box<Who>>,
+}
+
+impl Refusal {
+    fn of(by: Who, error: ApiError) -> Self {
+        Self {
+            error,
+            by: Some(Box::new(by)),
+        }
+    }
+
+    fn unnoted(error: ApiError) -> Self {
+        Self { error, by: None }
+    }
+}
+
+/// Returns `router` behind `guard`.
+pub fn guarded<K: Knowledge>(router: Router, guard: Guard<K>) -> Router {
+    router
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(middleware::from_fn_with_state(guard, pass::<K>))
+}
+
+async fn pass<K: Knowledge>(
+    State(guard): State<Guard<K>>,
+    Extension(Source(source)): Extension<Source>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let (method, path) = (request.method().as_str(), request.uri().path());
+    if method == "GET" && path == guard.description {
+        return normalized(next.run(request).await).await;
+    }
+    let call = match find(guard.calls, method, path) {
+        Found::Call(call) => call,
+        Found::OtherMethods(methods) => return other_methods(&methods),
+        Found::Nothing => return failure(no_such_call(guard.description)),
+    };
+    let asked = format!("{method} {path}");
+    let checked = guard.check(call, source, request.headers()).await;
+    match checked {
+        Ok(by) => {
+            request.extensions_mut().insert(by);
+            normalized(next.run(request).await).await
+        }
+        Err(refusal) => guard.refuse(&asked, source, refusal),
+    }
+}
+
+/// The caller of whom nothing is known but the address.
+fn unproven(address: IpAddr) -> Who {
+    Who::ApiCaller {
+        address,
+        token: None,
+        name: None,
+    }
+}
+
+fn no_such_call(description: &str) -> ApiError {
+    let text = format!("the API has no such call; GET {description} describes all");
+    ApiError::new(ErrorCode::NotFound, text)
+}
+
+fn busy(what: &str) -> ApiError {
+    ApiError::new(ErrorCode::Busy, format!("{what}; try again in a second"))
+}
+
+/// Reads the token of a request.
+fn token_of(headers: &HeaderMap) -> Result<ApiToken, ApiError> {
+    let unauthorized = |text: String| ApiError::new(ErrorCode::Unauthorized, text);
+    let Some(value) = only(headers, AUTHORIZATION) else {
+        return Err(unauthorized(
+            "this call needs an API token; send the header `Authorization: Bearer TOKEN`, once"
+                .to_owned(),
+        ));
+    };
+    let token = value.split_once(' ').and_then(|(scheme, token)| {
+        let is_bearer = scheme.eq_ignore_ascii_case("Bearer");
+        is_bearer.then(|| token.trim())
+    });
+    let token = token.ok_or_else(|| {
+        unauthorized(
+            "the credentials are no API token; send `Authorization: Bearer TOKEN`".to_owned(),
+        )
+    })?;
+    ApiToken::parse(token).map_err(|error| unauthorized(error.to_string()))
+}
+
+/// Checks that the request names this server, so that it is not sent for a site of somebody else.
+fn check_host(headers: &HeaderMap, facts: &Facts) -> Result<(), ApiError> {
+    let names = facts.names.iter().map(String::as_str);
+    match only(headers, HOST) {
+        Some(host) if host::is_own(host, &facts.domain, names) => Ok(()),
+        _ => Err(ApiError::new(
+            ErrorCode::Forbidden,
+            format!(
+                "the `Host` of the request is none of this server; use its address, or a name below .{}",
+                facts.domain
+            ),
+        )),
+    }
+}
+
+/// The value of a header that a request has once.
+fn only(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (Some(value), None) => value.to_str().ok(),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;
