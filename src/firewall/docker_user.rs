@@ -5,7 +5,8 @@
 //! first one.
 //!
 //! An engine that is restarted with `--live-restore` after all rules were flushed makes its other chains again, but not this one.
-//! Then the chain is made here, as the engine does it: engines accept one that is there.
+//! Then the chain is made here, as the engine does it: engines accept one that is there. Rules of the chain `FORWARD` before the
+//! jump to it would drop packets between bridges, so that jump is kept in front of the engine's others.
 
 use ipnet::Ipv4Net;
 
@@ -70,10 +71,11 @@ pub(super) fn steps(listing: &str, wanted: Option<Rule>) -> Steps {
     if !has_docker {
         return Steps { has_docker, calls };
     }
-    if wanted.is_some() && !chains.contains(&CHAIN) {
-        calls.push(vec!["-N".to_owned(), CHAIN.to_owned()]);
-        let jump = ["-I", "FORWARD", "1", "-j", CHAIN];
-        calls.push(jump.map(ToOwned::to_owned).to_vec());
+    if wanted.is_some() {
+        if !chains.contains(&CHAIN) {
+            calls.push(vec!["-N".to_owned(), CHAIN.to_owned()]);
+        }
+        calls.extend(jump_first(listing));
     }
     let mut is_present = false;
     let mut after_jump = false;
@@ -117,6 +119,22 @@ pub(super) fn steps(listing: &str, wanted: Option<Rule>) -> Steps {
     Steps { has_docker, calls }
 }
 
+/// The calls that put the jump to [`CHAIN`] in front of the jumps to Docker's other chains.
+fn jump_first(listing: &str) -> Vec<Vec<String>> {
+    let jump = format!("-A FORWARD -j {CHAIN}");
+    let mut jumps = listing.lines().map(str::trim_end).filter(|line| {
+        line.starts_with("-A FORWARD ") && (line.contains("-j DOCKER") || *line == jump)
+    });
+    if jumps.next() == Some(jump.as_str()) {
+        return Vec::new();
+    }
+    let call = |words: &[&str]| words.iter().map(ToString::to_string).collect();
+    let is_behind = jumps.any(|line| line == jump);
+    let removal = is_behind.then(|| call(&["-D", "FORWARD", "-j", CHAIN]));
+    let insertion = call(&["-I", "FORWARD", "1", "-j", CHAIN]);
+    removal.into_iter().chain([insertion]).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -140,7 +158,7 @@ mod tests {
     #[test]
     fn the_rule_is_put_first_where_there_is_a_chain_for_it() {
         let insert = OURS.replace("-A DOCKER-USER", "-I DOCKER-USER 1");
-        let docker = "-P FORWARD DROP\n-N DOCKER\n-N DOCKER-USER\n";
+        let docker = "-P FORWARD DROP\n-N DOCKER\n-N DOCKER-USER\n-A FORWARD -j DOCKER-USER\n";
         let empty = format!("{docker}-A DOCKER-USER -j RETURN\n");
         assert_eq!(calls(&empty, prefix()), std::slice::from_ref(&insert));
         let there = format!("{docker}{OURS}\n-A DOCKER-USER -j RETURN\n");
@@ -151,7 +169,7 @@ mod tests {
 
     #[test]
     fn another_prefix_a_second_copy_and_the_quotes_of_older_programs_are_seen() {
-        let docker = "-N DOCKER-USER\n";
+        let docker = "-N DOCKER-USER\n-A FORWARD -j DOCKER-USER\n";
         let old = OURS.replace("210", "211");
         let quoted = OURS.replace("--comment meshd", "--comment \"meshd\"");
         let listing = format!("{docker}{quoted}\n{old}\n{OURS}\n");
@@ -171,7 +189,7 @@ mod tests {
 
     #[test]
     fn rules_of_others_are_left_alone_and_no_chain_is_made_without_docker() {
-        let others = "-N DOCKER-USER\n-A DOCKER-USER -s 192.0.2.0/24 -j DROP\n-A DOCKER-USER -m comment --comment meshdx -j ACCEPT\n";
+        let others = "-N DOCKER-USER\n-A FORWARD -j DOCKER-USER\n-A DOCKER-USER -s 192.0.2.0/24 -j DROP\n-A DOCKER-USER -m comment --comment meshdx -j ACCEPT\n";
         assert!(calls(others, None).is_empty());
         assert_eq!(calls(others, prefix()).len(), 1);
         let none = steps("-P FORWARD ACCEPT\n-N ufw-user-forward\n", prefix());
@@ -191,6 +209,19 @@ mod tests {
     }
 
     #[test]
+    fn the_jump_to_the_chain_is_put_in_front_of_dockers_others() {
+        let docker = "-N DOCKER\n-N DOCKER-USER\n-A FORWARD -s 192.0.2.0/24 -j ACCEPT\n";
+        let other = "-A FORWARD -j DOCKER-ISOLATION-STAGE-1\n";
+        let out = "-A FORWARD -o docker0 -j DOCKER\n";
+        let jump = "-A FORWARD -j DOCKER-USER\n";
+        let (delete, insert) = ("-D FORWARD -j DOCKER-USER", "-I FORWARD 1 -j DOCKER-USER");
+        let moved = |jumps: &[&str]| calls(&[docker, &jumps.concat(), OURS].concat(), prefix());
+        assert!(moved(&[jump, other, out]).is_empty());
+        assert_eq!(moved(&[other, jump, out]), [delete, insert]);
+        assert_eq!(moved(&[out, other]), [insert]);
+    }
+
+    #[test]
     fn containers_with_mesh_addresses_are_let_through_untranslated() {
         let native = prefix().map(|rule| Rule {
             native: true,
@@ -198,12 +229,13 @@ mod tests {
         });
         let untranslated = OURS.replace("--ctstate DNAT ", "");
         let insert = untranslated.replace("-A DOCKER-USER", "-I DOCKER-USER 1");
-        let translated = format!("-N DOCKER-USER\n{OURS}\n");
+        let docker = "-N DOCKER-USER\n-A FORWARD -j DOCKER-USER\n";
+        let translated = format!("{docker}{OURS}\n");
         assert_eq!(
             calls(&translated, native),
             [OURS.replace("-A", "-D"), insert]
         );
-        let there = format!("-N DOCKER-USER\n{untranslated}\n");
+        let there = format!("{docker}{untranslated}\n");
         assert!(calls(&there, native).is_empty());
         assert_eq!(calls(&there, prefix()).len(), 2);
     }

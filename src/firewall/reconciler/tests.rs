@@ -170,7 +170,11 @@ fn state() -> FirewallState {
 fn docker() -> FakeKernel {
     let kernel = FakeKernel::default();
     kernel.with(|m| {
-        m.rules = vec!["-N DOCKER-USER".into(), "-A DOCKER-USER -j RETURN".into()];
+        m.rules = vec![
+            "-N DOCKER-USER".into(),
+            "-A FORWARD -j DOCKER-USER".into(),
+            "-A DOCKER-USER -j RETURN".into(),
+        ];
         m.ports.found.insert(
             "172.17.0.2".parse().expect("a literal"),
             Port {
