@@ -16,7 +16,7 @@ use crate::os::file::{exposure, open_regular};
 use crate::os::http::{self, Answer, HttpError, Limits, Method, Request};
 use crate::os::token_file;
 use crate::protocol::api::{ApiError, ErrorCode};
-use crate::protocol::api_token::ApiToken;
+use crate::protocol::api_token::{ApiToken, PREFIX};
 use crate::protocol::url::CoordinatorUrl;
 use crate::protocol::web::problem::Problem;
 use crate::protocol::web::{COORDINATOR_PREFIX, PORT};
@@ -95,6 +95,13 @@ impl Remote {
     /// # Errors
     /// The file has no API token.
     pub(super) fn open(url: ApiUrl, file: &Path) -> Result<Self, CliError> {
+        // Other messages repeat the name of the file, and a token is a secret.
+        if file.to_string_lossy().starts_with(PREFIX) {
+            return Err(CliError::new(
+                ErrorCode::BadRequest,
+                "--api-token-file has the token itself; write the token to a file that only you can read, and give the name of this file",
+            ));
+        }
         let name = file.display();
         let unreadable = |error: token_file::TokenReadError| {
             let code = match error {

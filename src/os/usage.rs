@@ -10,7 +10,7 @@ use clap::Command;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::model::text;
-use crate::protocol::token::PREFIX;
+use crate::protocol::{api_token, token};
 
 /// The exit status of a wrong command line.
 const USAGE: u8 = 64;
@@ -302,10 +302,13 @@ impl Mistake<'_> {
     }
 }
 
-/// An argument as a message repeats it. A join token is a secret, so only its beginning is repeated.
+/// An argument as a message repeats it. A join token and an API token are secrets, so only their beginning is repeated.
 fn shown(argument: &str) -> String {
-    match argument.split_once(PREFIX) {
-        Some((before, _)) => format!("{}{PREFIX}...", text::printable(before, MAX_SHOWN)),
+    let prefixes = [token::PREFIX, api_token::PREFIX];
+    let found = prefixes.map(|prefix| argument.find(prefix).map(|at| (at, prefix)));
+    let first = found.into_iter().flatten().min();
+    match first.and_then(|(at, prefix)| Some((argument.get(..at)?, prefix))) {
+        Some((before, prefix)) => format!("{}{prefix}...", text::printable(before, MAX_SHOWN)),
         None => text::printable(argument, MAX_SHOWN),
     }
 }
@@ -428,6 +431,20 @@ mod tests {
             ),
         ] {
             assert_eq!(line_of(words), expected, "{words:?}");
+        }
+    }
+
+    #[test]
+    fn no_message_repeats_a_token() {
+        for (argument, expected) in [
+            ("mesh1_AbC", "mesh1_..."),
+            ("mesha1_AbC", "mesha1_..."),
+            ("--token=mesha1_AbC", "--token=mesha1_..."),
+            ("mesha1_AbC mesh1_AbC", "mesha1_..."),
+            ("mesh1_AbC mesha1_AbC", "mesh1_..."),
+            ("mesh", "mesh"),
+        ] {
+            assert_eq!(shown(argument), expected);
         }
     }
 
