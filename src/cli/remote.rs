@@ -1,6 +1,6 @@
 //! Sends requests to the API over the network: of a coordinator over TLS, or of a node through the tunnel (`meshctl --api`).
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
@@ -178,9 +178,9 @@ impl Remote {
         let connected = async {
             let found = lookup_host(self.url.authority()).await;
             let addresses: Vec<SocketAddr> = found.map_err(|error| error.to_string())?.collect();
-            if addresses.iter().any(|address| is_public(address.ip())) {
+            if addresses.iter().any(|address| may_be_public(address.ip())) {
                 return Err(
-                    "it is an address of the internet, to which a token must not be sent without TLS; name the mesh address of the node, or the URL of the coordinator"
+                    "it may be an address of the internet, to which a token must not be sent without TLS; name the mesh address of the node, or the URL of the coordinator"
                         .to_owned(),
                 );
             }
@@ -216,9 +216,43 @@ impl Remote {
     }
 }
 
+/// Whether what is sent to `address` may leave the machine for the internet. Some IPv6 addresses contain a public address of IPv4, in
+/// the well-known prefix of translators (RFC 6052 section 2.1) for example, so only those of IPv6 that are for private use are not public.
+fn may_be_public(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => !(v6.is_unique_local() || v6.is_loopback()),
+        v4 @ IpAddr::V4(_) => is_public(v4),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_token_is_sent_without_tls_to_private_addresses_alone() {
+        let may_be_public = |text: &str| may_be_public(text.parse().expect("a literal"));
+        for private in [
+            "10.210.1.1",
+            "192.168.1.1",
+            "127.0.0.1",
+            "::1",
+            "fd00::1",
+            "::ffff:10.210.1.1",
+        ] {
+            assert!(!may_be_public(private), "{private}");
+        }
+        for public in [
+            "192.0.2.1",
+            "2001:db8::1",
+            "::ffff:192.0.2.1",
+            "64:ff9b::192.0.2.1",
+            "64:ff9b:1::192.0.2.1",
+            "::192.0.2.1",
+        ] {
+            assert!(may_be_public(public), "{public}");
+        }
+    }
 
     #[test]
     fn a_url_names_a_coordinator_or_a_node() {
