@@ -1,11 +1,12 @@
-//! Reads a join token from a file or from another source, within a limit.
+//! Reads a join token or an API token from a file or from another source, within a limit.
 
 use std::io::{self, ErrorKind, Read};
 use std::path::Path;
 
 use super::file::open_regular;
 
-/// The maximum size of a token with the space around it, in bytes. The longest token has less than 3 KiB.
+/// The maximum size of a token with the space around it, in bytes. The longest join token has less than 3 KiB, and the
+/// longest API token about 8 KiB.
 const MAX_TOKEN: u64 = 16 * 1024;
 
 /// Why there is no token.
