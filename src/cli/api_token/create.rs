@@ -4,17 +4,19 @@ use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
+use zeroize::Zeroizing;
 
 use super::made;
 use crate::cli::exit::CliError;
 use crate::cli::{Globals, mesh_key, table};
 use crate::model::time::UnixSeconds;
-use crate::model::{Label, PublicKey};
+use crate::model::{Label, PublicKey, SigningKey};
 use crate::os::{arguments, clock, random};
 use crate::policy::Selector;
 use crate::protocol::admin::{ApiTokenNoted, MeshState};
 use crate::protocol::api::ErrorCode;
 use crate::protocol::api_token::{ApiCertificate, ApiToken, MAX_BINDINGS, MAX_NODES, Scope};
+use crate::protocol::token::SpkiPin;
 
 /// Options of the new token.
 #[derive(Debug, Args)]
@@ -95,6 +97,7 @@ pub(in crate::cli) async fn run(
         created_at,
         expires_at: created_at.plus(arguments.ttl),
     };
+    let token = sign(certificate.clone(), state.pin, &key)?;
     // A token that nobody can find again could not be revoked, so it is listed before it is printed.
     made::add(&globals.mesh_key, &certificate)?;
     let _: ApiTokenNoted = coordinator.post("/v1/api-tokens", &certificate).await?;
@@ -103,15 +106,29 @@ pub(in crate::cli) async fn run(
         id: certificate.id,
         name: certificate.name.clone(),
         expires_at: certificate.expires_at,
-        token: ApiToken::sign(certificate, state.pin, &key)
-            .text()
-            .to_string(),
+        token: token.to_string(),
     };
     if arguments.json {
         return table::json(&created);
     }
     table::line(&created.token);
     Ok(0)
+}
+
+/// Signs a token. A token with so many names that no server would read it is refused.
+fn sign(
+    certificate: ApiCertificate,
+    pin: SpkiPin,
+    key: &SigningKey,
+) -> Result<Zeroizing<String>, CliError> {
+    let text = ApiToken::sign(certificate, pin, key).text();
+    if ApiToken::parse(&text).is_err() {
+        return Err(CliError::new(
+            ErrorCode::BadRequest,
+            "api-token create: the token would be too long; give fewer of --scope, --node and --from, or make several tokens",
+        ));
+    }
+    Ok(text)
 }
 
 fn check_bounds(arguments: &CreateArguments) -> Result<(), CliError> {
@@ -133,6 +150,26 @@ fn check_bounds(arguments: &CreateArguments) -> Result<(), CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testbed::records as build;
+
+    #[test]
+    fn a_token_that_no_server_would_read_is_not_made() {
+        let is_made = |scopes: usize, nodes: usize, from: usize| {
+            let certificate = ApiCertificate {
+                id: PublicKey([7; 32]),
+                name: build::label("ci"),
+                scopes: vec![Scope::Drain; scopes],
+                nodes: vec![build::label(&"n".repeat(63)); nodes],
+                from: vec![format!("{}/{}", "p".repeat(63), "s".repeat(63)); from],
+                created_at: UnixSeconds(1),
+                expires_at: UnixSeconds(2),
+            };
+            sign(certificate, SpkiPin([9; 32]), &build::key(1)).is_ok()
+        };
+        assert!(is_made(1, MAX_NODES, 0) && is_made(1, 0, MAX_BINDINGS));
+        assert!(!is_made(1, MAX_NODES, MAX_BINDINGS));
+        assert!(is_made(32, 0, 0) && !is_made(33, 0, 0));
+    }
 
     #[test]
     fn a_caller_is_a_selector_that_stands_alone() {
