@@ -35,16 +35,37 @@ pub(super) fn read(mesh_key: &Path) -> Result<Vec<ApiCertificate>, CliError> {
     })
 }
 
-/// Adds the certificate of a new token.
+/// Adds the certificate of a new token. If the file is full, the tokens that have expired are left out.
 ///
 /// # Errors
-/// The errors are those of [`read`], or the file cannot be written.
+/// The errors are those of [`read`], or the file is full, or cannot be written.
 pub(super) fn add(mesh_key: &Path, certificate: &ApiCertificate) -> Result<(), CliError> {
+    let path = path_of(mesh_key);
     let mut all = read(mesh_key)?;
     all.push(certificate.clone());
+    let mut text = text_of(&all)?;
+    if is_too_long(&text) {
+        all.retain(|own| own.expires_at > certificate.created_at);
+        text = text_of(&all)?;
+    }
+    // A longer file could not be read again, and then no token could be revoked.
+    if is_too_long(&text) {
+        let text = format!(
+            "{} is full; move it away, and revoke the tokens in it by their whole ids from then on",
+            path.display()
+        );
+        return Err(CliError::new(ErrorCode::Configuration, text));
+    }
+    file::write_atomic(&path, text.as_bytes(), 0o600).map_err(|error| explain(&error))
+}
+
+fn text_of(all: &[ApiCertificate]) -> Result<String, CliError> {
     let lines: Result<Vec<String>, _> = all.iter().map(serde_json::to_string).collect();
-    let text = lines.map_err(CliError::failed)?.join("\n") + "\n";
-    file::write_atomic(&path_of(mesh_key), text.as_bytes(), 0o600).map_err(|error| explain(&error))
+    Ok(lines.map_err(CliError::failed)?.join("\n") + "\n")
+}
+
+fn is_too_long(text: &str) -> bool {
+    text.len() as u64 > MAX_FILE
 }
 
 /// `mesh.key.api-tokens` beside `mesh.key`.
@@ -99,6 +120,32 @@ mod tests {
             .permissions()
             .mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_full_file_loses_the_tokens_that_have_expired_and_stays_readable() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let key = directory.path().join("mesh.key");
+        let most = usize::try_from(MAX_FILE).expect("it is small");
+        let fill = |with: &ApiCertificate| {
+            let line = text_of(std::slice::from_ref(with)).expect("plain data");
+            let count = most / line.len();
+            file::write_atomic(&path_of(&key), line.repeat(count).as_bytes(), 0o600)
+                .expect("writable");
+            count
+        };
+        fill(&certificate(1));
+        let valid = ApiCertificate {
+            created_at: UnixSeconds(5),
+            expires_at: UnixSeconds(9),
+            ..certificate(2)
+        };
+        add(&key, &valid).expect("there is room again");
+        assert_eq!(read(&key).expect("there"), std::slice::from_ref(&valid));
+        let count = fill(&valid);
+        let error = add(&key, &valid).expect_err("it is full");
+        assert!(error.message.contains("mesh.key.api-tokens is full"));
+        assert_eq!(read(&key).expect("it is readable").len(), count);
     }
 
     #[test]
