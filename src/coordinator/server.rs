@@ -96,7 +96,7 @@ pub(super) async fn serve(
     most: usize,
     mut stop: watch::Receiver<bool>,
 ) {
-    let api = web::router(Arc::clone(&hub));
+    let api = web::router(Arc::clone(&hub), stop.clone());
     let router = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))

@@ -9,6 +9,7 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
 use axum::routing::get;
+use tokio::sync::watch;
 
 use super::hub::{self, Hub};
 use super::metrics;
@@ -23,8 +24,8 @@ use crate::protocol::web::openapi;
 /// How long one stream of events lasts. It ends before the deadline of its connection.
 const EVENTS_LIFETIME: Duration = Duration::from_secs(10);
 
-/// The handlers of all calls, behind the check of their tokens.
-pub(super) fn router(hub: Arc<Hub>) -> Router {
+/// The handlers of all calls, behind the check of their tokens. When `stop` becomes true, the streams of events end.
+pub(super) fn router(hub: Arc<Hub>, stop: watch::Receiver<bool>) -> Router {
     let audit = hub.audit().clone();
     let knowledge = OfHub(Arc::clone(&hub));
     let guard = Guard::new(
@@ -33,6 +34,9 @@ pub(super) fn router(hub: Arc<Hub>) -> Router {
         openapi::PATH_OF_COORDINATOR,
         audit,
     );
+    let events = move |State(hub): State<Arc<Hub>>, headers: HeaderMap| async move {
+        events(hub, &headers, stop)
+    };
     let router = Router::new()
         .route("/v1/api/nodes", get(nodes))
         .route("/v1/api/services", get(services))
@@ -75,10 +79,10 @@ async fn services(State(hub): State<Arc<Hub>>) -> Response {
     document(hub::api::services(&hub))
 }
 
-async fn events(State(hub): State<Arc<Hub>>, headers: HeaderMap) -> Response {
-    web::events(&headers, EVENTS_LIFETIME, move || {
-        let revision = hub.revision();
-        async move { Some(revision) }
+fn events(hub: Arc<Hub>, headers: &HeaderMap, stop: watch::Receiver<bool>) -> Response {
+    web::events(headers, EVENTS_LIFETIME, move || {
+        let revision = (!*stop.borrow()).then(|| hub.revision());
+        async move { revision }
     })
 }
 

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use meshd::model::{PublicKey, SigningKey};
 use meshd::protocol::JoinToken;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// Ends with the value.
 pub(crate) struct Coordinator {
@@ -45,6 +47,12 @@ impl Coordinator {
     pub(crate) fn kill(&mut self) {
         self.process.kill().expect("it runs");
         self.process.wait().expect("it ends");
+    }
+
+    /// Asks it to stop.
+    pub(crate) fn terminate(&self) {
+        let pid = i32::try_from(self.process.id()).expect("a process id");
+        kill(Pid::from_raw(pid), Signal::SIGTERM).expect("it runs");
     }
 
     /// Starts it again with what is on disk.

@@ -5,7 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use http_body_util::{BodyExt as _, Empty};
 use hyper::Request;
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use meshd::model::time::UnixSeconds;
 use meshd::model::{Label, PublicKey, SigningKey};
@@ -13,6 +14,7 @@ use meshd::os::dial::dial;
 use meshd::protocol::JoinToken;
 use meshd::protocol::api_token::{ApiCertificate, ApiToken, Scope};
 use serde_json::Value;
+use tokio::task::JoinHandle;
 
 use crate::coordinator::Coordinator;
 
@@ -139,8 +141,57 @@ async fn a_program_learns_of_a_new_revision_and_continues_after_the_last_one() {
     assert!(id_of(&next) > first, "{next}");
 }
 
+#[tokio::test]
+async fn a_coordinator_that_stops_ends_the_streams_of_events_and_cuts_none_off() {
+    let coordinator = Coordinator::start();
+    let at = coordinator.token();
+    let token = create(&coordinator, &["--name", "page", "--scope", "status:read"]);
+    let answer = async {
+        let mut events = events(&at, &token, None).await;
+        let begin = events.body.frame().await.expect("the stream has begun");
+        assert!(begin.is_ok(), "{begin:?}");
+        coordinator.terminate();
+        while let Some(frame) = events.body.frame().await {
+            assert!(frame.is_ok(), "{frame:?}");
+        }
+    };
+    let ended = tokio::time::timeout(Duration::from_secs(60), answer).await;
+    ended.expect("no hang");
+}
+
 /// The beginning of a stream of events after the revision `last`, up to the first event.
 async fn event(at: &JoinToken, token: &str, last: Option<u64>) -> String {
+    let answer = async {
+        let mut events = events(at, token, last).await;
+        let mut text = String::new();
+        while !text.contains("data: ") {
+            let frame = events.body.frame().await;
+            let frame = frame.expect("an event").expect("readable");
+            if let Ok(bytes) = frame.into_data() {
+                text.push_str(&String::from_utf8_lossy(&bytes));
+            }
+        }
+        text
+    };
+    let text = tokio::time::timeout(Duration::from_secs(60), answer).await;
+    text.expect("no hang")
+}
+
+/// A stream of events, and what keeps its connection open.
+struct Events {
+    body: Incoming,
+    _sender: SendRequest<Empty<Bytes>>,
+    driver: JoinHandle<hyper::Result<()>>,
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+/// Opens a stream of events after the revision `last`.
+async fn events(at: &JoinToken, token: &str, last: Option<u64>) -> Events {
     let stream = dial(&at.urls[0], at.pin).await.expect("it listens");
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
@@ -154,22 +205,13 @@ async fn event(at: &JoinToken, token: &str, last: Option<u64>) -> String {
         request = request.header("last-event-id", last);
     }
     let request = request.body(Empty::<Bytes>::new()).expect("a request");
-    let answer = async {
-        let response = sender.send_request(request).await.expect("an answer");
-        assert_eq!(response.status(), 200);
-        let mut body = response.into_body();
-        let mut text = String::new();
-        while !text.contains("data: ") {
-            let frame = body.frame().await.expect("an event").expect("readable");
-            if let Ok(bytes) = frame.into_data() {
-                text.push_str(&String::from_utf8_lossy(&bytes));
-            }
-        }
-        text
-    };
-    let text = tokio::time::timeout(Duration::from_secs(60), answer).await;
-    driver.abort();
-    text.expect("no hang")
+    let response = sender.send_request(request).await.expect("an answer");
+    assert_eq!(response.status(), 200);
+    Events {
+        body: response.into_body(),
+        _sender: sender,
+        driver,
+    }
 }
 
 fn id_of(event: &str) -> u64 {
