@@ -5,7 +5,7 @@
 //! |---|---|
 //! | `guard` | checks each call before its handler runs: `Host`, the token, its scope and its rate |
 //! | `limits` | how many calls a token and a source may make |
-//! | `places` | how many connections a source may have |
+//! | `places` | how many connections a source and a network may have |
 //! | `answer` | turns each failure into a problem (RFC 9457) |
 //! | `events` | a stream that says when the mesh has another revision |
 //! | `refused` | the line in the log and the event of a call that was refused |
