@@ -356,7 +356,7 @@ async fn change<T: Serialize + Send + 'static>(
         tasks,
     } = agent;
     // A caller that hangs up ends this future, and the change is carried out all the same. So its event is left to a task.
-    tasks.spawn_child("a change by a local caller", async move {
+    tasks.spawn_child("a change by a caller", async move {
         let result = send(&commands, command).await;
         audit.note(&LocalChange {
             by: &by,

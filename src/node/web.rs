@@ -71,7 +71,7 @@ pub(super) async fn serve(api: LocalApi) {
                 Err(error) => {
                     let why = error.to_string();
                     if failed.get(&address) != Some(&why) {
-                        tracing::warn!(%address, port = PORT, %why, "the API is not served at this address");
+                        tracing::warn!(%address, port = PORT, %why, "the API is not served at this address; if another program has the port, `ss -tlpn` names it");
                         failed.insert(address, why);
                     }
                 }
