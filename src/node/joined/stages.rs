@@ -205,7 +205,7 @@ pub(super) fn enforce_policy(node: &mut JoinedNode) -> bool {
 }
 
 /// Compiles the policy for other subjects, or defers that if the last compilation was just before. `moved` returns the addresses that
-/// moved. Returns whether something is denied, or was before.
+/// moved. Returns whether that concerns the firewall.
 fn follow_subjects(node: &mut JoinedNode, moved: impl FnOnce(&Netmap) -> Moved) -> bool {
     let policy = &mut node.device.policy;
     if policy.may_compile(&node.netmap, Instant::now()) {

@@ -13,7 +13,7 @@ use crate::records::subjects::{Moved, Owner};
 
 /// The rest after a compilation, as a multiple of its duration: at most a fifth of the time is spent on it.
 const REST: u32 = 4;
-/// The maximum rest. A new instance is not reached before its end.
+/// The maximum rest. A new instance is not reached before its end, and a right that a member lost lasts until then.
 const MAX_REST: Duration = Duration::from_millis(400);
 
 /// When the table is compiled again, and the addresses that are closed until then.
@@ -24,6 +24,8 @@ pub(super) struct Pace {
     is_waiting: bool,
     /// The addresses that were lost since the last compilation, with their owners at that time.
     gone: BTreeMap<IpAddr, Owner>,
+    /// The addresses that one more owner got since the last compilation, beside those that the table knows.
+    shared: BTreeSet<IpAddr>,
     closed: BTreeSet<IpAddr>,
 }
 
@@ -31,8 +33,11 @@ impl Pace {
     /// The table was compiled.
     pub(super) fn handle_compiled(&mut self, began: Instant, ended: Instant) {
         let took = ended.saturating_duration_since(began);
+        let rests_until = ended + took.saturating_mul(REST).min(MAX_REST);
         *self = Self {
-            rests_until: Some(ended + took.saturating_mul(REST).min(MAX_REST)),
+            // A table without rules takes no time. It does not end a longer rest, or a member that sets and clears `mesh.allow` again
+            // and again could end each one.
+            rests_until: self.rests_until.max(Some(rests_until)),
             ..Self::default()
         };
     }
@@ -55,16 +60,20 @@ impl Pace {
     /// Lets a change wait. Returns the addresses that are closed in `table` until it is compiled again, if they are more than before.
     pub(super) fn defer(&mut self, moved: Moved, table: &Table) -> Option<&BTreeSet<IpAddr>> {
         self.is_waiting = true;
+        let before = self.closed.len();
         for (address, owner) in moved.gone {
+            if self.shared.contains(&address) {
+                self.closed.insert(address);
+            }
             self.gone.entry(address).or_insert(owner);
         }
-        let before = self.closed.len();
         for (address, owner) in moved.added {
             let is_new = table.class(address) == Class::OUTSIDE;
-            let is_others = self
-                .gone
-                .get(&address)
-                .is_some_and(|before| *before != owner);
+            let lost_by = self.gone.get(&address);
+            if lost_by.is_none() && !is_new {
+                self.shared.insert(address);
+            }
+            let is_others = lost_by.is_some_and(|before| *before != owner);
             if is_others || (is_new && table.allows_unknown()) {
                 self.closed.insert(address);
             }
@@ -77,26 +86,27 @@ impl Pace {
 mod tests {
     use super::*;
     use crate::records::netmap::Netmap;
+    use crate::records::subjects::subjects;
     use crate::testbed::records as build;
 
     const MS: Duration = Duration::from_millis(1);
 
-    /// A map in which node 1 has an instance at this address of its block.
-    fn netmap(instance: Option<(&str, usize)>) -> Netmap {
+    /// A map in which node 1 has these instances, each at an address of its block.
+    fn netmap(instances: &[(&str, usize)]) -> Netmap {
         let (id, block) = (build::id(1), build::block(1));
         let mut netmap = Netmap::default();
         netmap.members.insert(id, build::member(&id, "n1", block));
-        if let Some((instance, n)) = instance {
-            let address = block.v4.hosts().nth(n).expect("a /24");
-            let instance = build::instance(instance, vec![address.into()]);
-            let service = build::service(&id, "db", vec![instance]);
-            netmap.replace(&service.id, Some(&service));
-        }
+        let instances = instances.iter().map(|(instance, n)| {
+            let address = block.v4.hosts().nth(*n).expect("a /24");
+            build::instance(instance, vec![address.into()])
+        });
+        let service = build::service(&id, "db", instances.collect());
+        netmap.replace(&service.id, Some(&service));
         netmap
     }
 
     fn moved(before: Option<(&str, usize)>, now: Option<(&str, usize)>) -> Moved {
-        Moved::between(&netmap(before), &netmap(now))
+        Moved::between(&netmap(before.as_slice()), &netmap(now.as_slice()))
     }
 
     #[test]
@@ -109,6 +119,15 @@ mod tests {
         assert!(pace.is_resting(start + 249 * MS) && !pace.is_resting(start + 250 * MS));
         pace.handle_compiled(start, start + 3_000 * MS);
         assert!(pace.is_resting(start + 3_399 * MS) && !pace.is_resting(start + 3_400 * MS));
+    }
+
+    #[test]
+    fn a_compilation_that_takes_no_time_does_not_end_the_rest_of_the_one_before() {
+        let start = Instant::now();
+        let mut pace = Pace::default();
+        pace.handle_compiled(start, start + 50 * MS);
+        pace.handle_compiled(start + 60 * MS, start + 60 * MS);
+        assert!(pace.is_resting(start + 249 * MS) && !pace.is_resting(start + 250 * MS));
     }
 
     #[test]
@@ -148,6 +167,19 @@ mod tests {
         assert_eq!(closed, Some(&BTreeSet::from([address.into()])));
         pace.handle_compiled(start, start);
         assert!(pace.defer(moved(None, other), &table).is_none());
+    }
+
+    #[test]
+    fn an_address_is_closed_if_its_owner_leaves_it_to_one_that_came_before_that() {
+        let (one, two) = (("one", 70), ("two", 70));
+        let table = Table::compile(None, &subjects(&netmap(&[one])));
+        let mut pace = Pace::default();
+        let came = Moved::between(&netmap(&[one]), &netmap(&[one, two]));
+        assert!(pace.defer(came, &table).is_none(), "the owner is there");
+        let left = Moved::between(&netmap(&[one, two]), &netmap(&[two]));
+        let address = build::block(1).v4.hosts().nth(70).expect("a /24");
+        let closed = pace.defer(left, &table);
+        assert_eq!(closed, Some(&BTreeSet::from([address.into()])));
     }
 
     #[test]
