@@ -1,8 +1,8 @@
-//! What other programs are told about the services of the mesh: targets for Prometheus, and the sites of an ingress. Pure.
+//! What other programs ask about the services of the mesh: targets for Prometheus, and the sites of an ingress. Pure.
 //!
 //! [`targets`] has every TCP port of every instance. [`sites`] decides which servers are behind each host name that a container asks for
 //! with `mesh.public`; [`traefik`] and [`caddy`] write these sites as the configuration of a program. Everything is computed from the map
-//! of the mesh. Each member has a bound of its own, so no member takes the place of another.
+//! of the mesh. Each member has bounds of its own for targets and for host names, so no member takes the place of another in them.
 
 pub mod caddy;
 pub mod sites;
