@@ -23,21 +23,25 @@ impl Chance {
 
 /// The peers to which the call is sent after `calls` others to the same node.
 #[must_use]
-pub fn choose<K: Copy>(peers: &[(Chance, K)], calls: u32) -> Vec<K> {
+pub fn choose<K: Copy + PartialEq>(peers: &[(Chance, K)], calls: u32) -> Vec<K> {
     let calls = calls as usize;
-    let mut order = Vec::with_capacity(peers.len());
+    let mut others = Vec::with_capacity(peers.len());
+    let mut chosen = Vec::with_capacity(peers.len());
     for chance in Chance::ALL {
         let class = peers.iter().filter(|(of, _)| *of == chance);
         let class: Vec<K> = class.map(|(_, peer)| *peer).collect();
         let turn = calls % class.len().max(1);
         let turned = class.iter().cycle().skip(turn).take(class.len());
-        order.extend(turned.copied());
+        chosen.extend(turned.copied());
+        others.extend(class);
     }
-    // The last one is one of the others, so that each of them gets its turn however many are more probable.
-    let rest = order.split_off(order.len().min(MAX_WAYS - 1));
-    let last = rest.get(calls % rest.len().max(1));
-    order.extend(last.copied());
-    order
+    chosen.truncate(MAX_WAYS - 1);
+    // The last one is one of the others, so that each of them gets its turn however many are more probable. Their order stays the same
+    // from call to call: a turn within an order that turns as well would pass over some of them.
+    others.retain(|peer| !chosen.contains(peer));
+    let last = others.get(calls % others.len().max(1));
+    chosen.extend(last.copied());
+    chosen
 }
 
 #[cfg(test)]
@@ -68,5 +72,18 @@ mod tests {
         let peers: Vec<(Chance, u8)> = public.chain([(Chance::Unknown, 20)]).collect();
         let chosen: BTreeSet<u8> = (0..60).flat_map(|calls| choose(&peers, calls)).collect();
         assert_eq!(chosen.len(), 21);
+    }
+
+    #[test]
+    fn each_peer_gets_its_turn_whatever_the_numbers_of_the_chances() {
+        for number in 0..216u8 {
+            let counts = [number / 36, number / 6 % 6, number % 6];
+            let classes = Chance::ALL.into_iter().zip(counts);
+            let peers = classes.flat_map(|(chance, count)| (0..count).map(move |n| (chance, n)));
+            let peers: Vec<(Chance, (Chance, u8))> = peers.map(|peer| (peer.0, peer)).collect();
+            let chosen = (0..60).flat_map(|calls| choose(&peers, calls));
+            let chosen: BTreeSet<(Chance, u8)> = chosen.collect();
+            assert_eq!(chosen.len(), peers.len(), "{counts:?}");
+        }
     }
 }
