@@ -79,12 +79,16 @@ fn speaks(node: &JoinedNode, id: &PublicKey, word: &str) -> bool {
 
 /// The peers that this node reaches and that pass calls on.
 fn common_peers(node: &JoinedNode) -> impl Iterator<Item = &Member> {
-    let (id, steered) = (node.id(), node.paths.steered());
-    node.netmap.members.values().filter(move |member| {
-        let state = steered.get(&member.id).map(|peer| peer.state());
-        let is_reached = matches!(state, Some(State::Open | State::Suspect { .. }));
-        is_reached && member.id != id && speaks(node, &member.id, PEER_CALLS_1)
-    })
+    let members = node.netmap.members.values();
+    members.filter(move |member| passes_calls(node, member))
+}
+
+/// Whether this node reaches a member that passes calls on.
+fn passes_calls(node: &JoinedNode, member: &Member) -> bool {
+    let peer = node.paths.steered().get(&member.id);
+    let state = peer.map(|peer| peer.state());
+    let is_reached = matches!(state, Some(State::Open | State::Suspect { .. }));
+    is_reached && member.id != node.id() && speaks(node, &member.id, PEER_CALLS_1)
 }
 
 /// The peers that are asked to pass on a call to a member.
@@ -197,7 +201,9 @@ fn pass_on(
     call: &Call,
     now: Instant,
 ) -> bool {
-    let is_known = *to != from && common_peers(node).any(|member| member.id == *to);
+    // A peer may send calls without end, so nothing here takes longer in a larger mesh.
+    let member = node.netmap.members.get(to);
+    let is_known = *to != from && member.is_some_and(|member| passes_calls(node, member));
     is_known
         && !node.replica.is_out()
         && node.device.calling.received.may_pass_on(from, now)
