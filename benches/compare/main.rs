@@ -45,7 +45,7 @@ use builds::Wanted;
 /// Measures meshd beside an earlier build of it, or beside other user space WireGuards.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// How often each is measured; 8 beside a commit, otherwise 4.
+    /// How often each is measured; 8 beside a commit, where fewer rounds show no difference, otherwise 4.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=200))]
     rounds: Option<u16>,
     #[command(flatten)]
