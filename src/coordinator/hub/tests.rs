@@ -5,6 +5,7 @@ mod loss;
 mod members;
 
 use std::ops::Deref;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::absence::MAX_ABSENCE;
@@ -34,8 +35,10 @@ fn key(n: u8) -> SigningKey {
     SigningKey::from_seed(&[n; 32])
 }
 
+/// The time at the first call. Records with equal versions must be equal, so the time in them must not go on between two of them.
 fn now() -> u64 {
-    UnixSeconds::from_system(SystemTime::now()).0
+    static NOW: LazyLock<u64> = LazyLock::new(|| UnixSeconds::from_system(SystemTime::now()).0);
+    *NOW
 }
 
 /// Why records were refused.
