@@ -65,7 +65,7 @@ impl Room {
         self.records <= bound.records && self.bytes <= bound.bytes
     }
 
-    /// Whether at least half of `bound` is free.
+    /// Whether more than half of `bound` is free.
     fn fits_into_half(self, bound: Self) -> bool {
         self.records < bound.records / 2 && self.bytes < bound.bytes / 2
     }
@@ -278,6 +278,42 @@ mod tests {
         conflicts.waiting.clear();
         assert!(!conflicts.is_empty());
         assert!(conflicts.take_overflowed() && conflicts.is_empty());
+    }
+
+    #[test]
+    fn a_record_that_is_replaced_takes_no_room_and_half_a_bound_is_too_much_for_half() {
+        let (one, other) = (node(1, 1), long(2, 100));
+        let only_other = Room::default().with(&other);
+        assert_eq!(only_other.with(&one).without(&one), only_other);
+        let bound = Room {
+            records: 4,
+            bytes: 100,
+        };
+        let is_half = |records, bytes| Room { records, bytes }.fits_into_half(bound);
+        assert!(is_half(1, 49) && !is_half(2, 49) && !is_half(1, 50));
+    }
+
+    #[test]
+    fn of_two_records_with_one_key_the_older_one_is_not_kept() {
+        let versioned = |version: u64, index: u32| {
+            let record = crate::records::kinds::Node {
+                version,
+                ..build::node(&key(1).public(), block(index))
+            };
+            authentic(&Record::Node(record), 1)
+        };
+        let taken = Refused::BlockTaken(String::new());
+        let mut conflicts = Conflicts::default();
+        for (record, kept) in [
+            (versioned(5, 1), versioned(5, 1)),
+            (versioned(4, 1), versioned(5, 1)),
+            (versioned(5, 2), versioned(5, 2)),
+            (versioned(6, 1), versioned(6, 1)),
+        ] {
+            assert!(conflicts.handle_refused(record, &taken, None));
+            let waiting = conflicts.waiting.values().map(|waiting| &waiting.record);
+            assert_eq!(waiting.collect::<Vec<_>>(), [&kept]);
+        }
     }
 
     #[test]
