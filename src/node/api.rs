@@ -335,7 +335,7 @@ async fn call<T: Serialize>(
     answer(send(&agent.commands, command).await)
 }
 
-fn answer<T: Serialize>(result: Result<T, ApiError>) -> Response {
+pub(super) fn answer<T: Serialize>(result: Result<T, ApiError>) -> Response {
     match result {
         Ok(answer) => Json(answer).into_response(),
         Err(error) => failure(error),

@@ -9,17 +9,16 @@
 //! A thin shell: it asks the agent and writes the answer. The local API has these calls, and the address of the metrics if the operator
 //! wants that.
 
+use axum::Router;
 use axum::extract::{RawQuery, Request, State};
 use axum::http::HeaderMap;
 use axum::http::header::HOST;
 use axum::middleware::{self, Next};
-use axum::response::{IntoResponse as _, Response};
+use axum::response::Response;
 use axum::routing::get;
-use axum::{Json, Router};
-use serde::Serialize;
 use tokio::sync::mpsc;
 
-use super::api::{Command, send};
+use super::api::{Command, answer, send};
 use crate::discovery::{caddy, traefik};
 use crate::model::authority;
 use crate::os::unix_server::failure;
@@ -83,13 +82,6 @@ async fn caddy(
     };
     let sites = send(&commands, Command::Sites).await;
     answer(sites.map(|sites| caddy::configuration(&sites, &wanted)))
-}
-
-fn answer<T: Serialize>(result: Result<T, ApiError>) -> Response {
-    match result {
-        Ok(answer) => Json(answer).into_response(),
-        Err(error) => failure(error),
-    }
 }
 
 #[cfg(test)]

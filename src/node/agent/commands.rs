@@ -127,13 +127,11 @@ fn carry_out<N, T>(needed: Result<N, ApiError>, reply: Reply<T>, action: impl Fn
 
 fn answer_api(agent: &mut Agent, query: ApiQuery) {
     match query {
-        ApiQuery::Addresses(reply) => {
-            let addresses = agent.node().map(|node| node.identity.addresses().to_vec());
-            let _ = reply.send(addresses);
-        }
+        ApiQuery::Addresses(reply) => answer(agent.node(), reply, |node| {
+            node.identity.addresses().to_vec()
+        }),
         ApiQuery::Revision(reply) => {
-            let revision = agent.node().map(|node| node.replica.position().revision);
-            let _ = reply.send(revision);
+            answer(agent.node(), reply, |node| node.replica.position().revision)
         }
         ApiQuery::Facts(token, address, reply) => {
             let facts = agent.node();
