@@ -17,7 +17,7 @@ use super::reply::document;
 use crate::model::PublicKey;
 use crate::os::clock;
 use crate::os::web::{self, Facts, Guard, Knowledge, guarded, json};
-use crate::protocol::api::{ApiError, ErrorCode};
+use crate::protocol::api::ApiError;
 use crate::protocol::web::calls::OF_COORDINATOR;
 use crate::protocol::web::openapi;
 
@@ -55,20 +55,13 @@ struct OfHub(Arc<Hub>);
 
 impl Knowledge for OfHub {
     async fn facts(&self, token: PublicKey, _: IpAddr) -> Result<Facts, ApiError> {
-        let (place, domain) = hub::api::place(&self.0, &token).ok_or_else(no_mesh)?;
+        let (place, domain) = hub::api::place(&self.0, &token)?;
         Ok(Facts {
             place,
             domain,
             names: hub::api::hosts(&self.0),
         })
     }
-}
-
-fn no_mesh() -> ApiError {
-    ApiError::new(
-        ErrorCode::Conflict,
-        "there is no mesh yet; run `meshctl init` where the coordinator runs",
-    )
 }
 
 async fn nodes(State(hub): State<Arc<Hub>>) -> Response {

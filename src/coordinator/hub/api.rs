@@ -1,20 +1,25 @@
 //! What the API over the network returns, and what is needed to check its tokens.
 
+use super::errors::no_mesh;
 use super::members::{Administered, Submitted};
 use super::view::View;
 use crate::model::{Label, PublicKey};
 use crate::os::audit::Who;
 use crate::protocol::admin::RevokedApiTokens;
+use crate::protocol::api::ApiError;
 use crate::protocol::api_token::{ApiCertificate, Place};
 use crate::protocol::local::ServiceList;
 use crate::protocol::service_list;
 use crate::records::{Ledger, api_revocation};
 
-/// Where a call with `token` arrives, and the domain of the mesh. None if there is no mesh.
-#[must_use]
-pub fn place(view: &View, token: &PublicKey) -> Option<(Place, Label)> {
+/// Where a call with `token` arrives, and the domain of the mesh.
+///
+/// # Errors
+/// There is no mesh.
+pub fn place(view: &View, token: &PublicKey) -> Result<(Place, Label), ApiError> {
     let state = view.read();
-    let ledger = state.ledger.as_ref()?;
+    let ledger = state.ledger.as_ref().ok_or_else(no_mesh)?;
+    let mesh = ledger.mesh().ok_or_else(no_mesh)?;
     let place = Place {
         mesh_key: ledger.mesh_key(),
         node: None,
@@ -22,7 +27,7 @@ pub fn place(view: &View, token: &PublicKey) -> Option<(Place, Label)> {
         // Callers reach a coordinator from outside of the tunnel, where an address proves nothing.
         caller: None,
     };
-    Some((place, ledger.mesh()?.domain.clone()))
+    Ok((place, mesh.domain.clone()))
 }
 
 /// The names at which nodes reach the coordinator.
