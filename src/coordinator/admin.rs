@@ -59,7 +59,7 @@ async fn submit(
 ) -> Response {
     let submit: Submit = match serde_json::from_slice(&body) {
         Ok(submit) => submit,
-        Err(error) => return failure(unreadable(&error)),
+        Err(error) => return failure(ApiError::unreadable(&error)),
     };
     let submit = move || hub.submit(submit, caller.who(), clock::now());
     let result = tokio::task::spawn_blocking(submit).await;
@@ -70,11 +70,6 @@ async fn submit(
     )
 }
 
-fn unreadable(error: &serde_json::Error) -> ApiError {
-    let text = format!("the request cannot be read: {error}");
-    ApiError::new(ErrorCode::BadRequest, text)
-}
-
 async fn api_token_made(
     State(hub): State<Arc<Hub>>,
     ConnectInfo(caller): ConnectInfo<Caller>,
@@ -82,7 +77,7 @@ async fn api_token_made(
 ) -> Response {
     let certificate: ApiCertificate = match serde_json::from_slice(&body) {
         Ok(certificate) => certificate,
-        Err(error) => return failure(unreadable(&error)),
+        Err(error) => return failure(ApiError::unreadable(&error)),
     };
     let noted = ApiTokenNoted::from(&certificate);
     let note = move || hub::api::note_made(&hub, certificate, &caller.who());

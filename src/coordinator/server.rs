@@ -353,17 +353,16 @@ async fn join_request(served: &Served, slot: &Slot, request: Request) -> Result<
 
 /// Reads a request's body and parses it.
 async fn read_json<T: serde::de::DeserializeOwned>(request: Request) -> Result<T, ApiError> {
-    let bad = |message: String| ApiError::new(ErrorCode::BadRequest, message);
     let body = axum::body::to_bytes(request.into_body(), MAX_JOIN)
         .await
         .map_err(|_| {
-            bad(format!(
+            let text = format!(
                 "the request cannot be read, or has more than {} KiB",
                 MAX_JOIN / 1024
-            ))
+            );
+            ApiError::new(ErrorCode::BadRequest, text)
         })?;
-    serde_json::from_slice(&body)
-        .map_err(|error| bad(format!("the request cannot be read: {error}")))
+    serde_json::from_slice(&body).map_err(|error| ApiError::unreadable(&error))
 }
 
 #[cfg(test)]

@@ -383,13 +383,8 @@ async fn change_with<B: DeserializeOwned + Send + 'static, T: Serialize + Send +
             let call = call(&body);
             change(agent, by, call, |reply| command(body, reply)).await
         }
-        Err(error) => failure(unreadable(&error)),
+        Err(error) => failure(ApiError::unreadable(&error)),
     }
-}
-
-fn unreadable(error: &serde_json::Error) -> ApiError {
-    let text = format!("the request cannot be read: {error}");
-    ApiError::new(ErrorCode::BadRequest, text)
 }
 
 async fn call_with<B: DeserializeOwned, T: Serialize>(
@@ -399,7 +394,7 @@ async fn call_with<B: DeserializeOwned, T: Serialize>(
 ) -> Response {
     match serde_json::from_slice(body) {
         Ok(body) => call(agent, |reply| command(body, reply)).await,
-        Err(error) => failure(unreadable(&error)),
+        Err(error) => failure(ApiError::unreadable(&error)),
     }
 }
 

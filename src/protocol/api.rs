@@ -102,6 +102,13 @@ impl ApiError {
             suggestion: None,
         }
     }
+
+    /// The error of a request whose body is not the JSON document that the call needs.
+    #[must_use]
+    pub fn unreadable(error: &serde_json::Error) -> Self {
+        let text = format!("the request cannot be read: {error}");
+        Self::new(ErrorCode::BadRequest, text)
+    }
 }
 
 /// Reads a message for people and replaces characters that cannot be printed.
