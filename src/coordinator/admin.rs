@@ -3,17 +3,17 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use axum::Router;
-use axum::extract::connect_info::ConnectInfo;
 use axum::extract::{Path as UrlPath, State};
 use axum::response::Response;
 use axum::routing::{get, post};
+use axum::{Extension, Router};
 use tokio::net::UnixListener;
 
 use super::hub::{self, Hub};
 use super::reply::{answer, crashed, document};
 use super::{Failure, without_rights};
-use crate::os::unix_server::{Caller, failure};
+use crate::os::audit::Who;
+use crate::os::unix_server::failure;
 use crate::os::{clock, unix_server};
 use crate::protocol::admin::{ApiTokenNoted, RecordList, Submit, Submitted};
 use crate::protocol::api::{ApiError, ErrorCode};
@@ -54,14 +54,14 @@ async fn mesh(State(hub): State<Arc<Hub>>) -> Response {
 
 async fn submit(
     State(hub): State<Arc<Hub>>,
-    ConnectInfo(caller): ConnectInfo<Caller>,
+    Extension(by): Extension<Who>,
     body: axum::body::Bytes,
 ) -> Response {
     let submit: Submit = match serde_json::from_slice(&body) {
         Ok(submit) => submit,
         Err(error) => return failure(ApiError::unreadable(&error)),
     };
-    let submit = move || hub.submit(submit, caller.who(), clock::now());
+    let submit = move || hub.submit(submit, by, clock::now());
     let result = tokio::task::spawn_blocking(submit).await;
     answer(
         result
@@ -72,7 +72,7 @@ async fn submit(
 
 async fn api_token_made(
     State(hub): State<Arc<Hub>>,
-    ConnectInfo(caller): ConnectInfo<Caller>,
+    Extension(by): Extension<Who>,
     body: axum::body::Bytes,
 ) -> Response {
     let certificate: ApiCertificate = match serde_json::from_slice(&body) {
@@ -80,7 +80,7 @@ async fn api_token_made(
         Err(error) => return failure(ApiError::unreadable(&error)),
     };
     let noted = ApiTokenNoted::from(&certificate);
-    let note = move || hub::api::note_made(&hub, certificate, &caller.who());
+    let note = move || hub::api::note_made(&hub, certificate, &by);
     let result = tokio::task::spawn_blocking(note).await;
     answer(result.map(|()| noted).map_err(|_| crashed()))
 }
