@@ -93,6 +93,9 @@ fn passes_calls(node: &JoinedNode, member: &Member) -> bool {
 
 /// The peers that are asked to pass on a call to a member.
 fn peers_to(node: &JoinedNode, called: &PublicKey) -> Vec<PublicKey> {
+    if !speaks(node, called, PEER_CALLS_1) {
+        return Vec::new();
+    }
     let named = node.netmap.members.get(called).map(|member| &member.relays);
     let chance = |peer: &Member| {
         if named.is_some_and(|relays| relays.contains(&peer.id)) {
@@ -105,11 +108,7 @@ fn peers_to(node: &JoinedNode, called: &PublicKey) -> Vec<PublicKey> {
     };
     let peers = common_peers(node).map(|peer| (chance(peer), peer.id));
     let peers: Vec<(Chance, PublicKey)> = peers.collect();
-    if speaks(node, called, PEER_CALLS_1) {
-        choose(&peers, node.device.calling.log.calls(called))
-    } else {
-        Vec::new()
-    }
+    choose(&peers, node.device.calling.log.calls(called))
 }
 
 /// Sends this node's candidates to a member over the coordinator and by the peers `by`: nobody knows which of these ways leads to it.
