@@ -6,23 +6,19 @@ use std::time::{Duration, Instant};
 use super::{JoinedNode, messages};
 use crate::model::address::{is_public, is_routable};
 use crate::model::{Path, PublicKey};
-use crate::path::mapping::{Answer, Prover, Refusal};
+use crate::path::mapping::{Answer, Prover, Refusal, Report};
 use crate::protocol::path_messages::{CandidateKind, Paths};
 use crate::records::netmap::Member;
 use crate::tunnel::PathReport;
 
-/// A peer that was heard within this time can be asked to try the mapping.
-const HEARD_WITHIN: Duration = Duration::from_secs(180);
+/// A peer that was heard within this time can be asked to try what the router gave.
+pub(super) const HEARD_WITHIN: Duration = Duration::from_secs(180);
 
 /// Asks the router and peers, where that is due.
 pub(super) fn poll(node: &mut JoinedNode, now: Instant) {
-    for peer in node.device.reach.mapping.state.awaited(now) {
-        let steering = node.device.tunnel.steering();
-        let member = node.netmap.members.get(&peer);
-        let report = member.and_then(|member| steering.report(&member.wireguard_key.0));
-        if let Some(report) = report {
-            handle_report(node, peer, &report);
-        }
+    let awaited = node.device.reach.mapping.state.awaited(now);
+    for (peer, report) in reports_of(node, awaited) {
+        handle_report(node, peer, &report);
     }
     let Some(mesh) = node.replica.ledger().mesh().map(|mesh| mesh.addresses) else {
         return;
@@ -32,8 +28,23 @@ pub(super) fn poll(node: &mut JoinedNode, now: Instant) {
     let asked = node.device.reach.mapping.poll(&provers, &mesh, now);
     follow(node, before);
     let report = node.device.reach.mapping.state.report();
-    if let (Some(peer), Some(report)) = (asked, report) {
-        let message = node.device.reach.try_message(report.granted.external);
+    ask_to_try(node, asked, report);
+}
+
+/// What the tunnel reports about the paths to these peers.
+pub(super) fn reports_of(node: &JoinedNode, peers: Vec<PublicKey>) -> Vec<(PublicKey, PathReport)> {
+    let steering = node.device.tunnel.steering();
+    let reports = peers.into_iter().filter_map(|peer| {
+        let member = node.netmap.members.get(&peer)?;
+        Some((peer, steering.report(&member.wireguard_key.0)?))
+    });
+    reports.collect()
+}
+
+/// Asks a peer to send to the address of what the router gave, if there are both.
+pub(super) fn ask_to_try(node: &mut JoinedNode, peer: Option<PublicKey>, given: Option<Report>) {
+    if let (Some(peer), Some(given)) = (peer, given) {
+        let message = node.device.reach.try_message(given.granted.external);
         messages::send_paths(node, &peer, message, None);
     }
 }

@@ -6,25 +6,20 @@
 
 use std::time::{Duration, Instant};
 
-use super::{JoinedNode, messages};
+use super::JoinedNode;
+use super::mapping::{self, HEARD_WITHIN};
 use crate::model::{Path, PublicKey};
 use crate::path::mapping::{Answer, Prover};
 use crate::tunnel::PathReport;
 
-/// A peer that was heard within this time can be asked to try the hole.
-const HEARD_WITHIN: Duration = Duration::from_secs(180);
 /// After this time a firewall has most probably forgotten what this node sent: RFC 4787 section 4.3 recommends five minutes.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(300);
 
 /// Asks the router and peers, where that is due.
 pub(super) fn poll(node: &mut JoinedNode, now: Instant) {
-    for peer in node.device.pinhole.state.awaited(now) {
-        let member = node.netmap.members.get(&peer);
-        let steering = node.device.tunnel.steering();
-        let report = member.and_then(|member| steering.report(&member.wireguard_key.0));
-        if let Some(report) = report {
-            handle_report(node, peer, &report);
-        }
+    let awaited = node.device.pinhole.state.awaited(now);
+    for (peer, report) in mapping::reports_of(node, awaited) {
+        handle_report(node, peer, &report);
     }
     let Some(mesh) = node.replica.ledger().mesh().map(|mesh| mesh.addresses) else {
         return;
@@ -32,10 +27,7 @@ pub(super) fn poll(node: &mut JoinedNode, now: Instant) {
     let provers = provers(node, now);
     let asked = node.device.pinhole.poll(&provers, &mesh, now);
     let report = node.device.pinhole.state.report();
-    if let (Some(peer), Some(report)) = (asked, report) {
-        let message = node.device.reach.try_message(report.granted.external);
-        messages::send_paths(node, &peer, message, None);
-    }
+    mapping::ask_to_try(node, asked, report);
 }
 
 /// The router has answered.
