@@ -226,7 +226,7 @@ pub(super) fn contested(netmap: &Netmap) -> Vec<Problem> {
 }
 
 /// The problems of the host names of `mesh.public`: several services ask for one, or a node has too many.
-pub(super) fn disputed(netmap: &Netmap) -> Vec<Problem> {
+fn disputed(netmap: &Netmap) -> Vec<Problem> {
     let Sites {
         disputed, crowded, ..
     } = Sites::of(netmap, |_| true);
