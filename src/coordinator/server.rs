@@ -146,9 +146,9 @@ pub(super) async fn serve(
 /// The handlers of requests.
 #[derive(Clone)]
 struct Routers {
-    /// Those of nodes.
+    /// The handlers for nodes.
     nodes: Router,
-    /// Those of programs with API tokens.
+    /// The handlers for programs with API tokens.
     api: Router,
 }
 

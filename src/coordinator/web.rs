@@ -50,6 +50,7 @@ pub(super) fn router(hub: Arc<Hub>, stop: watch::Receiver<bool>) -> Router {
     guarded(router, guard)
 }
 
+/// Where the check of a call gets its facts.
 #[derive(Clone)]
 struct OfHub(Arc<Hub>);
 

@@ -111,7 +111,8 @@ pub struct LocalApi {
     pub tasks: Tasks,
 }
 
-/// Serves requests until the listener fails or the agent ends. `discovery` has the calls of other programs.
+/// Serves requests until the listener fails or the agent ends. `discovery` has the handlers of the calls with which other programs
+/// follow the services.
 ///
 /// # Errors
 /// The listener failed.
@@ -133,7 +134,7 @@ pub async fn serve(
     unix_server::serve(listener, path, router.merge(discovery)).await
 }
 
-/// The handlers of the calls over the network. Their callers have to be checked before.
+/// The handlers of the calls over the network. They check no caller, so that has to be done before a request reaches them.
 pub(super) fn over_network(api: LocalApi) -> Router {
     shared()
         .route("/v1/events", get(events))
@@ -355,7 +356,7 @@ async fn change<T: Serialize + Send + 'static>(
         audit,
         tasks,
     } = agent;
-    // A caller that hangs up ends this future, and the change is carried out all the same. So its event is left to a task.
+    // If the caller hangs up, this future is dropped, but the agent still carries out the change. So a task notes the event.
     tasks.spawn_child("a change by a caller", async move {
         let result = send(&commands, command).await;
         audit.note(&LocalChange {

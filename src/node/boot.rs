@@ -275,7 +275,7 @@ fn native_network(
     })
 }
 
-/// Where what concerns the addresses of this node arrives.
+/// The channels on which answers about the addresses of this node arrive.
 fn reach_events(device: &mut Device) -> ReachEvents {
     ReachEvents {
         mappings: device.reach.mapping.take_answers(),

@@ -35,13 +35,13 @@ const MAX_FOLLOWED: usize = 1024;
 pub(super) enum Stage {
     /// From the event of the engine that a container started to its description.
     Engine,
-    /// From there until a probe finds that it accepts connections. This is the health check.
+    /// From the description of a container until a probe finds that the container accepts connections. The probe is the health check.
     Probe,
     /// From a new wanted state of the firewall until the kernel has it.
     Firewall,
     /// The records of this node: which ones changed, their signatures, and this node's own ledger.
     Sign,
-    /// From there until a coordinator answers that it stored them.
+    /// From the signatures of records until a coordinator answers that it stored them.
     Store,
     /// The verification of records that a coordinator sent.
     Verify,
@@ -102,14 +102,14 @@ impl Default for ChangeTimes {
 }
 
 impl ChangeTimes {
-    /// A part took so long.
+    /// A part of a change took this long.
     pub(super) fn note(&mut self, stage: Stage, took: Duration) {
         if let Some(durations) = self.durations.get_mut(stage as usize) {
             durations.note(took);
         }
     }
 
-    /// The engine reports, in this order.
+    /// The engine sent these reports, in this order.
     pub(super) fn handle_reports(&mut self, reports: &[Report], now: Instant) {
         for report in reports {
             match report {
@@ -172,7 +172,7 @@ impl ChangeTimes {
         }
     }
 
-    /// The stream to the coordinator closed: what was not answered will not be.
+    /// The stream to the coordinator closed, so no answer comes to the last publication.
     pub(super) fn handle_closed(&mut self) {
         self.offered = None;
     }

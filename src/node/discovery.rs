@@ -26,7 +26,7 @@ use crate::protocol::api::{ApiError, ErrorCode};
 
 type Commands = State<mpsc::Sender<Command>>;
 
-/// The calls.
+/// The handlers of the calls.
 pub(super) fn router(commands: mpsc::Sender<Command>) -> Router {
     Router::new()
         .route("/v1/sd/prometheus", get(prometheus))
@@ -35,8 +35,8 @@ pub(super) fn router(commands: mpsc::Sender<Command>) -> Router {
         .with_state(commands)
 }
 
-/// The calls, for every program that reaches a TCP port. A request is answered if it names an address as its host: a site whose name leads
-/// to this address (DNS rebinding) could otherwise read the answer in a visitor's browser.
+/// The handlers of the calls, for every program that reaches a TCP port. A request is answered only if it names an address as its host: a
+/// site whose name leads to this address (DNS rebinding) could otherwise read the answer in a visitor's browser.
 pub(super) fn open_router(commands: mpsc::Sender<Command>) -> Router {
     router(commands).route_layer(middleware::from_fn(only_addresses))
 }

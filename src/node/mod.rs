@@ -210,7 +210,7 @@ async fn run(config: Config) -> Result<(), ApiError> {
         ErrorCode::Permission if !has_rights => without_rights(&error.to_string()),
         code => ApiError::new(code, error.to_string()),
     })?;
-    // Another meshd that runs has the socket, and writes the log in the state directory.
+    // The log is opened after the socket is bound: if another meshd runs, it has the socket, and writes the log in the state directory.
     dir.audit = Audit::open(&config.state_dir);
     let audit = dir.audit.clone();
     if !has_rights {

@@ -74,7 +74,8 @@ impl PolicyInForce {
 
     /// Follows the policy record of the ledger. Returns what changed.
     pub(super) fn follow(&mut self, ledger: &Ledger) -> Vec<PolicyChange> {
-        // No record leaves a ledger. One that has no policy lost it on disk, and the policy from the file stays in force.
+        // No record leaves a ledger. If there is a policy in the file and none in the ledger, the ledger lost it on disk, and the policy
+        // from the file stays in force.
         let Some(held) = ledger.entry(&RecordKey::Policy) else {
             return Vec::new();
         };
@@ -104,7 +105,7 @@ impl PolicyInForce {
         }
     }
 
-    /// The changes that a record makes which this version understands. `before` are the rules before it.
+    /// The changes that a record makes, if this version understands it. `before` are the rules before it.
     fn understood(&self, before: &Rules, version: u64) -> Vec<PolicyChange> {
         let tried = self.tried.as_ref().map(|tried| match tried {
             Ok(_) => PolicyChange::Tried { version },
@@ -201,7 +202,7 @@ impl PolicyInForce {
     /// Defers a change of members, after which the map is `netmap`. Returns whether the table closes more addresses until it is compiled
     /// again.
     pub(super) fn defer(&mut self, moved: Moved, netmap: &Netmap) -> bool {
-        // A table that lets everything pass does so whoever owns an address, as long as no owner narrows.
+        // A table that lets everything pass does not depend on the owners of addresses, as long as none of them narrows who may reach it.
         let stays_open = self.table.allows_everything() && !is_narrowed(netmap);
         let moved = if stays_open { Moved::default() } else { moved };
         match self.pace.defer(moved, &self.table) {

@@ -244,7 +244,7 @@ pub enum Administered {
     /// A record with this version that has a policy to be tried beside the one in force.
     PolicyTried {
         version: u64,
-        /// The digest of its text.
+        /// The digest of the text of the policy to be tried.
         digest: LineDigest,
         /// The digest of the text of the policy in force.
         in_force: Option<LineDigest>,

@@ -35,7 +35,7 @@ fn key(n: u8) -> SigningKey {
     SigningKey::from_seed(&[n; 32])
 }
 
-/// The time at the first call. Records with equal versions must be equal, so the time in them must not go on between two of them.
+/// Returns the time of the first call, also later. Records with equal versions must be equal, so two of them must not have different times.
 fn now() -> u64 {
     static NOW: LazyLock<u64> = LazyLock::new(|| UnixSeconds::from_system(SystemTime::now()).0);
     *NOW

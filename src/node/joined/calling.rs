@@ -191,8 +191,8 @@ pub(super) fn handle_peer_call(
     }
 }
 
-/// Passes the call of a peer on to another member that this node reaches, or drops it. The signature is the receiver's to verify. Nothing
-/// is stored.
+/// Passes the call of a peer on to another member that this node reaches, or drops it. The receiver verifies the signature. Nothing is
+/// stored.
 fn pass_on(
     node: &mut JoinedNode,
     from: PublicKey,

@@ -73,7 +73,7 @@ pub(in crate::node) struct Events {
 pub(in crate::node) struct ReachEvents {
     /// What the router answered when it was asked for a port.
     pub(in crate::node) mappings: mpsc::Receiver<Answer>,
-    /// What it answered when it was asked for a hole in its firewall for IPv6.
+    /// What the router answered when it was asked for a hole in its firewall for IPv6.
     pub(in crate::node) pinholes: mpsc::Receiver<Answer>,
     /// The addresses of STUN servers.
     pub(in crate::node) stun_servers: mpsc::Receiver<Vec<StunServer>>,

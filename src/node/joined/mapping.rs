@@ -108,7 +108,7 @@ pub(super) fn handle_try(
         return false;
     };
     let own = node.device.tunnel.interface();
-    // Behind a router for IPv4 this node has a private address, and with IPv6 there is nothing that translates one.
+    // A private IPv4 address is of use, because a router translates it. No router translates a private IPv6 address.
     let has_family = node.device.interfaces.iter().any(|interface| {
         let is_of_use = match interface.address {
             IpAddr::V4(_) => address.is_ipv4() && is_routable(interface.address),
@@ -137,7 +137,7 @@ fn provers(node: &JoinedNode, now: Instant) -> Vec<Prover<PublicKey>> {
     let others = members.filter(|member| member.speaks_paths && member.id != own);
     // A peer behind the same router shows nothing: most routers do not lead their own network back.
     let others = others.filter(|member| !has_address(member, outer));
-    // What a peer says that it tries belongs to one question.
+    // A peer that tries an address does not say which one. So a peer that is asked to try the hole is not asked to try the mapping.
     let asked = node.device.pinhole.state.awaited(now);
     let others = others.filter(|member| !asked.contains(&member.id));
     let provers = others.filter_map(|member| {

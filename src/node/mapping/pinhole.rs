@@ -202,7 +202,7 @@ mod tests {
         assert_eq!(answer.number, 7);
         let (done, deleted) = oneshot::channel();
         assert!(commands.try_send(Command::Delete(done)).is_ok());
-        deleted.await.expect("it is told");
+        deleted.await.expect("the task reports it");
         answer.result
     }
 

@@ -1,7 +1,7 @@
 //! The peers whose paths are chosen here, and the relays that lead to them. Pure.
 //!
-//! The members that this node hears on direct paths are also those for which this node relays. A path that failed is none of them: what
-//! is forwarded by it would reach nobody, and could spoil the next punch at the member's router.
+//! The members that this node hears on direct paths are also those for which this node relays. This node forwards nothing by a
+//! path that failed: such a datagram would reach nobody, and could spoil the next punch at the member's router.
 //!
 //! A relay that was started again accepts no tag of before. So when packets through a relay are not answered, the relay itself
 //! is asked. Its echo has the new tag, and if there is no echo, a handshake shows the relay that its session is a new one. The

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use crate::policy::{Class, Table};
 use crate::records::subjects::{Moved, Owner};
 
-/// The rest after a compilation, as a multiple of its duration: at most a fifth of the time is spent on it.
+/// The rest after a compilation, as a multiple of its duration: compilations take at most a fifth of the time, unless
+/// [`MAX_REST`] ends the rest.
 const REST: u32 = 4;
 /// The maximum rest. A new instance is not reached before its end, and a right that a member lost lasts until then.
 const MAX_REST: Duration = Duration::from_millis(400);
@@ -26,6 +27,7 @@ pub(super) struct Pace {
     gone: BTreeMap<IpAddr, Owner>,
     /// The addresses that one more owner got since the last compilation, beside those that the table knows.
     shared: BTreeSet<IpAddr>,
+    /// The addresses that are closed until the next compilation.
     closed: BTreeSet<IpAddr>,
 }
 

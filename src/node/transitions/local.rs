@@ -7,7 +7,7 @@ use crate::os::audit::{Event, LocalCall, Text, Transition, What, Who};
 use crate::os::log::TRANSITION;
 use crate::protocol::api::ApiError;
 
-/// A process of this machine called the local API, or a program with an API token called that over the network.
+/// A process of this machine called the local API, or a program with an API token called the API over the network.
 #[derive(Debug)]
 pub(in crate::node) struct LocalChange<'a> {
     pub by: &'a Who,
