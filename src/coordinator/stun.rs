@@ -11,7 +11,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
-use crate::model::rate::{Bucket, Buckets, Rate};
+use crate::model::rate::{Quota, Rate};
 use crate::os::batch::{self, Message, Mode, Receiver, WithAncillary};
 use crate::protocol::stun::{MAX_MESSAGE, REQUEST, parse_request, write_answer};
 
@@ -51,7 +51,7 @@ pub(super) fn bind(listen: SocketAddr) -> Option<UdpSocket> {
 
 /// Answers requests until the program ends.
 pub(super) async fn serve(socket: UdpSocket) {
-    let mut limits = Limits::new(Instant::now());
+    let mut limits = limits(Instant::now());
     loop {
         let answered = socket.async_io(Interest::READABLE, || {
             // A receiver stays on its thread, and this task does not.
@@ -75,7 +75,7 @@ fn answer(
     socket: &UdpSocket,
     receiver: &Receiver,
     count: usize,
-    limits: &mut Limits,
+    limits: &mut Quota<IpAddr>,
     now: Instant,
 ) {
     for datagram in (0..count).filter_map(|index| receiver.datagram(index)) {
@@ -84,7 +84,7 @@ fn answer(
         };
         let mut out = [0; REQUEST];
         let asked = datagram.bytes.len();
-        if limits.admit(from.ip(), now)
+        if limits.take(from.ip(), now)
             && let Some(length) = write_answer(&transaction, from, asked, &mut out)
         {
             let parts = [IoSlice::new(&out[..length])];
@@ -99,25 +99,9 @@ fn answer(
     }
 }
 
-/// How many requests are answered.
-struct Limits {
-    all: Bucket,
-    senders: Buckets<IpAddr>,
-}
-
-impl Limits {
-    fn new(now: Instant) -> Self {
-        Self {
-            all: Bucket::full(OF_ALL, now),
-            senders: Buckets::new(PER_SENDER, MAX_SENDERS, now),
-        }
-    }
-
-    /// Whether a request of `sender` is answered.
-    fn admit(&mut self, sender: IpAddr, now: Instant) -> bool {
-        let sender = self.senders.of(sender, now);
-        sender.is_some_and(|bucket| bucket.take(now)) && self.all.take(now)
-    }
+/// How many requests of each sender are answered.
+fn limits(now: Instant) -> Quota<IpAddr> {
+    Quota::new(PER_SENDER, MAX_SENDERS, OF_ALL, now)
 }
 
 #[cfg(test)]
@@ -155,15 +139,15 @@ mod tests {
     #[test]
     fn a_sender_that_floods_is_answered_at_its_rate_and_takes_nothing_from_the_others() {
         let start = Instant::now();
-        let mut limits = Limits::new(start);
+        let mut limits = limits(start);
         let (flood, other) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]));
         let mut answered = 0;
         for ms in 0..10_000 {
             let now = start + Duration::from_millis(ms);
             for _ in 0..10 {
-                answered += u32::from(limits.admit(flood, now));
+                answered += u32::from(limits.take(flood, now));
             }
-            assert!(ms % 1000 != 0 || limits.admit(other, now));
+            assert!(ms % 1000 != 0 || limits.take(other, now));
         }
         assert!((200..=300).contains(&answered), "{answered}");
     }
@@ -171,13 +155,13 @@ mod tests {
     #[test]
     fn forged_senders_are_bounded_and_forgotten() {
         let start = Instant::now();
-        let mut limits = Limits::new(start);
+        let mut limits = limits(start);
         for n in 0..100_000u32 {
-            limits.admit(IpAddr::from(n.to_be_bytes()), start);
+            limits.take(IpAddr::from(n.to_be_bytes()), start);
         }
-        assert!(limits.senders.len() <= MAX_SENDERS);
+        assert!(limits.len() <= MAX_SENDERS);
         let later = start + Duration::from_secs(60);
-        assert!(limits.admit(IpAddr::from([203, 0, 113, 1]), later));
-        assert!(limits.senders.len() <= 1);
+        assert!(limits.take(IpAddr::from([203, 0, 113, 1]), later));
+        assert!(limits.len() <= 1);
     }
 }

@@ -133,6 +133,35 @@ impl<K: Eq + Hash> Buckets<K> {
     }
 }
 
+/// A bucket for each key, and one for all keys together.
+#[derive(Debug)]
+pub(crate) struct Quota<K> {
+    each: Buckets<K>,
+    all: Bucket,
+}
+
+impl<K: Eq + Hash> Quota<K> {
+    /// The rate `each` for each of at most `most` keys, and the rate `all` for all of them together.
+    pub(crate) fn new(each: Rate, most: usize, all: Rate, now: Instant) -> Self {
+        Self {
+            each: Buckets::new(each, most, now),
+            all: Bucket::full(all, now),
+        }
+    }
+
+    /// Takes one token for `key`. Returns false if its bucket or that of all keys has none, or if there are too many other keys.
+    pub(crate) fn take(&mut self, key: K, now: Instant) -> bool {
+        let each = self.each.of(key, now);
+        each.is_some_and(|bucket| bucket.take(now)) && self.all.take(now)
+    }
+
+    /// The number of keys that have a bucket.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.each.len()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -140,6 +169,14 @@ mod tests {
     const RATE: Rate = Rate {
         per_second: 2.0,
         burst: 3.0,
+    };
+    const EACH: Rate = Rate {
+        per_second: 5.0,
+        burst: 10.0,
+    };
+    const ALL: Rate = Rate {
+        per_second: 20.0,
+        burst: 100.0,
     };
 
     #[test]
@@ -178,5 +215,23 @@ mod tests {
         let later = start + Duration::from_secs(10);
         assert_eq!((2..100).filter(|key| take(*key, later)).count(), 10);
         assert_eq!(buckets.len(), 10);
+    }
+
+    #[test]
+    fn a_key_that_asks_without_end_leaves_the_others_their_quotas() {
+        let start = Instant::now();
+        let mut quota = Quota::new(EACH, 4096, ALL, start);
+        let flood = (0..10_000).filter(|ms| quota.take(1, start + Duration::from_millis(*ms)));
+        assert!((58..=61).contains(&flood.count()));
+        let later = start + Duration::from_secs(10);
+        assert_eq!((0..100).filter(|_| quota.take(2, later)).count(), 10);
+    }
+
+    #[test]
+    fn many_keys_together_have_no_more_than_the_quota_of_all() {
+        let now = Instant::now();
+        let mut quota = Quota::new(EACH, 4096, ALL, now);
+        let taken = (0..10_000).filter(|n| quota.take(n % 1000, now));
+        assert_eq!(taken.count(), 100);
     }
 }

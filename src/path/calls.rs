@@ -15,8 +15,7 @@ use std::collections::BTreeMap;
 use std::hash::Hash;
 use std::time::{Duration, Instant};
 
-use super::quota::Quota;
-use crate::model::rate::{Bucket, Rate};
+use crate::model::rate::{Bucket, Quota, Rate};
 
 /// How long a call is valid.
 const VALID_FOR: Duration = Duration::from_secs(30);
@@ -26,6 +25,8 @@ const MAX_DIFFERENCE: Duration = Duration::from_secs(3600);
 const REMEMBERED_FOR: Duration = Duration::from_secs(2 * 3600 + 60);
 /// The maximum number of members that are remembered. The one that did not call for the longest time is forgotten.
 const MAX_CALLERS: usize = 1024;
+/// The maximum number of peers, and of callers, whose calls are counted. While there are more, the calls of others are not accepted.
+const MAX_COUNTED: usize = 4096;
 /// The calls of all members that are verified. A signature takes about 50 µs. Those that peers pass on have a rate of their own, so that
 /// no peer keeps out those that come over a coordinator.
 const VERIFIED: Rate = Rate {
@@ -73,8 +74,8 @@ impl<K: Copy + Ord + Hash> Calls<K> {
         Self {
             callers: BTreeMap::new(),
             verified: Bucket::full(VERIFIED, now),
-            by_peers: Quota::new(VERIFIED_BY_PEER, VERIFIED, now),
-            passed: Quota::new(PASSED_OF_MEMBER, PASSED, now),
+            by_peers: Quota::new(VERIFIED_BY_PEER, MAX_COUNTED, VERIFIED, now),
+            passed: Quota::new(PASSED_OF_MEMBER, MAX_COUNTED, PASSED, now),
         }
     }
 

@@ -14,7 +14,6 @@ pub mod mtu;
 pub mod peer;
 pub mod peers;
 pub mod punch;
-pub mod quota;
 pub mod relays;
 pub mod streams;
 pub mod stun;
