@@ -122,9 +122,10 @@ pub(super) fn steps(listing: &str, wanted: Option<Rule>) -> Steps {
 /// The calls that put the jump to [`CHAIN`] in front of the jumps to Docker's other chains.
 fn jump_first(listing: &str) -> Vec<Vec<String>> {
     let jump = format!("-A FORWARD -j {CHAIN}");
-    let mut jumps = listing.lines().map(str::trim_end).filter(|line| {
-        line.starts_with("-A FORWARD ") && (line.contains("-j DOCKER") || *line == jump)
-    });
+    let mut jumps = listing
+        .lines()
+        .map(str::trim_end)
+        .filter(|line| line.starts_with("-A FORWARD ") && line.contains("-j DOCKER"));
     if jumps.next() == Some(jump.as_str()) {
         return Vec::new();
     }
