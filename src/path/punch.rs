@@ -106,7 +106,7 @@ impl<K: Copy + Ord + Hash> Punching<K> {
         self.attempts.retain(|peer, attempt| {
             let is_relayed = relayed.contains(peer);
             if !is_relayed {
-                let began = attempt.began.take().filter(|_| is_direct(peer));
+                let began = attempt.began.filter(|_| is_direct(peer));
                 if let Some(began) = began.filter(|at| is_within(*at, ANSWER_WITHIN, now)) {
                     times.note(now.saturating_duration_since(began));
                 }
