@@ -1,10 +1,10 @@
 //! Tests of the policy record: who may sign it, and that ledgers of earlier versions, which do not know it, hold the same records.
 
 use super::*;
+use crate::policy::OPEN;
 use crate::records::digest::Digests;
 use crate::records::kinds::MeshPolicy;
 
-const OPEN: &str = "language = 1\ndefault = \"allow\"\n";
 const CLOSED: &str = "language = 1\ndefault = \"deny\"\n";
 
 fn policy(version: u64, text: &str) -> Envelope {
