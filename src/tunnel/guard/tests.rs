@@ -121,11 +121,20 @@ impl Checked {
         }
     }
 
-    fn passes(&self, direction: Direction, packet: &[u8]) -> bool {
+    /// The same node at the same time, with another guard.
+    fn under(&self, guard: Guard) -> Self {
+        Self { guard, ..*self }
+    }
+
+    /// The verdict about the first packet of a batch.
+    fn verdict(&self, direction: Direction, packet: &[u8]) -> Verdict {
         let ip = Ip::parse(packet).expect("a whole packet");
         let (packet, mut memo) = ((packet, &ip), Memo::default());
-        let verdict = (self.guard).check(direction, packet, &self.node, &mut memo, self.now);
-        verdict == Verdict::Pass
+        (self.guard).check(direction, packet, &self.node, &mut memo, self.now)
+    }
+
+    fn passes(&self, direction: Direction, packet: &[u8]) -> bool {
+        self.verdict(direction, packet) == Verdict::Pass
     }
 
     fn sends(&self, packet: &[u8]) -> bool {
@@ -404,21 +413,17 @@ fn messages_between_the_meshds_of_members_pass_without_a_rule_and_nothing_else_d
 fn a_policy_that_is_tried_denies_nothing_and_says_what_it_would_deny() {
     let two = Checked::new(2, WEB_TO_DB);
     let open = Guard::new(Arc::new(Table::compile(None, &[])));
-    let tried = open.trying(Some(Arc::clone(two.guard.policy())));
-    let check = |guard: &Guard, packet: &[u8]| {
-        let ip = Ip::parse(packet).expect("a whole packet");
-        let (packet, mut memo) = ((packet, &ip), Memo::default());
-        guard.check(Direction::Incoming, packet, &two.node, &mut memo, two.now)
-    };
+    let tried = two.under(open.trying(Some(Arc::clone(two.guard.policy()))));
+    let check = |node: &Checked, packet: &[u8]| node.verdict(Direction::Incoming, packet);
     let (client, server) = ((WEB, 40_000), (DB, 5432));
     assert_eq!(check(&tried, &tcp(client, server, SYN)), Verdict::Pass);
     let other = tcp(client, (DB, 22), SYN);
     let asked = Asked::Port(Protocol::Tcp, 22);
     assert_eq!(check(&tried, &other), Verdict::WouldDeny(asked));
-    assert_eq!(check(&two.guard, &other), Verdict::Deny(asked));
+    assert_eq!(check(&two, &other), Verdict::Deny(asked));
     // What is denied is not also listed as tried.
     let policy = Arc::clone(two.guard.policy());
-    let both = two.guard.clone().trying(Some(policy));
+    let both = two.under(two.guard.clone().trying(Some(policy)));
     assert_eq!(check(&both, &other), Verdict::Deny(asked));
 }
 
@@ -426,24 +431,19 @@ fn a_policy_that_is_tried_denies_nothing_and_says_what_it_would_deny() {
 fn beside_a_policy_that_is_tried_everything_passes_that_passes_without_one() {
     let two = Checked::new(2, WEB_TO_DB);
     let open = Guard::new(Arc::new(Table::compile(None, &[])));
-    let tried = open.trying(Some(Arc::clone(two.guard.policy())));
-    let check = |direction, packet: &[u8]| {
-        let ip = Ip::parse(packet).expect("a whole packet");
-        let mut memo = Memo::default();
-        tried.check(direction, (packet, &ip), &two.node, &mut memo, two.now)
-    };
+    let tried = two.under(open.trying(Some(Arc::clone(two.guard.policy()))));
     let plain = tcp((WEB, 40_000), (DB, 5432), ACK);
     let mut routed = [&plain[..20], &[131, 4, 4, 0], &plain[20..]].concat();
     routed[0] = 0x46;
     routed[3] += 4;
-    let incoming = check(Direction::Incoming, &routed);
+    let incoming = tried.verdict(Direction::Incoming, &routed);
     assert_eq!(incoming, Verdict::WouldDeny(Asked::Other));
     // An error about a packet that its receiver has not sent.
     let error = icmp(WEB, NODE_2, 3, &tcp((DB, 5432), (WEB, 40_000), ACK));
-    let incoming = check(Direction::Incoming, &error);
+    let incoming = tried.verdict(Direction::Incoming, &error);
     assert_eq!(incoming, Verdict::WouldDeny(Asked::Icmp));
     let error = icmp(NODE_2, WEB, 3, &tcp((NODE_1, 40_000), (DB, 5432), ACK));
-    let outgoing = check(Direction::Outgoing, &error);
+    let outgoing = tried.verdict(Direction::Outgoing, &error);
     assert_eq!(outgoing, Verdict::WouldDeny(Asked::Icmp));
 }
 
@@ -452,14 +452,10 @@ fn a_policy_that_is_tried_would_not_deny_the_answers_to_requests_from_before() {
     let one = Checked::new(1, WEB_TO_DB);
     assert!(one.sends(&udp((WEB, 40_000), (DB, 53))));
     let policy = Arc::clone(one.guard.policy());
-    let tried = one.guard.with(Arc::clone(&policy)).trying(Some(policy));
-    let check = |packet: &[u8]| {
-        let ip = Ip::parse(packet).expect("a whole packet");
-        let mut memo = Memo::default();
-        let packet = (packet, &ip);
-        tried.check(Direction::Incoming, packet, &one.node, &mut memo, one.now)
-    };
-    assert_eq!(check(&udp((DB, 53), (WEB, 40_000))), Verdict::Pass);
+    let tried = one.under(one.guard.with(Arc::clone(&policy)).trying(Some(policy)));
+    let answer = udp((DB, 53), (WEB, 40_000));
+    let incoming = tried.verdict(Direction::Incoming, &answer);
+    assert_eq!(incoming, Verdict::Pass);
 }
 
 #[test]
