@@ -11,6 +11,14 @@ fn passes(table: &Table, from: &Subject, to: &Subject, asked: Asked) -> bool {
     table.allows(table.class(first(from)), table.class(first(to)), asked)
 }
 
+/// The nodes with subjects that have no class, and the number of these subjects.
+fn beyond(table: &Table) -> Vec<(&str, usize)> {
+    let beyond = table.beyond().iter();
+    beyond
+        .map(|(node, count)| (node.as_str(), *count))
+        .collect()
+}
+
 #[test]
 fn nothing_passes_by_a_closed_table() {
     let table = Table::closed();
@@ -154,12 +162,7 @@ fn subjects_beyond_the_number_of_classes_reach_nothing_and_are_counted() {
         .collect();
     all.push(instance(1, "late", &["80"]));
     let table = Table::compile(Some(&rule("*", "*")), &all);
-    let beyond: Vec<(&str, usize)> = table
-        .beyond()
-        .iter()
-        .map(|(n, c)| (n.as_str(), *c))
-        .collect();
-    assert_eq!(beyond, [("n1", 1), ("n65534", 1), ("n65535", 1)]);
+    assert_eq!(beyond(&table), [("n1", 1), ("n65534", 1), ("n65535", 1)]);
     let (early, late) = (&all[65_533], &all[65_534]);
     assert!(passes(&table, &all[0], early, tcp(1)) && !passes(&table, &all[0], late, tcp(1)));
     assert_eq!(table.class(first(late)), Class::NOBODY);
@@ -179,12 +182,7 @@ fn a_member_with_thousands_of_kinds_of_instances_takes_no_classes_of_others() {
     // An instance that is like one with a class needs no other one.
     all.push(instance(5_000, "s1", &["80"]));
     let table = Table::compile(Some(&rule("*", "*")), &all);
-    let beyond: Vec<(&str, usize)> = table
-        .beyond()
-        .iter()
-        .map(|(n, c)| (n.as_str(), *c))
-        .collect();
-    assert_eq!(beyond, [("n1", 2_999 - MAX_KINDS)]);
+    assert_eq!(beyond(&table), [("n1", 2_999 - MAX_KINDS)]);
     let (last, next) = (&all[MAX_KINDS - 1], &all[MAX_KINDS]);
     assert!(passes(&table, &late, last, tcp(80)) && passes(&table, last, &late, tcp(80)));
     assert!(!passes(&table, &late, next, tcp(80)) && !passes(&table, next, &late, tcp(80)));
