@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-/// By way of whom a call passes.
+/// The node that passes a call on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CallWay {
     /// A coordinator.
@@ -106,7 +106,7 @@ impl<K> Default for CallLog<K> {
 }
 
 impl<K: Copy + Ord> CallLog<K> {
-    /// Forgets members that are none any more.
+    /// Forgets nodes that are not members any more.
     pub fn retain(&mut self, is_member: impl Fn(&K) -> bool) {
         self.of.retain(|member, _| is_member(member));
     }

@@ -3,8 +3,8 @@
 //! A call is valid for 30 s, and clocks of two nodes may differ by an hour. So its time is compared with three things:
 //!
 //! - with the clock of this node: it may differ by an hour, and 30 s.
-//! - with the last call of the same member: it must be newer. So neither a coordinator nor a peer can deliver a call twice, and of the
-//!   same call by several ways the first is followed.
+//! - with the last call of the same member: it must be newer. So neither a coordinator nor a peer can deliver a call twice, and of
+//!   several copies of a call the first one is followed.
 //! - with the quickest call of the same member: the difference between the two clocks is at most what it was for that one, and a call
 //!   that took 30 s longer is refused. So nobody can keep a call back, except the first one of a member.
 //!
@@ -33,7 +33,7 @@ const VERIFIED: Rate = Rate {
     per_second: 50.0,
     burst: 200.0,
 };
-/// The calls that are verified of those that one peer passes on.
+/// The calls that are verified, of those that one peer passes on.
 const VERIFIED_BY_PEER: Rate = Rate {
     per_second: 10.0,
     burst: 64.0,

@@ -36,8 +36,8 @@ pub fn choose<K: Copy + PartialEq>(peers: &[(Chance, K)], calls: u32) -> Vec<K> 
         others.extend(class);
     }
     chosen.truncate(MAX_WAYS - 1);
-    // The last one is one of the others, so that each of them gets its turn however many are more probable. Their order stays the same
-    // from call to call: a turn within an order that turns as well would pass over some of them.
+    // The last one is one of the others, so that each of them gets its turn however many are more probable. The order of `others` does
+    // not depend on `calls`. If it turned with each call as well, some of them would never be chosen.
     others.retain(|peer| !chosen.contains(peer));
     let last = others.get(calls % others.len().max(1));
     chosen.extend(last.copied());

@@ -16,12 +16,12 @@ pub const BURST: [Duration; 6] = [
 ];
 /// A burst ends when so many of its probes were answered.
 pub const ENOUGH: u32 = 3;
-/// The number of probes over which losses are counted. Of twenty probes a path that loses every seventeenth one loses a quarter by
-/// chance about once in a thousand probes, of forty once in sixty thousand.
+/// The number of probes over which losses are counted. A path that loses one probe in seventeen on average loses a quarter of the last
+/// twenty about once in a thousand probes, and a quarter of the last forty about once in sixty thousand.
 pub const HISTORY: u32 = 40;
 /// A path is lossy when so many of those probes were lost.
 pub const LOSSY: u32 = HISTORY / 4;
-/// A path stops to be lossy when at most one of so many probes was lost since then.
+/// A lossy path is good again after at least so many probes, when at most one of the last so many was lost.
 const TRIAL: u32 = 10;
 /// After this time a probe without an answer is lost, unless the round trip is long.
 const LOST_AFTER: Duration = Duration::from_secs(1);
@@ -92,11 +92,11 @@ struct Losses {
     /// The last probes, the newest in the lowest bit: 1 for a lost one.
     lost: u64,
     history: u32,
-    /// If the path is lossy, the number of probes since it is.
+    /// If the path is lossy, the number of probes since it became lossy.
     trial: Option<u32>,
 }
 
-/// The bits of the last probes, so many of them.
+/// The mask for the bits of the last `probes` probes.
 const fn last(probes: u32) -> u64 {
     (1 << probes) - 1
 }
@@ -234,7 +234,7 @@ impl Link {
         self.is_dead && self.answered.is_none()
     }
 
-    /// Whether too many probes were lost. A path is lossy until it has shown that it is not any more, because otherwise the first answers
+    /// Whether too many probes were lost. A path stays lossy until nine of its last ten probes were answered. Otherwise the first answers
     /// would bring it back, and the next loss would drop it again.
     #[must_use]
     pub fn is_lossy(&self) -> bool {

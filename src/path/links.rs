@@ -323,7 +323,7 @@ pub fn abandoned(links: &Links) -> Vec<Path> {
     abandoned.map(|link| link.path).collect()
 }
 
-/// Begins a burst by each path that is one of `which`, and by which something is sent though the peer did not agree on it now.
+/// Begins a burst by each path that `which` selects and that is not one of [`abandoned`].
 pub(super) fn probe_open(links: &mut Links, which: impl Fn(&Link) -> bool, now: Instant) {
     let abandoned = abandoned(links);
     links.probe(|link| which(link) && !abandoned.contains(&link.path), now);

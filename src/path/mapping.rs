@@ -55,7 +55,8 @@ const PORTS: u16 = 16384;
 pub struct Site {
     /// The default gateway.
     pub gateway: IpAddr,
-    /// The number of the interface that leads to the gateway. An IPv6 gateway has most often an address that means nothing without it.
+    /// The number of the interface that leads to the gateway. An IPv6 gateway usually has a link-local address, which means
+    /// nothing without this number.
     pub interface: u32,
     /// The address of this machine in the gateway's network, of the same family. With IPv6 it is the public one that others send to.
     pub own: IpAddr,

@@ -14,7 +14,8 @@
 //! To open its router, a node sends one empty datagram with so few hops that it ends on the way. Nobody knows how many hops that
 //! are, so each attempt takes another number. A datagram that reached the peer's router too early spoils the attempts that follow soon
 //! as well, because each of them renews what that router remembers. So the attempts after a longer pause, which find the routers as
-//! they were, have a turn of their own. An attempt counts only if the peer hears of it, since both ends are to have the same number.
+//! they were, have a turn of their own. A peer that messages do not reach is not asked, because both ends have to count the same
+//! attempts.
 
 use std::collections::BTreeMap;
 use std::hash::Hash;
@@ -29,8 +30,8 @@ use crate::os::metrics::Durations;
 
 /// The hops of the datagram that opens the router, in the order of the attempts.
 const HOPS: [u8; 3] = [4, 2, 8];
-/// The same for the attempts after a pause in which routers forget. The first number is the right one most often, and these attempts are
-/// rare. With the largest one a datagram reaches the peer's router in most networks.
+/// The same for the attempts after a pause in which routers forget the last attempt. These attempts are rare, so the number that is most
+/// often right is the first one. A datagram with the largest number reaches the peer's router in most networks.
 const HOPS_AFTER_PAUSE: [u8; 4] = [4, 2, 4, 8];
 /// A router forgets a datagram that nobody answered after so long. Linux waits 30 s.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(30);
@@ -93,8 +94,8 @@ pub struct Steps {
 
 impl<K: Copy + Ord + Hash> Punching<K> {
     /// Returns those of the peers `relayed` that are to be asked now. These are all peers that are reached through a relay; what
-    /// was known of the others is forgotten. `is_heard` says whether messages to one of them arrive: the others are asked later.
-    /// `is_direct` says whether a peer that is not among them is reached without a relay.
+    /// was known of the others is forgotten. `is_heard` says whether messages to one of them arrive. If they do not, the peer is asked
+    /// later. `is_direct` says whether a peer that is not among them is reached without a relay.
     pub fn poll(
         &mut self,
         relayed: &[K],
@@ -120,7 +121,7 @@ impl<K: Copy + Ord + Hash> Punching<K> {
             let attempt = self.attempts.entry(*peer).or_default();
             if attempt.next.is_none_or(|at| at <= now) {
                 if !is_heard(peer) {
-                    // The next call asks, which follows when the peer is heard again.
+                    // The peer is asked by the first call of this method after messages to it arrive again.
                     attempt.next = None;
                     continue;
                 }
