@@ -5,8 +5,9 @@
 //! first one.
 //!
 //! An engine that is restarted with `--live-restore` after all rules were flushed makes its other chains again, but not this one.
-//! Then the chain is made here, as the engine does it: engines accept one that is there. Rules of the chain `FORWARD` before the
-//! jump to it would drop packets between bridges, so that jump is kept in front of the engine's others.
+//! Then meshd makes the chain as the engine does, and the engine accepts a chain that exists already. The chain `FORWARD` has a jump to
+//! it. Rules of `FORWARD` before this jump would drop packets between bridges, so the jump is kept in front of those to the engine's
+//! other chains.
 
 use ipnet::Ipv4Net;
 

@@ -28,7 +28,7 @@ use crate::protocol::local::{Problem, SystemEntry};
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(15);
 /// Other programs change several rules in a row, so the comparison waits this long after a notification.
 const BURST_DELAY: Duration = Duration::from_millis(100);
-/// How often a table is written in a row if other programs write at the same time.
+/// The maximum number of times that a table is written in a row because other programs write at the same time.
 const MAX_WRITES: usize = 4;
 /// The table in which Docker's nftables backend has its rules for bridges.
 const DOCKER_TABLE: &str = "docker-bridges";
@@ -89,8 +89,8 @@ impl Firewall {
         }
     }
 
-    /// Sets the wanted state and returns at once: whether it is another one than before. If it is called several times in a row, only the
-    /// last state is applied.
+    /// Sets the wanted state. Returns at once, with whether the state differs from the one before. If it is called several times in a row,
+    /// only the last state is applied.
     pub fn set(&self, state: FirewallState) -> bool {
         self.wanted.send_if_modified(|(number, wanted)| {
             if wanted.as_deref() == Some(&state) {
@@ -360,8 +360,8 @@ impl<K: Kernel> Work<K> {
         Ok(())
     }
 
-    /// Writes one table, and returns how the kernel lists it. None if other programs write so often that they may have changed it before
-    /// it was listed: what they made of it must not be taken for what is wanted.
+    /// Writes one table, and returns how the kernel lists it. None if other programs write so often that they may have changed the table
+    /// before it was listed, because the changed table must not be taken for the wanted one.
     async fn write(&mut self, family: &str, script: &str) -> Result<Option<String>, KernelError> {
         for _ in 0..MAX_WRITES {
             let before = self.kernel.generation();

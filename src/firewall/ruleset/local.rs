@@ -36,14 +36,14 @@ pub(in crate::firewall) struct LocalRules {
     members: BTreeSet<Ipv4Addr>,
     /// The containers whose addresses are translated.
     mapped: BTreeSet<Ipv4Addr>,
-    /// From each container to a container. Most rules are about many sources, and an element for each pair of containers would make the
-    /// sets of a large host slow to load.
+    /// What all other containers may ask of a container. Most rules are about many sources, and an element for each pair of containers
+    /// would make the sets of a large host slow to load.
     from_members: BTreeMap<Ipv4Addr, PortSet>,
     /// What one container may ask of another one beyond that.
     between: BTreeMap<(Ipv4Addr, Ipv4Addr), PortSet>,
-    /// From the node to a container.
+    /// What the node may ask of a container.
     from_node: BTreeMap<Ipv4Addr, PortSet>,
-    /// From a container to the node.
+    /// What a container may ask of the node.
     to_node: BTreeMap<Ipv4Addr, PortSet>,
 }
 
@@ -95,7 +95,7 @@ impl LocalRules {
         let others = asked.iter().filter(|(client, _)| *client != server);
         let by_all = common(others.map(|(_, ports)| ports));
         for (client, ports) in asked {
-            // Everything without some ports would be many ranges.
+            // Everything is one element. Without the ports in `by_all` it would be several.
             let rest = if ports.is_everything() && !by_all.is_everything() {
                 ports
             } else {
