@@ -41,7 +41,7 @@ pub struct Table {
     /// Whether every packet passes.
     pub(super) is_open: bool,
     pub(super) classes: Classes,
-    // These are large, and a table without some addresses has the same ones.
+    // These are large, so `without` shares them with the table that it is called on.
     pub(super) layers: Arc<[Layer]>,
     pub(super) narrowing: Arc<Narrowing>,
     /// The sets of ports of the layers and of the narrowing.

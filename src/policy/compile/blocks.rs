@@ -155,7 +155,7 @@ impl<'p, 's> Builder<'p, 's> {
         number
     }
 
-    /// The number of the list of the classes that `who` selects, with their ports.
+    /// The number of the list of the classes that `term` selects, with their ports.
     fn destination(&mut self, term: &Term, ports: &Ports) -> u32 {
         let key = (term.clone(), Kind::of(ports));
         if let Some(number) = self.targets.get(&key) {

@@ -48,8 +48,8 @@ fn add(made: &mut Narrowing, admitted: &[u32], own: u32, undeclared: Option<u32>
     }
 }
 
-/// The lists of classes that services admit. Each is made once: few selectors are in the lists of many services, and an owner could make
-/// every node list the same classes again for each of its services.
+/// The lists of classes that services admit. Each is made once, because many services have the same selectors. Otherwise an owner could
+/// make every node list the same classes again for each of its services.
 struct Lists<'i, 's> {
     index: &'i Index<'s>,
     made: Vec<Box<[u16]>>,

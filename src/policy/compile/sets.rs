@@ -11,7 +11,7 @@ use crate::policy::ports::PortSet;
 pub(super) struct Sets {
     sets: Vec<PortSet>,
     numbers: HashMap<PortSet, u32, RandomState>,
-    /// The unions that were made, by the sets that they have in ascending order, because the same ones are asked for many times.
+    /// The unions that were made, by the numbers of their sets in ascending order, because the same unions are asked for many times.
     unions: HashMap<Box<[u32]>, u32, RandomState>,
 }
 
@@ -21,15 +21,15 @@ impl Sets {
         if let Some(number) = self.numbers.get(&set) {
             return *number;
         }
-        // So many sets as a u32 can number would not fit into memory.
+        // As many sets as a u32 can number would not fit into memory.
         let number = u32::try_from(self.sets.len()).unwrap_or(u32::MAX);
         self.sets.push(set.clone());
         self.numbers.insert(set, number);
         number
     }
 
-    /// The number of the union of several sets. No set is made for each step to it: of one destination that many rules open, the steps
-    /// would need far more memory than the union.
+    /// The number of the union of several sets. The sets are not united two by two: for one destination that many rules open, the unions
+    /// in between would need far more memory than the last one.
     pub(super) fn union(&mut self, numbers: &mut Vec<u32>) -> u32 {
         numbers.sort_unstable();
         numbers.dedup();
