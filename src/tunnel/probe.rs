@@ -74,7 +74,7 @@ pub struct Said {
     pub paths: Option<Paths>,
     /// The peer is about to be unreachable by its present paths.
     pub bye: Option<ByeReason>,
-    /// The calls that it asks this node to pass on, or passes on to it.
+    /// The calls that the peer asks this node to pass on, and those that it passes on to this node.
     pub calls: Vec<PeerCall>,
     /// The sequence number of the last list.
     seq: Option<u32>,

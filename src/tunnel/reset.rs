@@ -35,7 +35,7 @@ pub(super) fn answer(packet: &[u8], ip: &Ip, out: &mut [u8; MAX_RESET]) -> Optio
     let (sequence, acknowledged, answer) = if flags & ACK != 0 {
         (*acknowledged, [0; 4], RST)
     } else {
-        // SYN and FIN have a sequence number of their own each.
+        // SYN and FIN each take one sequence number (RFC 9293 section 3.4).
         let flagged = u32::from(flags & SYN != 0) + u32::from(flags & FIN != 0);
         let next = u32::from_be_bytes(*sequence)
             .wrapping_add(payload as u32)

@@ -92,7 +92,7 @@ impl Guard {
         }
         let seen = Seen::read(packet, ip);
         let passes = |policy: &Table| {
-            // Beside a policy that is tried, there is a guard although everything passes.
+            // While a policy is tried, there is a guard even if the policy itself allows everything.
             policy.allows_everything()
                 || match direction {
                     Direction::Outgoing => self.may_leave(policy, &seen, members, now),
