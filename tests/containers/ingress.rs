@@ -3,29 +3,21 @@
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
 use meshd::testbed::{Running, skip_test};
 
 use crate::hosts::{Hosts, IMAGE};
+use crate::tool::find_program;
 
 /// Caddy listens on port 80, so it speaks no TLS.
 const SITES: &str = "http://127.0.0.1:9560/v1/caddy?listen=:80";
 /// The name of the site.
 const HOST: &str = "shop.example.com";
 
-/// Caddy, installed or unpacked by `tests/run`.
-fn caddy() -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let unpacked = concat!(env!("CARGO_MANIFEST_DIR"), "/target/tools/usr/bin");
-    let folders = std::env::split_paths(&path).chain([PathBuf::from(unpacked)]);
-    let mut found = folders.map(|folder| folder.join("caddy"));
-    found.find(|program| program.is_file())
-}
-
 /// Starts a Caddy on node 0 that knows nothing but where its sites are.
-fn start_caddy(hosts: &Hosts, program: &std::path::Path) -> Running {
+fn start_caddy(hosts: &Hosts, program: &Path) -> Running {
     let host = hosts.nodes[0].host();
     let load = format!(r#"{{"module":"http","url":"{SITES}"}}"#);
     let text = format!(r#"{{"admin":{{"config":{{"load":{load},"load_delay":"1s"}}}}}}"#);
@@ -93,7 +85,7 @@ fn wait_for(hosts: &Hosts, names: &[&str]) {
 
 #[test]
 fn a_real_caddy_serves_containers_of_all_hosts_under_their_host_name() {
-    let Some(program) = caddy() else {
+    let Some(program) = find_program("caddy") else {
         return skip_test("caddy is neither installed nor unpacked (tests/run does that)");
     };
     let Some(mut hosts) = Hosts::start(2) else {

@@ -2,6 +2,10 @@
 //!
 //! Without root or a container engine `tests/run` lists the tests as skipped.
 
+/// Programs that are installed or unpacked, which the system tests look for as well.
+#[path = "../system/tool.rs"]
+mod tool;
+
 mod hosts;
 
 mod clients;

@@ -1,6 +1,5 @@
 //! A mesh under test whose nodes are behind routers. The coordinator has a public address.
 
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -9,6 +8,7 @@ use meshd::testbed::{Host, Nat, Router, Running, World};
 use serde::de::DeserializeOwned;
 
 use crate::mesh::{self, Ended, SOCKET, meshctl};
+use crate::tool::find_program;
 
 /// How long anything that is waited for may take: only a hang takes that long.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(90);
@@ -307,14 +307,4 @@ pub(crate) fn is_reached(peer: &PeerStatus) -> bool {
         peer.state,
         PeerState::Direct | PeerState::Relay | PeerState::Stream
     )
-}
-
-/// Where a program is, installed or unpacked by tests/run.
-pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let unpacked = concat!(env!("CARGO_MANIFEST_DIR"), "/target/tools/usr/sbin");
-    let folders = ["/usr/sbin", unpacked].map(PathBuf::from);
-    let folders = std::env::split_paths(&path).chain(folders);
-    let mut found = folders.map(|folder| folder.join(name));
-    found.find(|program| program.is_file())
 }

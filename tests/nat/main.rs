@@ -15,6 +15,10 @@
 #[allow(dead_code, reason = "the system tests use what these do not")]
 mod mesh;
 
+/// Programs that are installed or unpacked, which the system tests look for as well.
+#[path = "../system/tool.rs"]
+mod tool;
+
 mod lab;
 
 mod mappings;

@@ -6,7 +6,8 @@ use std::time::Instant;
 use meshd::protocol::local::{PathKind, PathState, PeerState, UdpState};
 use meshd::testbed::{Fault, Nat, skip_test};
 
-use crate::lab::{Lab, find_program};
+use crate::lab::Lab;
+use crate::tool::find_program;
 
 /// A proxy that passes what its clients ask for with CONNECT, and nothing else. It prints the name of each host.
 const PROXY: &str = r#"

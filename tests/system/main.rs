@@ -5,6 +5,7 @@
 mod mesh;
 mod query;
 mod stand_in;
+mod tool;
 mod tunnels;
 
 mod adversary;

@@ -8,8 +8,8 @@ use meshd::testbed::{Host, skip_test};
 use serde_json::{Value, json};
 
 use super::prometheus::get;
-use super::tool;
 use crate::mesh::{Mesh, SOCKET, programs, write};
+use crate::tool::find_program;
 
 const METRICS: ([u8; 4], u16) = ([127, 0, 0, 1], 9560);
 const PROMETHEUS: ([u8; 4], u16) = ([127, 0, 0, 1], 9090);
@@ -128,7 +128,7 @@ fn targets_are_the_ports_of_the_mesh_and_are_served_only_where_that_is_wanted() 
 
 #[test]
 fn a_real_prometheus_scrapes_what_has_metrics_and_forgets_what_left() {
-    let Some(program) = tool("prometheus") else {
+    let Some(program) = find_program("prometheus") else {
         return skip_test("there is no prometheus");
     };
     let Some(mesh) = mesh() else {

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
-use super::{read, repository, tool};
+use super::{read, repository};
+use crate::tool::find_program;
 
 /// The metrics that Prometheus itself makes.
 const OF_PROMETHEUS: [&str; 2] = ["up", "ALERTS"];
@@ -94,7 +95,7 @@ pub(super) fn check(pages: &[String]) {
 
 /// Holds that promtool accepts a page.
 pub(super) fn check_with_promtool(page: &str) {
-    let program = tool("promtool").expect("the caller has looked");
+    let program = find_program("promtool").expect("the caller has looked");
     let mut command = Command::new(program);
     command.args(["check", "metrics"]);
     command

@@ -18,20 +18,12 @@ use meshd::testbed::{Host, skip_test};
 
 use self::prometheus::{Prometheus, get};
 use crate::mesh::{Mesh, programs, write};
+use crate::tool::find_program;
 
 /// How long an alert may take to fire or to resolve. The coordinator is dialled again after a pause that grows.
 const ALERT_TIMEOUT: Duration = Duration::from_secs(60);
 /// The port of the service whose health changes.
 const SERVICE_PORT: u16 = 5432;
-
-/// A program of Prometheus, installed or unpacked.
-fn tool(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let unpacked = concat!(env!("CARGO_MANIFEST_DIR"), "/target/tools/usr/bin");
-    let folders = std::env::split_paths(&path).chain([PathBuf::from(unpacked)]);
-    let mut found = folders.map(|folder| folder.join(name));
-    found.find(|program| program.is_file())
-}
 
 /// The file or folder of this repository.
 fn repository(path: &str) -> PathBuf {
@@ -44,7 +36,7 @@ fn read(path: &str) -> String {
 
 /// Runs promtool in `monitoring/`. The test is skipped without it.
 fn promtool(arguments: &[&str]) -> Option<Output> {
-    let Some(program) = tool("promtool") else {
+    let Some(program) = find_program("promtool") else {
         skip_test("there is no promtool");
         return None;
     };
@@ -184,7 +176,7 @@ fn what_is_scraped_is_valid_and_what_documents_alerts_and_dashboard_name() {
         scrape_coordinator(&mesh),
     ];
     documents::check(&pages);
-    if tool("promtool").is_none() {
+    if find_program("promtool").is_none() {
         return skip_test("there is no promtool");
     }
     for page in &pages {
@@ -222,7 +214,7 @@ fn alerts_fire_and_resolve_and_the_log_has_one_line_for_each_transition() {
     let Some((mut mesh, server)) = mesh() else {
         return;
     };
-    let Some(program) = tool("prometheus") else {
+    let Some(program) = find_program("prometheus") else {
         return skip_test("there is no prometheus");
     };
     let prometheus = Prometheus::start(&program, &mesh);
