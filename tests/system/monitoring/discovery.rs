@@ -1,13 +1,9 @@
 //! A real Prometheus that gets its targets from meshd.
 
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
-
-use meshd::testbed::{Host, skip_test};
+use meshd::testbed::skip_test;
 use serde_json::{Value, json};
 
-use super::prometheus::get;
+use super::prometheus::{get, get_by_name};
 use crate::mesh::{Mesh, SOCKET, programs, write};
 use crate::tool::find_program;
 
@@ -58,21 +54,6 @@ fn served(mesh: &Mesh) -> Value {
     serde_json::from_str(&body).unwrap_or_default()
 }
 
-/// The status of the answer to a request that names `name` as its host.
-fn status_for(host: &Host, name: &str) -> u16 {
-    let answer = host.inside(|| -> std::io::Result<String> {
-        let mut stream = TcpStream::connect(SocketAddr::from(METRICS))?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-        write!(stream, "GET {TARGETS} HTTP/1.0\r\nhost: {name}\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
-    });
-    let answer = answer.expect("a namespace").expect("an answer");
-    let status = answer.split(' ').nth(1).and_then(|word| word.parse().ok());
-    status.unwrap_or_default()
-}
-
 #[test]
 fn targets_are_the_ports_of_the_mesh_and_are_served_only_where_that_is_wanted() {
     let Some(mesh) = mesh() else {
@@ -107,7 +88,8 @@ fn targets_are_the_ports_of_the_mesh_and_are_served_only_where_that_is_wanted() 
         ("localhost:9560", 200),
         ("rebound.example:9560", 403),
     ] {
-        assert_eq!(status_for(first, name), status, "{name}");
+        let (answered, _) = get_by_name(first, METRICS.into(), name, TARGETS);
+        assert_eq!(answered, status, "{name}");
     }
     // Metrics and health are as before.
     assert_eq!(get(first, METRICS.into(), "/healthz").0, 200);

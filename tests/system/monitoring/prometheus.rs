@@ -15,11 +15,21 @@ const PORT: u16 = 9090;
 
 /// Status and body of the answer to a GET request in the network of `host`.
 pub(super) fn get(host: &Host, address: SocketAddr, path: &str) -> (u16, String) {
+    get_by_name(host, address, &address.to_string(), path)
+}
+
+/// Does the same as [`get`] with a request that names `name` as its host.
+pub(super) fn get_by_name(
+    host: &Host,
+    address: SocketAddr,
+    name: &str,
+    path: &str,
+) -> (u16, String) {
     let answer = host.inside(|| -> std::io::Result<String> {
         let mut stream = TcpStream::connect(address)?;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
         // With this version, neither side sends the body in chunks.
-        write!(stream, "GET {path} HTTP/1.0\r\nhost: {address}\r\n\r\n")?;
+        write!(stream, "GET {path} HTTP/1.0\r\nhost: {name}\r\n\r\n")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         Ok(answer)
