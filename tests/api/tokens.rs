@@ -18,29 +18,51 @@ use tokio::task::JoinHandle;
 
 use crate::coordinator::Coordinator;
 
-/// A call of the API with a token; nothing, if the connection was cut instead.
-async fn call(at: &JoinToken, path: &str, token: &str) -> Option<(u16, Value)> {
-    let stream = dial(&at.urls[0], at.pin).await.ok()?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-        .await
-        .ok()?;
-    let driver = tokio::spawn(connection);
-    let request = Request::builder()
+/// An open connection to a coordinator.
+struct Connection {
+    sender: SendRequest<Empty<Bytes>>,
+    driver: JoinHandle<hyper::Result<()>>,
+}
+
+impl Connection {
+    async fn open(at: &JoinToken) -> Option<Self> {
+        let stream = dial(&at.urls[0], at.pin).await.ok()?;
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .ok()?;
+        let driver = tokio::spawn(connection);
+        Some(Self { sender, driver })
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+/// A request for `path` with a token.
+fn request(at: &JoinToken, path: &str, token: &str) -> Request<Empty<Bytes>> {
+    Request::builder()
         .uri(path)
         .header("host", at.urls[0].authority())
         .header("authorization", format!("Bearer {token}"))
-        .body(Empty::<Bytes>::new())
-        .expect("a request");
+        .body(Empty::new())
+        .expect("a request")
+}
+
+/// The status and the document of the answer to a call of the API. None if the connection ended without an answer.
+async fn call(at: &JoinToken, path: &str, token: &str) -> Option<(u16, Value)> {
+    let mut connection = Connection::open(at).await?;
     let answer = async {
-        let response = sender.send_request(request).await.ok()?;
+        let request = request(at, path, token);
+        let response = connection.sender.send_request(request).await.ok()?;
         let status = response.status().as_u16();
         let body = response.into_body().collect().await.ok()?.to_bytes();
         Some((status, serde_json::from_slice(&body).unwrap_or_default()))
     };
     let answer = tokio::time::timeout(Duration::from_secs(30), answer);
-    let answer = answer.await.expect("no hang");
-    driver.abort();
-    answer
+    answer.await.expect("no hang")
 }
 
 /// The status of a call that has an answer.
@@ -177,40 +199,25 @@ async fn event(at: &JoinToken, token: &str, last: Option<u64>) -> String {
     text.expect("no hang")
 }
 
-/// A stream of events, and what keeps its connection open.
+/// A stream of events, and the connection on which it arrives.
 struct Events {
     body: Incoming,
-    _sender: SendRequest<Empty<Bytes>>,
-    driver: JoinHandle<hyper::Result<()>>,
-}
-
-impl Drop for Events {
-    fn drop(&mut self) {
-        self.driver.abort();
-    }
+    _connection: Connection,
 }
 
 /// Opens a stream of events after the revision `last`.
 async fn events(at: &JoinToken, token: &str, last: Option<u64>) -> Events {
-    let stream = dial(&at.urls[0], at.pin).await.expect("it listens");
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-        .await
-        .expect("HTTP");
-    let driver = tokio::spawn(connection);
-    let mut request = Request::builder()
-        .uri("/v1/api/events")
-        .header("host", at.urls[0].authority())
-        .header("authorization", format!("Bearer {token}"));
+    let mut connection = Connection::open(at).await.expect("it listens");
+    let mut request = request(at, "/v1/api/events", token);
     if let Some(last) = last {
-        request = request.header("last-event-id", last);
+        request.headers_mut().insert("last-event-id", last.into());
     }
-    let request = request.body(Empty::<Bytes>::new()).expect("a request");
-    let response = sender.send_request(request).await.expect("an answer");
+    let answer = connection.sender.send_request(request).await;
+    let response = answer.expect("an answer");
     assert_eq!(response.status(), 200);
     Events {
         body: response.into_body(),
-        _sender: sender,
-        driver,
+        _connection: connection,
     }
 }
 
