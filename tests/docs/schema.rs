@@ -142,10 +142,7 @@ fn the_reference_of_json_is_that_of_the_types() {
             "\n## {command}\n\nSchema: [{file}.json](schemas/{file}.json)\n"
         );
         add_fields(&mut page, &types, name, "");
-        let mut schema = schema_of(&types, name);
-        let object = schema.as_object_mut().expect("a document is an object");
-        object.insert("title".into(), json!(command));
-        check_schema(file, &schema);
+        check_schema(file, command, schema_of(&types, name));
     }
     check("docs/reference/json.md", &page);
 }
@@ -154,10 +151,7 @@ fn the_reference_of_json_is_that_of_the_types() {
 fn the_schemas_of_the_api_are_those_of_the_types() {
     let types = types();
     for (name, file) in MESSAGES {
-        let mut schema = schema_of(&types, name);
-        let object = schema.as_object_mut().expect("a message is an object");
-        object.insert("title".into(), json!(name));
-        check_schema(file, &schema);
+        check_schema(file, name, schema_of(&types, name));
     }
 }
 
@@ -172,10 +166,10 @@ fn the_descriptions_of_the_api_are_those_of_its_calls() {
     }
 }
 
-/// Compares the file of a schema with the schema, or writes it.
-fn check_schema(file: &str, schema: &Value) {
-    let mut schema = schema.clone();
+/// Gives a schema its title, and compares it with its file or writes the file.
+fn check_schema(file: &str, title: &str, mut schema: Value) {
     let object = schema.as_object_mut().expect("a document is an object");
+    object.insert("title".into(), json!(title));
     object.insert(
         "$schema".into(),
         json!("https://json-schema.org/draft/2020-12/schema"),
