@@ -35,6 +35,10 @@ mod daemon;
 #[allow(dead_code, reason = "the command line's tests use what these do not")]
 mod program;
 
+/// The metrics of a node, which the benches read as well.
+#[path = "../../benches/rig/scrape.rs"]
+mod scrape;
+
 /// A resolver in the test's process, and clients of every kind.
 mod resolver;
 mod small_mesh;

@@ -1,7 +1,6 @@
 //! A member that calls others by way of a peer, or passes calls on, floods nobody, and nobody follows a call that it made up.
 
-use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use meshd::model::{PublicKey, SigningKey};
@@ -12,6 +11,7 @@ use meshd::testbed::Host;
 use crate::mesh::Mesh;
 use crate::n13_round_trips::take_place_of_second;
 use crate::node_kit::stolen_keys;
+use crate::scrape::scrape;
 
 /// How many calls of a member a peer passes on at once, and how many each second after that.
 const BURST: u64 = 64;
@@ -21,16 +21,8 @@ const SECONDS: u64 = 60;
 
 /// How many calls by way of peers had this result at a node, by its metrics.
 fn count(host: &Host, result: &str) -> u64 {
-    let page = host.inside(|| {
-        let mut stream = TcpStream::connect("127.0.0.1:9560").expect("it serves metrics");
-        let request = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
-        stream.write_all(request).expect("it listens");
-        let mut page = String::new();
-        stream.read_to_string(&mut page).expect("an answer");
-        page
-    });
+    let page = scrape(host);
     let start = format!("meshd_calls_total{{result=\"{result}\",way=\"peer\"}} ");
-    let page = page.expect("a namespace");
     let mut counts = page.lines().filter_map(|line| line.strip_prefix(&start));
     let count = counts.next().and_then(|count| count.parse().ok());
     count.unwrap_or_else(|| panic!("no {start}in {page}"))
