@@ -1,5 +1,6 @@
 //! The text of a policy. Each error is one line with a place in the text. For a policy that is understood, the table that is compiled from
-//! it and its plain reading have the same verdicts about each pair of a small mesh. Its explanations, tests and differences never panic.
+//! it and its plain reading have the same verdicts about each pair of a small mesh. To explain it, to run
+//! its tests and to compare it with another policy never panics.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

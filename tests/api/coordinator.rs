@@ -49,7 +49,7 @@ impl Coordinator {
         self.process.wait().expect("it ends");
     }
 
-    /// Asks it to stop.
+    /// Asks the process to stop.
     pub(crate) fn terminate(&self) {
         let pid = i32::try_from(self.process.id()).expect("a process id");
         kill(Pid::from_raw(pid), Signal::SIGTERM).expect("it runs");

@@ -75,7 +75,7 @@ fn create(coordinator: &Coordinator, words: &[&str]) -> String {
     coordinator.admin(&words).trim().to_owned()
 }
 
-/// A certificate that permits to list the nodes.
+/// A certificate that permits reading the nodes and the services for an hour.
 fn certificate(name: &str) -> ApiCertificate {
     let now = UnixSeconds::from_system(SystemTime::now());
     let mut id = [0; 32];
@@ -91,7 +91,7 @@ fn certificate(name: &str) -> ApiCertificate {
     }
 }
 
-/// Runs a command with `--api`, and without any socket.
+/// Runs a command of meshctl with `--api`. No variable of the environment names a socket.
 fn remotely(coordinator: &Coordinator, file: &str, words: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_meshctl"))
         .env_clear()
@@ -307,7 +307,7 @@ async fn the_log_says_who_made_a_token_and_holds_no_token() {
     let token = create(&coordinator, &["--name", "ci", "--scope", "nodes:read"]);
     assert_eq!(status_of(&at, "/v1/api/services", &token).await, 403);
     coordinator.admin(&["api-token", "revoke", "ci"]);
-    // The events of a caller are not waited for.
+    // The coordinator may answer a caller before the event is in the log.
     let path = coordinator.state_dir().join("audit.jsonl");
     let end = std::time::Instant::now() + Duration::from_secs(30);
     let log = loop {

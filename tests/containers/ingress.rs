@@ -16,7 +16,7 @@ const SITES: &str = "http://127.0.0.1:9560/v1/caddy?listen=:80";
 /// The name of the site.
 const HOST: &str = "shop.example.com";
 
-/// Starts a Caddy on node 0 that knows nothing but where its sites are.
+/// Starts a Caddy on node 0. Its own configuration has only the address from which it loads its sites.
 fn start_caddy(hosts: &Hosts, program: &Path) -> Running {
     let host = hosts.nodes[0].host();
     let load = format!(r#"{{"module":"http","url":"{SITES}"}}"#);
@@ -49,7 +49,7 @@ fn serve(hosts: &Hosts, n: usize, name: &str, service: &str) {
     hosts.docker(n, &words);
 }
 
-/// What Caddy answers to a visitor of `name`: the status, and the body without white space at its ends.
+/// The answer of Caddy to a request for the host `name`: the status, and the body without white space at its ends.
 fn visit(hosts: &Hosts, name: &str) -> Option<(u16, String)> {
     let answer = hosts.nodes[0].host().inside(|| -> std::io::Result<String> {
         let mut stream = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], 80)))?;
@@ -93,7 +93,7 @@ fn a_real_caddy_serves_containers_of_all_hosts_under_their_host_name() {
     };
     hosts.configure(0, "[metrics]\ndiscovery = true\n");
     hosts.join(0);
-    // Of services that ask for the same host name, that of the node with the earlier date has it. Dates have seconds.
+    // If several services ask for one host name, the service of the node that joined first has it. Dates of joins are in whole seconds.
     std::thread::sleep(Duration::from_millis(1100));
     hosts.join(1);
     hosts.wait_for_peers();

@@ -27,10 +27,10 @@ fn answers(hosts: &Hosts, (n, container): (usize, &str), protocol: &str, server:
     if let Err(why) = &answer
         && protocol == "tcp"
     {
-        let is_told = ["ConnectionRefused", "HostUnreachable"]
+        let fails_at_once = ["ConnectionRefused", "HostUnreachable"]
             .iter()
             .any(|kind| why.contains(*kind));
-        assert!(is_told, "{server}: {why}");
+        assert!(fails_at_once, "{server}: {why}");
     }
     answer.is_ok()
 }
@@ -188,7 +188,7 @@ fn instance_on(hosts: &Hosts, n: usize, service: &str, count: usize) -> Ipv4Addr
 
 /// The clients that the policy denies everything: a neighbour of `db`, and one on another host.
 const DENIED: [(usize, &str); 2] = [(1, "other-1"), (0, "other-0")];
-/// Those that it allows to reach `db`.
+/// The clients that the policy allows to reach `db`.
 const ALLOWED: [(usize, &str); 2] = [(1, "web-1"), (0, "web-0")];
 /// The file that ends the floods on its host.
 const STOP: &str = "/run/stop";
@@ -198,8 +198,8 @@ const ROUNDS: u64 = 12;
 /// The number of denied datagrams that each flood sends at least.
 const FLOOD: u64 = 10_000;
 
-/// Something of a denied client that goes on until it is stopped. A line of its output is a number of datagrams, or a word about an
-/// attempt to connect.
+/// A script of a denied client that runs until the file [`STOP`] exists. Each line of its output is a number of datagrams that it sent, or
+/// the result of an attempt to connect: `connected` or `refused`.
 struct Attempts {
     client: (usize, &'static str),
     child: Child,
@@ -249,7 +249,7 @@ impl Attempts {
         Self::start(hosts, client, &script)
     }
 
-    /// Waits until they have ended.
+    /// Waits until the script has ended.
     fn end(self) -> Outcome {
         let output = self.child.wait_with_output().expect("it ends");
         let mut outcome = Outcome::default();
@@ -264,7 +264,7 @@ impl Attempts {
     }
 }
 
-/// The file that says that the flood of a container has sent something.
+/// The file that the flood of a container creates when it has sent its first datagrams.
 fn began(container: &str) -> String {
     format!("/run/began.{container}")
 }
@@ -326,7 +326,7 @@ fn while_denied_clients_send(
     }
     let mut arrived = counted(hosts);
     arrived.retain(|source, count| *count > before.get(source).copied().unwrap_or_default());
-    // The report itself, and the clients that the policy allows.
+    // The datagrams of the report itself and of the clients that the policy allows do not count.
     let own = ALLOWED.map(|(n, _)| instance_on(hosts, n, "web", 2));
     arrived.retain(|source, _| !source.is_loopback() && !own.contains(source));
     assert_eq!(arrived, BTreeMap::new(), "{what}");
@@ -376,7 +376,7 @@ fn no_denied_packet_passes_while_rules_are_flushed_and_each_daemon_restarts() {
                 hosts.exec(n, &["nft", "flush", "ruleset"]);
             }
         }),
-        // This also brings the engine's own rules back.
+        // The restart also brings the engine's own rules back.
         while_denied_clients_send(&mut hosts, db, "dockerd restarts", |hosts| {
             for n in [0, 1] {
                 hosts.restart_engine(n, &["--live-restore"]);

@@ -19,7 +19,7 @@ const TOML_FILES: [(&str, &str); 2] = [
     ("# /etc/meshd/coordinator.toml", "mesh-coordinator"),
 ];
 
-/// The end of the first line of a policy, which the parser checks. Its tests must hold without a mesh.
+/// The end of the first line of a block that is a policy. The parser checks the policy, and its tests must hold without a mesh.
 const POLICY: &str = "policy.toml";
 
 /// All blocks of a language, with their pages.

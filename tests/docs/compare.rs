@@ -78,8 +78,8 @@ fn is_unique_local(text: &str) -> bool {
         .is_ok_and(|address| address.segments()[0] & 0xfe00 == 0xfc00)
 }
 
-/// The endpoint of a host of the testbed with its IPv4 address, if it is one with its IPv6 address. Of two paths to one host, the one in
-/// use is the one that answered faster.
+/// If `text` is an endpoint with the IPv6 address of a host of the testbed, returns the endpoint with the IPv4 address of that host. Which
+/// of the two addresses a node uses depends on which one answered faster.
 fn with_ipv4(text: &str) -> Option<String> {
     let (address, port) = text.split_once("]:")?;
     match address.parse::<Ipv6Addr>().ok()?.segments() {

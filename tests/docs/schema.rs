@@ -276,7 +276,7 @@ fn types() -> BTreeMap<String, Known> {
     types
 }
 
-/// The variants of an enum of which some have one value each, as serde writes them.
+/// The variants of an enum with their values, as serde writes them. None if a variant has several values or fields with names.
 fn choices_of(item: syn::ItemEnum) -> Option<Vec<(String, Option<Type>)>> {
     let style = serde(&item.attrs, "rename_all");
     let choices = item.variants.into_iter().map(|variant| {

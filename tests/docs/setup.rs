@@ -13,8 +13,8 @@ pub(crate) enum Setup {
     Etcd(String),
     /// A program listens on a port of a host.
     Listener { host: String, port: u16 },
-    /// Clients on a host use a port of TCP, which echoes, and one of UDP of another host until the page ends, and none of their
-    /// exchanges may fail.
+    /// Clients on the host `from` use a TCP port, whose program sends everything back, and a UDP port of the host `to` until the page
+    /// ends. None of their exchanges may fail.
     Traffic {
         from: String,
         to: String,

@@ -13,10 +13,10 @@ use nix::sched::{CloneFlags, setns};
 
 /// The time between two exchanges of one client.
 const PAUSE: Duration = Duration::from_millis(20);
-/// How long an answer may take: only what is lost takes that long.
+/// How long an answer may take: only an answer that is lost takes that long.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a client waits for an answer before it sends its datagram again.
-const AGAIN: Duration = Duration::from_millis(500);
+const RESEND_INTERVAL: Duration = Duration::from_millis(500);
 const TRIES: usize = 10;
 /// How many exchanges of each client [`Traffic::await_more`] waits for.
 const MORE: usize = 5;
@@ -45,8 +45,9 @@ pub(crate) struct Exchanges {
 }
 
 impl Traffic {
-    /// Starts a server of datagrams on port `udp` of `server`, and clients on `from` that use it at the address `at`, and a port of TCP
-    /// that sends everything back. One client opens a connection for each exchange, and one keeps its connection.
+    /// Starts a server of datagrams on port `udp` of the host `server`, whose address is `at`, and clients on `from`. One client sends
+    /// datagrams to it. Two clients use port `tcp` of that host, where a program must send everything back: one opens a connection for each
+    /// exchange, and one keeps its connection.
     pub(crate) fn start(from: &Host, server: &Host, at: Ipv4Addr, tcp: u16, udp: u16) -> Self {
         answer_datagrams(server, udp);
         let (tcp, udp) = (SocketAddr::from((at, tcp)), SocketAddr::from((at, udp)));
@@ -105,7 +106,7 @@ impl Traffic {
         let end = Instant::now() + ANSWER_TIMEOUT * 12;
         for client in &self.clients {
             let made = || client.made.load(Ordering::Relaxed);
-            // One more may be under way already.
+            // An exchange that began before the call may still end.
             let enough = made() + 1 + MORE;
             while made() < enough {
                 let what = client.what;
@@ -167,11 +168,11 @@ fn ask(connection: &mut TcpStream) -> io::Result<()> {
     checked(&answer)
 }
 
-/// An answer that is under way when the policy changes is lost, as any datagram can be. So the client asks again.
+/// Sends a datagram until it is answered. An answer that is under way when the policy changes is lost, as any datagram can be.
 fn ask_by_datagram(server: SocketAddr) -> io::Result<()> {
     let socket = UdpSocket::bind(("0.0.0.0", 0))?;
     socket.connect(server)?;
-    socket.set_read_timeout(Some(AGAIN))?;
+    socket.set_read_timeout(Some(RESEND_INTERVAL))?;
     let mut answer = [0; QUESTION.len()];
     let mut last = io::Error::from(io::ErrorKind::TimedOut);
     for _ in 0..TRIES {

@@ -125,8 +125,8 @@ fn flood(mesh: &Mesh, sockets: &Sockets, old: IpAddr) {
 }
 
 /// Applies two policies to a mesh whose third node is of a version without policies. The second node does not run when the second policy
-/// is applied. When it runs again, the node without policies is the only one that runs and has that policy: `receive` waits until it has,
-/// or receives it in its place, and `pass_on` may pass it on in its place.
+/// is applied. When it runs again, the node without policies is the only running node that has that policy. `receive` waits until that node
+/// has the policy, or receives the policy in the place of that node. `pass_on` may pass it on in the place of that node.
 fn apply_policies_beside_an_old_node(
     mesh: &mut Mesh,
     old: Ipv4Addr,

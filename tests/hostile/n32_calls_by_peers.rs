@@ -16,7 +16,7 @@ use crate::scrape::scrape;
 /// How many calls of a member a peer passes on at once, and how many each second after that.
 const BURST: u64 = 64;
 const RATE: u64 = 5;
-/// The flood and all that follows it take no longer, but for a hang.
+/// The flood and the waits after it take fewer seconds than this: only a hang takes that long.
 const SECONDS: u64 = 60;
 
 /// How many calls by way of peers had this result at a node, by its metrics.
@@ -28,7 +28,8 @@ fn count(host: &Host, result: &str) -> u64 {
     count.unwrap_or_else(|| panic!("no {start}in {page}"))
 }
 
-/// Sends calls to the node at `to` from a machine with a plain WireGuard device, whose kernel sends what it is told.
+/// Sends calls to the node at `to` from a machine with a plain WireGuard device. No meshd on it
+/// checks what is sent.
 fn send(host: &Host, own: Ipv4Addr, to: Ipv4Addr, calls: impl Iterator<Item = PeerCall> + Send) {
     let sent = host.inside(|| {
         let socket = UdpSocket::bind((own, path_messages::PORT)).expect("a free port");
@@ -71,7 +72,7 @@ fn a_member_that_floods_or_forges_calls_by_way_of_a_peer_is_passed_on_seldom_and
         send(host, own, to, std::iter::once(PeerCall { end, call }));
         count(&mesh.nodes[0].host, "passed_on") > 0
     });
-    // A flood of calls that no receiver follows, and of calls to nobody and to itself.
+    // No receiver follows these calls. Some are to a key that is no member, to the attacker itself, or to the peer that is to pass them on.
     let flood = (0..3000).map(|at| {
         let to = [other, attacker, relay, PublicKey([9; 32])][at as usize % 4];
         PeerCall {
@@ -87,7 +88,7 @@ fn a_member_that_floods_or_forges_calls_by_way_of_a_peer_is_passed_on_seldom_and
     assert!(passed_on <= BURST + RATE * SECONDS, "{passed_on}");
     assert!(count(&mesh.nodes[0].host, "dropped") > 0);
     assert_eq!(count(&mesh.nodes[2].host, "followed"), 0);
-    // It claims to pass on calls of others, of itself, and of strangers.
+    // The attacker claims to pass on calls of others, of itself, of the receiver, and of a key that is no member.
     let claims = (0..3000).map(|at| {
         let from = [other, attacker, relay, PublicKey([9; 32])][at as usize % 4];
         PeerCall {
@@ -102,7 +103,7 @@ fn a_member_that_floods_or_forges_calls_by_way_of_a_peer_is_passed_on_seldom_and
     for result in ["followed", "answered"] {
         assert_eq!(count(&mesh.nodes[0].host, result), 0, "{result}");
     }
-    // A call that was signed for one node is none for another.
+    // The first node refuses a call that was signed for another node.
     let key = stolen_keys(&mesh, 1).keys.identity;
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let at = now.expect("a date after 1970").as_millis() as u64;

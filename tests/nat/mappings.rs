@@ -173,8 +173,8 @@ fn a_router_that_reports_a_mapping_which_it_does_not_have_is_found_out_within_a_
     assert_eq!(lying.count(), 0);
 }
 
-/// Lets a router answer PCP over IPv6 with this code as if it opened its firewall, which it does not. Returns the lifetimes that it is asked
-/// for.
+/// Lets a router answer requests of PCP over IPv6 with the result `code`, while it never opens its firewall. Returns the lifetimes in the
+/// requests.
 fn lie_about_ipv6(router: &Router, code: u8) -> Arc<Mutex<Vec<u32>>> {
     let socket = router.inside(|| UdpSocket::bind("[::]:5351"));
     let socket = socket.expect("a namespace").expect("a socket");
@@ -225,7 +225,7 @@ fn a_hole_in_an_ipv6_firewall_is_asked_for_and_not_believed_while_nothing_came_t
         assert_eq!((hole.state, hole.endpoint), (state, endpoint));
         assert!(lab.stop(home));
         let lifetimes = lifetimes.lock().unwrap_or_else(PoisonError::into_inner);
-        // What is open is closed again.
+        // When the node stops, it closes a hole that the router claimed to open: its last request has the lifetime 0.
         assert_eq!(lifetimes.last() == Some(&0), code == 0, "{lifetimes:?}");
     }
 }

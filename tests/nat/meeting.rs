@@ -1,4 +1,4 @@
-//! Nodes behind routers that no relay connects: what the coordinator does for them, and what a peer does that both reach.
+//! Nodes behind routers that no relay connects. They meet by way of the coordinator, or of a peer that both reach.
 
 use meshd::protocol::local::{Netcheck, PeerState};
 use meshd::testbed::Nat;

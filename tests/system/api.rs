@@ -123,6 +123,7 @@ fn a_stolen_token_that_is_bound_to_a_node_works_from_nowhere_else() {
     assert!(!log.stdout.contains(&token));
 }
 
+/// Whether curl is installed. If it is not, the test is listed as skipped.
 fn has_curl() -> bool {
     let version = std::process::Command::new("curl").arg("--version").output();
     if version.is_err() {

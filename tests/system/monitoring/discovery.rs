@@ -93,7 +93,7 @@ fn targets_are_the_ports_of_the_mesh_and_are_served_only_where_that_is_wanted() 
     }
     // Metrics and health are as before.
     assert_eq!(get(first, METRICS.into(), "/healthz").0, 200);
-    // Node 2 does not want it, and has the calls at its socket alone.
+    // The configuration of node 2 does not enable these calls at the address of the metrics. Its local socket has them.
     let second = &mesh.nodes[1].host;
     assert_eq!(get(second, METRICS.into(), TARGETS).0, 404);
     for (call, is_right) in [
