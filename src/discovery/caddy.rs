@@ -146,16 +146,6 @@ fn route(site: &Site) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Label, PublicHost, ServiceName};
-
-    fn site(host: &str, servers: &[&str]) -> Site {
-        let servers = servers.iter().map(|s| s.parse().expect("a literal"));
-        Site {
-            host: PublicHost::parse(host).expect("a literal"),
-            service: ServiceName::from(Label::parse("web").expect("a literal")),
-            servers: servers.collect(),
-        }
-    }
 
     fn wanted(query: &str, host: &str) -> Result<Wanted, WantedError> {
         Wanted::parse(Some(query), Some(host))
@@ -164,8 +154,8 @@ mod tests {
     #[test]
     fn a_site_is_a_route_and_the_configuration_is_polled_again() {
         let sites = [
-            site("shop.example.com", &["10.210.1.7:8080", "[fd00::8]:80"]),
-            site("*.example.com", &["10.210.2.9:80"]),
+            Site::sample("shop.example.com", &["10.210.1.7:8080", "[fd00::8]:80"]),
+            Site::sample("*.example.com", &["10.210.2.9:80"]),
         ];
         let wanted = wanted("listen=:80", "127.0.0.1:9560").expect("right");
         let proxy = |upstreams: Value| {

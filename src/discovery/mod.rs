@@ -8,3 +8,14 @@ pub mod caddy;
 pub mod sites;
 pub mod targets;
 pub mod traefik;
+
+use std::collections::BTreeSet;
+
+use crate::model::ServiceName;
+
+/// The name by which people know a container with several names in the DNS: one without a project, if it has one.
+fn known_name(names: &BTreeSet<ServiceName>) -> Option<&ServiceName> {
+    names
+        .iter()
+        .min_by_key(|name| (name.project.is_some(), *name))
+}

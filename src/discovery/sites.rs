@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
+use super::known_name;
 use crate::model::{Label, PublicHost, PublicKey, ServiceName};
 use crate::records::kinds::{Health, Instance, web_port};
 use crate::records::netmap::{Member, Netmap, Rank};
@@ -23,6 +24,19 @@ pub struct Site {
     pub service: ServiceName,
     /// Where requests are sent, over plain HTTP. There is one at least.
     pub servers: Vec<SocketAddr>,
+}
+
+#[cfg(test)]
+impl Site {
+    /// A site of the service `web`.
+    pub(super) fn sample(host: &str, servers: &[&str]) -> Self {
+        let servers = servers.iter().map(|s| s.parse().expect("a literal"));
+        Self {
+            host: PublicHost::parse(host).expect("a literal"),
+            service: ServiceName::parse("web").expect("a literal"),
+            servers: servers.collect(),
+        }
+    }
 }
 
 /// A host name for which several services ask.
@@ -77,7 +91,7 @@ impl Sites {
         };
         let is_own = |claim: &Claim<'_>| !claim.server.names.is_disjoint(&first.names);
         let (own, others): (Vec<_>, Vec<_>) = claims.into_iter().partition(is_own);
-        let Some(kept) = first.name() else {
+        let Some(kept) = known_name(&first.names) else {
             return;
         };
         self.sites.push(Site {
@@ -86,7 +100,9 @@ impl Sites {
             servers: best(&own),
         });
         if !others.is_empty() {
-            let names = others.iter().filter_map(|claim| claim.server.name());
+            let names = others
+                .iter()
+                .filter_map(|claim| known_name(&claim.server.names));
             let nodes = others.iter().map(|claim| &claim.server.member.name);
             self.disputed.push(Disputed {
                 host: host.clone(),
@@ -124,14 +140,6 @@ impl Standing {
             health if health.is_usable() && is_reachable => Self::Usable,
             _ => Self::Unusable,
         }
-    }
-}
-
-impl Server<'_> {
-    /// The name by which people know it: one without a project, if it has one.
-    fn name(&self) -> Option<&ServiceName> {
-        let names = self.names.iter();
-        names.min_by_key(|name| (name.project.is_some(), *name))
     }
 }
 

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 
 use serde::Serialize;
 
+use super::known_name;
 use crate::model::{Protocol, PublicKey, ServiceName};
 use crate::records::kinds::{Instance, Port};
 use crate::records::netmap::{Member, Netmap};
@@ -92,10 +93,7 @@ fn labels(found: &Found<'_>, is_reachable: bool) -> BTreeMap<&'static str, Strin
         ("__meta_mesh_reachable", is_reachable.to_string()),
         ("__meta_mesh_source", instance.source.as_str().to_owned()),
     ]);
-    let name = names
-        .iter()
-        .min_by_key(|name| (name.project.is_some(), *name));
-    if let Some(name) = name {
+    if let Some(name) = known_name(names) {
         labels.insert("__meta_mesh_service", name.name.to_string());
     }
     if let Some(project) = names.iter().find_map(|name| name.project.as_ref()) {

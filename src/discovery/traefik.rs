@@ -48,22 +48,12 @@ fn name(host: &PublicHost) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Label, ServiceName};
-
-    fn site(host: &str, servers: &[&str]) -> Site {
-        let servers = servers.iter().map(|s| s.parse().expect("a literal"));
-        Site {
-            host: PublicHost::parse(host).expect("a literal"),
-            service: ServiceName::from(Label::parse("web").expect("a literal")),
-            servers: servers.collect(),
-        }
-    }
 
     #[test]
     fn a_site_is_a_router_and_a_service_with_its_servers() {
         let sites = [
-            site("shop.example.com", &["10.210.1.7:8080", "[fd00::8]:80"]),
-            site("*.example.com", &["10.210.2.9:80"]),
+            Site::sample("shop.example.com", &["10.210.1.7:8080", "[fd00::8]:80"]),
+            Site::sample("*.example.com", &["10.210.2.9:80"]),
         ];
         assert_eq!(
             configuration(&sites),
