@@ -15,7 +15,26 @@ const MAX_ATTEMPTS: usize = 8;
 
 /// The files of a log, the oldest one first.
 #[derive(Debug)]
-struct OpenFiles(Vec<(String, File)>);
+struct OpenFiles(Vec<OpenFile>);
+
+#[derive(Debug)]
+struct OpenFile {
+    name: String,
+    /// The number of the last line in an earlier file. None for the current file.
+    last: Option<u64>,
+    file: File,
+}
+
+impl OpenFile {
+    fn open(path: &Path, last: Option<u64>) -> io::Result<Self> {
+        let name = path.file_name().unwrap_or_default();
+        Ok(Self {
+            name: name.to_string_lossy().into_owned(),
+            last,
+            file: File::open(path)?,
+        })
+    }
+}
 
 impl OpenFiles {
     /// Opens all files. If a new one is begun meanwhile, they are opened again.
@@ -37,23 +56,17 @@ impl OpenFiles {
 
     fn open_all(directory: &Path, earlier: &[(u64, PathBuf)]) -> io::Result<Self> {
         let mut files = Vec::new();
-        for (_, path) in earlier {
-            files.push((name_of(path), File::open(path)?));
+        for (last, path) in earlier {
+            files.push(OpenFile::open(path, Some(*last))?);
         }
-        let current = directory.join(CURRENT);
-        match File::open(&current) {
-            Ok(file) => files.push((name_of(&current), file)),
+        match OpenFile::open(&directory.join(CURRENT), None) {
+            Ok(file) => files.push(file),
             // No line was written since the last file was begun.
             Err(error) if error.kind() == io::ErrorKind::NotFound && !files.is_empty() => {}
             Err(error) => return Err(error),
         }
         Ok(Self(files))
     }
-}
-
-fn name_of(path: &Path) -> String {
-    let name = path.file_name().unwrap_or_default();
-    name.to_string_lossy().into_owned()
 }
 
 /// The next part of a file.
@@ -124,12 +137,12 @@ pub fn verify(directory: &Path) -> io::Result<VerifiedLog> {
         Err(error) => return Err(error),
     };
     let mut verifier = Verifier::new(head);
-    let names = files.0.iter().map(|(name, _)| name.clone()).collect();
+    let names = files.0.iter().map(|file| file.name.clone()).collect();
     let count = files.0.len();
     let mut torn_bytes = 0;
-    'files: for (index, (name, file)) in files.0.into_iter().enumerate() {
-        verifier.begin_file(name);
-        let mut file = BufReader::new(file);
+    'files: for (index, opened) in files.0.into_iter().enumerate() {
+        verifier.begin_file(opened.name);
+        let mut file = BufReader::new(opened.file);
         loop {
             match read_line(&mut file)? {
                 Read::Line(line) => verifier.handle_line(&line),
@@ -199,10 +212,10 @@ impl EventReader {
     /// A file cannot be read.
     pub fn open_since(directory: &Path, since: SystemTime) -> io::Result<Self> {
         let mut waiting = Vec::new();
-        for (name, file) in OpenFiles::open(directory)?.0.into_iter().rev() {
+        for opened in OpenFiles::open(directory)?.0.into_iter().rev() {
             // Nothing is appended to an earlier file, so all of its lines are older than its last change.
-            if name == CURRENT || file.metadata()?.modified()? >= since {
-                waiting.push(file);
+            if opened.last.is_none() || opened.file.metadata()?.modified()? >= since {
+                waiting.push(opened.file);
             }
         }
         Ok(Self {
@@ -266,30 +279,23 @@ impl EventReader {
             return Ok(());
         };
         let read = file.get_ref().metadata()?;
-        let mut newer = Vec::new();
-        for (name, file) in OpenFiles::open(&self.directory)?.0.into_iter().rev() {
-            let found = file.metadata()?;
+        let mut newer: Vec<OpenFile> = Vec::new();
+        for opened in OpenFiles::open(&self.directory)?.0.into_iter().rev() {
+            let found = opened.file.metadata()?;
             if (found.dev(), found.ino()) == (read.dev(), read.ino()) {
-                self.waiting = newer.into_iter().map(|(_, file)| file).collect();
+                self.waiting = newer.into_iter().map(|newer| newer.file).collect();
                 return Ok(());
             }
-            newer.push((name, file));
+            newer.push(opened);
         }
         // The file that was read is gone, or another one was put in its place, which may have the same lines. Earlier files may still be
         // there.
         self.known.clone_from(&self.last);
         let through = self.last.as_ref().map_or(0, |last| last.n);
-        let is_newer = |name: &str| last_number(name).is_none_or(|last| last > through);
-        let newer = newer.into_iter().filter(|(name, _)| is_newer(name));
-        self.waiting = newer.map(|(_, file)| file).collect();
+        newer.retain(|opened| opened.last.is_none_or(|last| last > through));
+        self.waiting = newer.into_iter().map(|newer| newer.file).collect();
         Ok(())
     }
-}
-
-/// The number of the last line in an earlier file, by its name. None for the current file.
-fn last_number(name: &str) -> Option<u64> {
-    let number = name.strip_prefix(CURRENT)?.strip_prefix('.')?;
-    number.parse().ok()
 }
 
 #[cfg(test)]
