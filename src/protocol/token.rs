@@ -10,6 +10,7 @@ use std::fmt;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha2::{Digest as _, Sha256};
+use zeroize::Zeroizing;
 
 use super::url::CoordinatorUrl;
 use crate::model::{PublicKey, SigningKey};
@@ -77,17 +78,11 @@ impl JoinToken {
         if encoded.len() > (101 + MAX_URLS * 256) * 4 / 3 + 4 {
             return Err(TokenError::Garbled);
         }
-        let bytes = URL_SAFE_NO_PAD
-            .decode(encoded)
-            .map_err(|_| TokenError::Garbled)?;
-        Self::decode(&bytes).ok_or(TokenError::Garbled)
+        let body = decode_checked(encoded).ok_or(TokenError::Garbled)?;
+        Self::decode(&body).ok_or(TokenError::Garbled)
     }
 
-    fn decode(bytes: &[u8]) -> Option<Self> {
-        let (body, check) = bytes.split_last_chunk::<4>()?;
-        if Sha256::digest(body).get(..4)? != check {
-            return None;
-        }
+    fn decode(body: &[u8]) -> Option<Self> {
         let (pin, rest) = body.split_first_chunk::<32>()?;
         let (mesh_key, rest) = rest.split_first_chunk::<32>()?;
         let (seed, rest) = rest.split_first_chunk::<32>()?;
@@ -127,10 +122,31 @@ impl fmt::Display for JoinToken {
             body.push(u8::try_from(url.len()).map_err(|_| fmt::Error)?);
             body.extend_from_slice(url.as_bytes());
         }
-        let digest = Sha256::digest(&body);
-        body.extend_from_slice(digest.get(..4).unwrap_or_default());
-        write!(f, "{PREFIX}{}", URL_SAFE_NO_PAD.encode(body))
+        write!(f, "{PREFIX}{}", *encode_checked(&body))
     }
+}
+
+/// The number of bytes at the end of a token that show whether it was cut or mistyped.
+pub(super) const CHECK: usize = 4;
+
+/// Returns the base64url form of `body` and of its check, which is the beginning of its SHA-256.
+pub(super) fn encode_checked(body: &[u8]) -> Zeroizing<String> {
+    let mut bytes = Zeroizing::new(Vec::with_capacity(body.len() + CHECK));
+    bytes.extend_from_slice(body);
+    bytes.extend(Sha256::digest(body).iter().take(CHECK));
+    Zeroizing::new(URL_SAFE_NO_PAD.encode(&*bytes))
+}
+
+/// Returns the body of a text that [`encode_checked`] made. None if the text was cut or mistyped.
+pub(super) fn decode_checked(encoded: &str) -> Option<Zeroizing<Vec<u8>>> {
+    let mut bytes = Zeroizing::new(URL_SAFE_NO_PAD.decode(encoded).ok()?);
+    let (body, check) = bytes.split_last_chunk::<CHECK>()?;
+    if Sha256::digest(body).get(..CHECK)? != check {
+        return None;
+    }
+    let length = body.len();
+    bytes.truncate(length);
+    Some(bytes)
 }
 
 #[cfg(test)]

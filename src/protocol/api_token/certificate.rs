@@ -6,16 +6,13 @@
 
 use std::fmt;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
 use super::scope::Scope;
 use crate::model::time::UnixSeconds;
 use crate::model::{Label, PublicKey, SigningKey};
-use crate::protocol::token::SpkiPin;
+use crate::protocol::token::{SpkiPin, decode_checked, encode_checked};
 use crate::records::envelope::{Purpose, Signature};
 
 /// The prefix of every token of this form.
@@ -109,11 +106,8 @@ impl ApiToken {
         if encoded.len() > MAX_TEXT {
             return Err(ApiTokenError::Garbled);
         }
-        let bytes = URL_SAFE_NO_PAD
-            .decode(encoded)
-            .map_err(|_| ApiTokenError::Garbled)?;
-        let bytes = Zeroizing::new(bytes);
-        let (pin, signature, payload) = split(&bytes).ok_or(ApiTokenError::Garbled)?;
+        let body = decode_checked(encoded).ok_or(ApiTokenError::Garbled)?;
+        let (pin, signature, payload) = split(&body).ok_or(ApiTokenError::Garbled)?;
         let certificate: ApiCertificate =
             serde_json::from_str(payload).map_err(|_| ApiTokenError::NotUnderstood)?;
         let is_bounded = certificate.scopes.len() <= MAX_SCOPES
@@ -152,13 +146,9 @@ impl ApiToken {
     /// The token as text. It is a secret.
     #[must_use]
     pub fn text(&self) -> Zeroizing<String> {
-        let mut bytes = Zeroizing::new(Vec::new());
-        bytes.extend_from_slice(&self.pin.0);
-        bytes.extend_from_slice(&self.signature.0);
-        bytes.extend_from_slice(self.payload.as_bytes());
-        let digest = Sha256::digest(&*bytes);
-        bytes.extend(digest.iter().take(CHECK));
-        Zeroizing::new(format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(&*bytes)))
+        let payload = self.payload.as_bytes();
+        let body = Zeroizing::new([&self.pin.0[..], &self.signature.0[..], payload].concat());
+        Zeroizing::new(format!("{PREFIX}{}", *encode_checked(&body)))
     }
 }
 
@@ -168,14 +158,7 @@ impl fmt::Debug for ApiToken {
     }
 }
 
-/// The number of bytes at the end that show whether the token is damaged.
-const CHECK: usize = 4;
-
-fn split(bytes: &[u8]) -> Option<(SpkiPin, Signature, &str)> {
-    let (body, check) = bytes.split_last_chunk::<CHECK>()?;
-    if Sha256::digest(body).get(..CHECK)? != check {
-        return None;
-    }
+fn split(body: &[u8]) -> Option<(SpkiPin, Signature, &str)> {
     let (pin, rest) = body.split_first_chunk::<32>()?;
     let (signature, payload) = rest.split_first_chunk::<64>()?;
     let payload = std::str::from_utf8(payload).ok()?;
@@ -189,9 +172,13 @@ fn message_of(pin: &SpkiPin, payload: &str) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
     use proptest::prelude::*;
+    use sha2::{Digest as _, Sha256};
 
     use super::*;
+    use crate::protocol::token::CHECK;
     use crate::testbed::records as build;
 
     const PIN: SpkiPin = SpkiPin([9; 32]);
