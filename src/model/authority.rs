@@ -3,7 +3,7 @@
 use std::net::Ipv6Addr;
 
 /// The maximum length of a host name in bytes (RFC 1035 section 2.3.4, without the length bytes of the first and the last label).
-const MAX_HOST: usize = 253;
+pub(super) const MAX_HOST: usize = 253;
 
 /// Splits `host`, `host:port`, `[address]` or `[address]:port`. An IPv6 address is returned without its brackets. None if the text has
 /// another form, or the port is 0.

@@ -5,11 +5,10 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::authority::MAX_HOST;
 use super::name::{Label, LabelError};
 use super::text::printable;
 
-/// The maximum length of a host name, in bytes (RFC 1035 section 2.3.4, without the last dot and the lengths).
-pub const MAX_HOST: usize = 253;
 /// The label in place of which any other label may stand.
 const WILDCARD: &str = "*";
 
