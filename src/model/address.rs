@@ -201,6 +201,12 @@ impl Block {
         host_v6(self.v6, 1)
     }
 
+    /// Returns both of the node's own addresses.
+    #[must_use]
+    pub fn node_addresses(&self) -> [IpAddr; 2] {
+        [self.node_v4().into(), self.node_v6().into()]
+    }
+
     /// Whether `address` is in this block.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {

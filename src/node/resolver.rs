@@ -37,7 +37,7 @@ impl ResolverScope {
     }
 
     fn own_addresses(&self) -> [IpAddr; 2] {
-        [self.block.node_v4().into(), self.block.node_v6().into()]
+        self.block.node_addresses()
     }
 
     /// Returns who may ask for names: the mesh, the host and its containers. `bridges` are those that the engine reports for its

@@ -155,10 +155,7 @@ impl Moved {
 /// The addresses of the nodes and of their instances.
 fn owned(netmap: &Netmap) -> Owned<'_> {
     let nodes = netmap.members.values().flat_map(|member| {
-        let own = [
-            IpAddr::V4(member.block.node_v4()),
-            IpAddr::V6(member.block.node_v6()),
-        ];
+        let own = member.block.node_addresses();
         own.map(|address| (address, member.id, None))
     });
     let services = netmap.services.values();
@@ -172,12 +169,7 @@ fn instances<'a>(
     netmap: &Netmap,
 ) -> impl Iterator<Item = (IpAddr, PublicKey, Option<&'a Label>)> + use<'a> {
     let member = netmap.members.get(&service.node);
-    let own = member.map(|member| {
-        [
-            IpAddr::V4(member.block.node_v4()),
-            IpAddr::V6(member.block.node_v6()),
-        ]
-    });
+    let own = member.map(|member| member.block.node_addresses());
     let node = service.node;
     let instances = service.instances.iter();
     let all = instances.flat_map(move |instance| {
@@ -197,12 +189,8 @@ struct Subjects {
 impl Subjects {
     fn add_node(&mut self, member: &Member) {
         // A node may use an address of which it says that others cannot reach it.
-        let addresses = [
-            IpAddr::V4(member.block.node_v4()),
-            IpAddr::V6(member.block.node_v6()),
-        ];
         self.add(Subject {
-            addresses: addresses.to_vec(),
+            addresses: member.block.node_addresses().to_vec(),
             node: member.name.clone(),
             tags: member.tags.clone(),
             services: Vec::new(),

@@ -165,7 +165,7 @@ impl Identity {
     /// The addresses of the node.
     #[must_use]
     pub fn addresses(&self) -> [IpAddr; 2] {
-        [self.block.node_v4().into(), self.block.node_v6().into()]
+        self.block.node_addresses()
     }
 }
 
