@@ -1,7 +1,7 @@
 //! Sites as a configuration of Caddy 2, which its HTTP loader polls.
 //!
-//! Caddy replaces its whole configuration by the one that it loads. So this one has the loader in it, and Caddy polls on. A configuration
-//! that is the same byte by byte changes nothing, and no connection ends.
+//! Caddy replaces its whole configuration by the one that it loads. So each configuration contains the loader as well, and Caddy polls
+//! again. If Caddy loads the same bytes again, it changes nothing and ends no connection.
 
 use std::net::SocketAddr;
 
@@ -26,7 +26,7 @@ const TRY_DURATION: &str = "5s";
 /// How long a server that did not answer is left out.
 const FAIL_DURATION: &str = "10s";
 
-/// What a request for the configuration asks for.
+/// The parameters of a request for the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wanted {
     /// The addresses at which Caddy listens, such as `:443`.
@@ -57,7 +57,7 @@ impl Wanted {
     /// as in requests over a Unix socket, there is nothing to poll.
     ///
     /// # Errors
-    /// The query has something else than addresses.
+    /// The query has an unknown parameter, a wrong address, or too many addresses.
     pub fn parse(query: Option<&str>, host: Option<&str>) -> Result<Self, WantedError> {
         let query = query.unwrap_or_default();
         let (mut listen, mut has_https) = (Vec::new(), true);

@@ -1,4 +1,4 @@
-//! What other programs ask about the services of the mesh: targets for Prometheus, and the sites of an ingress. Pure.
+//! Answers to other programs about the services of the mesh: targets for Prometheus, and the sites of an ingress. Pure.
 //!
 //! [`targets`] has every TCP port of every instance. [`sites`] decides which servers are behind each host name that a container asks for
 //! with `mesh.public`; [`traefik`] and [`caddy`] write these sites as the configuration of a program. Everything is computed from the map

@@ -124,7 +124,7 @@ struct Server<'a> {
     priority: u16,
 }
 
-/// Whether requests are sent to a server. A later one is used only if a site has none of those before.
+/// Whether requests are sent to a server. A server with a later variant is used only if the site has no server with an earlier one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Standing {
     Usable,
@@ -143,7 +143,7 @@ impl Standing {
     }
 }
 
-/// That a server asks for a host name.
+/// A server that asks for a host name.
 struct Claim<'a> {
     address: SocketAddr,
     server: &'a Server<'a>,

@@ -194,7 +194,7 @@ pub fn create_private_new(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     sync_parent(path)
 }
 
-/// Opens a regular file to read it. It waits for no writer of a pipe.
+/// Opens a regular file to read it. If `path` is a pipe, the call does not wait for a writer.
 ///
 /// # Errors
 /// The system returns an error, or `path` is no regular file ([`io::ErrorKind::InvalidInput`]).

@@ -98,8 +98,7 @@ fn bind_now(path: &Path) -> Result<UnixListener, SocketError> {
 }
 
 /// Serves `router` to root, this process's user and the members of the socket's group. A handler finds the caller as [`Who`] in the
-/// extensions of the request. The kernel recorded the caller's
-/// credentials when the caller connected (`SO_PEERCRED`, `SO_PEERGROUPS`).
+/// extensions of the request. The kernel recorded the caller's credentials when the caller connected (`SO_PEERCRED`, `SO_PEERGROUPS`).
 ///
 /// # Errors
 /// The listener failed.

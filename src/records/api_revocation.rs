@@ -1,7 +1,7 @@
-//! The revocation of an API token. API tokens themselves are no records: whoever holds one proves by that what the token permits.
+//! The revocation of an API token. API tokens themselves are no records: the possession of a token is the proof of its rights.
 //!
 //! A revocation is a record that the mesh key signed, whose kind is [`KIND`] and whose id is that of the token. A ledger holds it under
-//! [`RecordKey::Unknown`], as versions do that know no API tokens. So all versions hold the same records in the same order, and their
+//! [`RecordKey::Unknown`], as versions without API tokens do. So all versions hold the same records in the same order, and their
 //! digests agree. No member can revoke a token: a ledger appends the signer to the kind of a record that the mesh key did not sign.
 
 use serde::Serialize;

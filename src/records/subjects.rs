@@ -43,7 +43,7 @@ pub fn without_policies(ledger: &Ledger) -> Vec<Label> {
     without
 }
 
-/// Returns the subject with this address, as [`subjects`] has it. None if no node and no instance of the mesh has the address.
+/// Returns the subject with this address, as [`subjects`] returns it. None if no node and no instance of the mesh has the address.
 #[must_use]
 pub fn subject_at(netmap: &Netmap, address: IpAddr) -> Option<Subject> {
     let member = netmap.owner_of(address)?;
@@ -59,7 +59,7 @@ pub fn subject_at(netmap: &Netmap, address: IpAddr) -> Option<Subject> {
     subjects.all.into_iter().nth(position)
 }
 
-/// Whether the owner of an instance narrows who may reach it.
+/// Whether an instance has selectors of its own that restrict its callers ([`Instance::allow`]).
 #[must_use]
 pub fn is_narrowed(netmap: &Netmap) -> bool {
     let services = netmap.services.values();

@@ -22,7 +22,7 @@ impl Durations {
         }
     }
 
-    /// Something took so long.
+    /// Counts a duration.
     pub fn note(&mut self, took: Duration) {
         let at = self.bounds.iter().position(|bound| took <= *bound);
         if let Some(count) = self.counts.get_mut(at.unwrap_or(self.bounds.len())) {
@@ -47,7 +47,7 @@ impl Durations {
         &self.counts
     }
 
-    /// All durations together.
+    /// The sum of all durations.
     #[must_use]
     pub fn sum(&self) -> Duration {
         self.sum

@@ -1,5 +1,5 @@
-//! The answers of the API over the network. Each failure is a problem (RFC 9457), whoever found it: a handler, the router, or the
-//! parser of the request.
+//! The answers of the API over the network. Each failure is a problem (RFC 9457), whether a handler, the router or the
+//! parser of the request found it.
 
 use axum::body::{Body, to_bytes};
 use axum::http::header::{ALLOW, CONTENT_TYPE, WWW_AUTHENTICATE};

@@ -1,6 +1,6 @@
 //! Events: a stream that says when the mesh has another revision (`text/event-stream`, section 9.2 of the HTML standard).
 //!
-//! A program that shows the mesh asks again for what it shows when an event arrives. The id of an event is the revision. So a program
+//! A program that shows the mesh requests its data again when an event arrives. The id of an event is the revision. So a program
 //! whose connection ended sends the last id (`Last-Event-ID`), and receives an event at once if the mesh has changed in the meantime. A
 //! stream ends after a while, as each connection does, and the program opens the next one.
 
@@ -14,9 +14,9 @@ use axum::http::{HeaderMap, HeaderValue};
 use axum::response::Response;
 use futures_util::stream;
 
-/// How often the revision is looked at.
+/// The time between two looks at the revision.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
-/// What a stream begins with: a program waits so many milliseconds before it opens the next one.
+/// The beginning of a stream. After the end of the stream, a program waits for this number of milliseconds before it opens the next one.
 const HEAD: &str = "retry: 1000\n\n";
 
 /// A stream that has not ended.

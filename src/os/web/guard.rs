@@ -1,8 +1,8 @@
 //! Checks each call over the network before its handler runs.
 //!
-//! A call passes if it is in the table of calls, its `Host` is one of this server, and it shows an API token (RFC 6750) that permits
-//! it here, now and for this caller. A handler finds the caller as [`Who`] in the extensions of the request. Cookies and other
-//! credentials are not looked at, so a page in a browser has no rights that it does not hold itself.
+//! A call passes if it is in the table of calls, its `Host` is one of this server, and it shows an API token (RFC 6750) that permits the
+//! call at this server, at this time and for this caller. A handler finds the caller as [`Who`] in the extensions of the request. Cookies
+//! and other credentials are ignored, so a page in a browser has no rights without a token of its own.
 
 use std::future::Future;
 use std::net::IpAddr;
@@ -33,7 +33,7 @@ use crate::protocol::web::{MAX_BODY, host};
 #[derive(Debug, Clone, Copy)]
 pub struct Source(pub IpAddr);
 
-/// What a server knows when a call arrives.
+/// The facts by which a server checks a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
     /// Where the call arrived, and from whom.
@@ -44,7 +44,7 @@ pub struct Facts {
     pub names: Vec<String>,
 }
 
-/// Where a guard asks for the facts.
+/// The part of a server that knows the facts.
 pub trait Knowledge: Clone + Send + Sync + 'static {
     /// The facts about the token with the id `token`, and about a caller at `address`.
     fn facts(
@@ -107,7 +107,7 @@ impl<K: Knowledge> Guard<K> {
         let wall = UnixSeconds::from_system(now.wall);
         let permitted = permit(&token, call.scope, &facts.place, wall);
         let by = match &permitted {
-            // What such a token says of itself was never signed by the mesh key.
+            // The mesh key did not sign the id and the name in such a token.
             Err(TokenRefused::OtherMesh) => unproven(source),
             _ => Who::ApiCaller {
                 address: source,
@@ -194,7 +194,7 @@ async fn pass<K: Knowledge>(
     }
 }
 
-/// The caller of whom nothing is known but the address.
+/// A caller of which only the address is known.
 fn unproven(address: IpAddr) -> Who {
     Who::ApiCaller {
         address,
@@ -233,7 +233,8 @@ fn token_of(headers: &HeaderMap) -> Result<ApiToken, ApiError> {
     ApiToken::parse(token).map_err(|error| unauthorized(error.to_string()))
 }
 
-/// Checks that the request names this server, so that it is not sent for a site of somebody else.
+/// Checks that the `Host` of the request is this server, so that no page of another site can send the request (see
+/// `protocol::web::host`).
 fn check_host(headers: &HeaderMap, facts: &Facts) -> Result<(), ApiError> {
     let names = facts.names.iter().map(String::as_str);
     match only(headers, HOST) {

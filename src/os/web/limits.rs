@@ -12,7 +12,7 @@ const OF_TOKEN: Rate = Rate {
     per_second: 50.0,
     burst: 50.0,
 };
-/// The calls of one source that were refused. Whoever guesses tokens makes the server verify signatures.
+/// The calls of one source that were refused. A source that guesses tokens makes the server verify signatures.
 const OF_REFUSED: Rate = Rate {
     per_second: 5.0,
     burst: 50.0,

@@ -85,7 +85,8 @@ impl Counts {
     }
 }
 
-/// What `source` counts for, each with the maximum number of its connections: itself, and its network.
+/// The networks in which a connection from `source` is counted, each with its maximum number of connections: the source alone, and the
+/// IPv4 network around it.
 fn networks_of(source: IpAddr) -> impl Iterator<Item = (IpNet, usize)> {
     let source = IpNet::from(link_of(source));
     let network = match source {

@@ -1,4 +1,4 @@
-//! What an API token says, and its text.
+//! The contents of an API token, and its text.
 //!
 //! A token is `mesha1_` and the base64url form (RFC 4648 section 5, no padding) of: 32 bytes SHA-256 of the coordinator's public key
 //! (SPKI), 64 bytes signature, the certificate as JSON, and the first 4 bytes of SHA-256 over all of this. The signature is the mesh
@@ -26,14 +26,14 @@ const MAX_SCOPES: usize = 32;
 /// The maximum length of a token, in bytes. It fits into the head of a request, beside other headers.
 const MAX_TEXT: usize = 8 * 1024;
 
-/// What a token permits. A field that a later version adds may restrict the token, so a version that does not know the field refuses
+/// The contents of a token. A field that a later version adds may restrict the token, so a version that does not know the field refuses
 /// the token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ApiCertificate {
     /// The name of the token in logs and in its revocation: 32 random bytes, in the form of a key.
     pub id: PublicKey,
-    /// What people call it.
+    /// The name of the token for people.
     pub name: Label,
     /// The calls that it permits.
     pub scopes: Vec<Scope>,
@@ -44,7 +44,7 @@ pub struct ApiCertificate {
     /// caller may use it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub from: Vec<String>,
-    /// When it was made.
+    /// The time at which the token was made.
     pub created_at: UnixSeconds,
     /// From this time on it permits nothing.
     pub expires_at: UnixSeconds,
@@ -131,7 +131,7 @@ impl ApiToken {
         self.signature.holds(mesh_key, Purpose::ApiToken, &message)
     }
 
-    /// What the token permits, if it is one of the mesh.
+    /// The contents of the token. They are authentic only if the token is of the mesh ([`ApiToken::is_of`]).
     #[must_use]
     pub fn certificate(&self) -> &ApiCertificate {
         &self.certificate

@@ -1,14 +1,14 @@
-//! API tokens: what a program shows to call the API of nodes and coordinators.
+//! API tokens, with which programs call the API of nodes and coordinators.
 //!
-//! The administrator signs a certificate with the mesh key, and the token is this certificate. It is published nowhere, so whoever
-//! holds it proves by that what it permits. A node or coordinator checks it with the mesh key alone, without asking anybody. Only the
-//! revocation of a token is a record (`records::api_revocation`).
+//! The administrator signs a certificate with the mesh key, and the token is this certificate. It is published nowhere, so the
+//! possession of a token is the proof of its rights. A node or coordinator checks it with the mesh key alone, without asking anybody.
+//! Only the revocation of a token is a record (`records::api_revocation`).
 //!
 //! | file | what it is |
 //! |---|---|
-//! | `certificate` | what a token says, and its text |
+//! | `certificate` | the contents of a token, and its text |
 //! | `scope` | the groups of calls that a token permits |
-//! | `permit` | whether a token permits a call, here, now and for this caller |
+//! | `permit` | whether a token permits a call at this server, at this time and for this caller |
 
 mod certificate;
 mod permit;

@@ -1,4 +1,4 @@
-//! Whether a token permits a call: here, now, and for this caller.
+//! Checks whether a token permits a call at this server, at this time and for this caller.
 
 use super::certificate::ApiToken;
 use super::scope::Scope;
@@ -11,7 +11,7 @@ use crate::protocol::api::ErrorCode;
 /// The maximum number of names that a message lists.
 const MAX_LISTED: usize = 5;
 
-/// Where a call arrived, and what is known there.
+/// The server at which a call arrived, and its knowledge of the token and of the caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
     /// The key of the mesh.
@@ -75,7 +75,7 @@ impl TokenRefused {
 /// Checks whether `token` permits a call of the scope `needed`.
 ///
 /// # Errors
-/// Says what the token lacks.
+/// The token does not permit the call.
 pub fn permit(
     token: &ApiToken,
     needed: Scope,
@@ -211,7 +211,7 @@ mod tests {
             is_revoked: true,
             ..place(None)
         };
-        // Whoever made it up learns nothing about tokens of this mesh.
+        // The maker of a false token learns nothing about tokens of this mesh.
         assert_eq!(permitted(&other), Err(TokenRefused::OtherMesh));
         let revoked = Place {
             is_revoked: true,

@@ -13,13 +13,13 @@ const LEAST_SIMILAR: f64 = 0.8;
 /// A group of calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Scope {
-    /// What a node is, what it changed on its machine, and whether it is well.
+    /// The state of a node, its changes to its machine, and its problems.
     StatusRead,
     /// The services of the mesh, and what names resolve to.
     ServicesRead,
     /// The nodes of the mesh, and the paths between them.
     NodesRead,
-    /// What the policy refused.
+    /// The connections that the policy refused.
     PolicyRead,
     /// The metrics.
     MetricsRead,
@@ -48,7 +48,7 @@ const SCOPES: [(Scope, &str); 7] = [
 pub struct ScopeError(String);
 
 impl Scope {
-    /// The text of the scope, as a token has it.
+    /// The text of the scope in a token.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         let known = SCOPES.iter().find(|(scope, _)| *scope == self);
@@ -60,7 +60,7 @@ impl Scope {
     pub fn grants(self, needed: Self) -> bool {
         match self {
             Self::Unknown => false,
-            // Who may remove a service may also drain it.
+            // A caller that may remove a service may also drain it.
             Self::ServicesWrite => matches!(needed, Self::ServicesWrite | Self::Drain),
             own => own == needed,
         }

@@ -17,7 +17,7 @@ pub struct ApiCall {
     pub answer: Answer,
 }
 
-/// What a call answers.
+/// The content of the answer to a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
     /// A JSON document.

@@ -16,7 +16,7 @@ pub mod problem;
 
 /// The TCP port of the API at the mesh addresses of a node.
 pub const PORT: u16 = 7447;
-/// What the paths of all calls of a coordinator begin with. Nodes join and stream at other paths of the same port.
+/// The beginning of the paths of all calls of a coordinator. Nodes join and stream at other paths of the same port.
 pub const COORDINATOR_PREFIX: &str = "/v1/api/";
 /// The maximum size of the body of a request, in bytes.
 pub const MAX_BODY: usize = 64 * 1024;

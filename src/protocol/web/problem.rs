@@ -1,4 +1,4 @@
-//! The body of an answer that reports a failure, as RFC 9457 has it.
+//! The body of an answer that reports a failure, in the form of RFC 9457.
 
 use serde::{Deserialize, Serialize};
 

@@ -289,7 +289,7 @@ async fn of_1000_calls_with_a_stolen_token_none_is_accepted() {
     }
     assert!(asked >= 1000, "{asked}");
     assert_eq!(accepted, 0);
-    // It is not refused for another reason: from its own place it works.
+    // The token itself is valid: it permits the call from the address of its caller.
     let (status, problem) = send(&server(), request("GET", "/v1/status", &token)).await;
     assert_eq!(status, 200, "{problem}");
 }
