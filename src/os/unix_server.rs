@@ -220,9 +220,13 @@ async fn only_permitted(
 
 /// The HTTP response for an error.
 pub fn failure(error: ApiError) -> Response {
-    let status =
-        StatusCode::from_u16(error.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    (status, Json(error)).into_response()
+    (status_of(&error), Json(error)).into_response()
+}
+
+/// The HTTP status of the answer that reports `error`.
+#[must_use]
+pub fn status_of(error: &ApiError) -> StatusCode {
+    StatusCode::from_u16(error.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
 
 #[cfg(test)]

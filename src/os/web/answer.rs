@@ -7,6 +7,7 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use serde_json::Value;
 
+use crate::os::unix_server::status_of;
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::web::problem::{self, Problem};
 
@@ -21,8 +22,7 @@ pub fn json(document: &Value) -> Response {
 
 /// The answer that reports `error`.
 pub(super) fn failure(error: ApiError) -> Response {
-    let status = StatusCode::from_u16(error.code.status());
-    with_status(status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), error)
+    with_status(status_of(&error), error)
 }
 
 /// The answer for a path that has other methods.
