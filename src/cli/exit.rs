@@ -1,6 +1,7 @@
 //! The exit codes of commands: 0 done, 1 failed, 2 not found or not true, 64 usage, 69 daemon not reachable, 77 not
 //! permitted, 78 configuration (the last four as in BSD's sysexits).
 
+use crate::os::file::FileError;
 use crate::protocol::api::{ApiError, ErrorCode};
 
 /// A failure: a line for the user, and the exit code.
@@ -24,6 +25,17 @@ impl CliError {
     /// A failure without a specific code.
     pub fn failed(error: impl std::fmt::Display) -> Self {
         Self::new(ErrorCode::Internal, error.to_string())
+    }
+}
+
+impl From<&FileError> for CliError {
+    fn from(error: &FileError) -> Self {
+        let code = if error.is_permission() {
+            ErrorCode::Permission
+        } else {
+            ErrorCode::Configuration
+        };
+        Self::new(code, error.to_string())
     }
 }
 

@@ -96,10 +96,5 @@ fn explain(error: &FileError, path: &Path) -> CliError {
         );
         return CliError::new(ErrorCode::Configuration, text);
     }
-    let code = if error.is_permission() {
-        ErrorCode::Permission
-    } else {
-        ErrorCode::Configuration
-    };
-    CliError::new(code, error.to_string())
+    error.into()
 }

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::cli::exit::CliError;
-use crate::os::file::{self, FileError};
+use crate::os::file;
 use crate::protocol::api::ErrorCode;
 use crate::protocol::api_token::ApiCertificate;
 
@@ -20,7 +20,7 @@ pub(super) fn read(mesh_key: &Path) -> Result<Vec<ApiCertificate>, CliError> {
     let path = path_of(mesh_key);
     let bytes = match file::read_private(&path, MAX_FILE) {
         Err(error) if error.is_not_found() => return Ok(Vec::new()),
-        read => read.map_err(|error| explain(&error))?,
+        read => read.map_err(|error| CliError::from(&error))?,
     };
     let lines = bytes.split(|byte| *byte == b'\n');
     let lines = lines.filter(|line| !line.is_empty());
@@ -56,7 +56,7 @@ pub(super) fn add(mesh_key: &Path, certificate: &ApiCertificate) -> Result<(), C
         );
         return Err(CliError::new(ErrorCode::Configuration, text));
     }
-    file::write_atomic(&path, text.as_bytes(), 0o600).map_err(|error| explain(&error))
+    file::write_atomic(&path, text.as_bytes(), 0o600).map_err(|error| CliError::from(&error))
 }
 
 fn text_of(all: &[ApiCertificate]) -> Result<String, CliError> {
@@ -73,15 +73,6 @@ fn path_of(mesh_key: &Path) -> PathBuf {
     let mut path = OsString::from(mesh_key);
     path.push(".api-tokens");
     PathBuf::from(path)
-}
-
-fn explain(error: &FileError) -> CliError {
-    let code = if error.is_permission() {
-        ErrorCode::Permission
-    } else {
-        ErrorCode::Configuration
-    };
-    CliError::new(code, error.to_string())
 }
 
 #[cfg(test)]
