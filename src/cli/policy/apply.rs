@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::check::UnmatchedSelector;
 use super::live::Live;
-use super::{check, file};
+use super::{MAX_NAMED, check, file};
 use crate::cli::exit::CliError;
 use crate::cli::{Globals, mesh_key, table};
 use crate::model::Label;
@@ -20,9 +20,6 @@ use crate::protocol::api::ErrorCode;
 use crate::records::Envelope;
 use crate::records::envelope::MAX_PAYLOAD;
 use crate::records::kinds::{MeshPolicy, Record};
-
-/// The maximum number of nodes that a message names.
-const MAX_NAMED: usize = 8;
 
 /// The arguments of `meshctl policy apply`.
 #[derive(Debug, Args)]

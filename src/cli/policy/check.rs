@@ -4,8 +4,8 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::file;
 use super::live::Live;
+use super::{MAX_NAMED, file};
 use crate::cli::exit::CliError;
 use crate::cli::{Globals, table};
 use crate::model::Label;
@@ -15,8 +15,6 @@ use crate::protocol::api::ErrorCode;
 
 /// The maximum number of selectors of which `check` and `apply` warn.
 const MAX_WARNED: usize = 16;
-/// The maximum number of nodes that a warning names.
-const MAX_NAMED: usize = 8;
 
 /// `meshctl policy check --json`.
 #[derive(Debug, Serialize)]

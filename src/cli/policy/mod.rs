@@ -17,6 +17,9 @@ use super::Globals;
 use super::exit::CliError;
 use crate::os::arguments;
 
+/// The maximum number of nodes that a message names.
+const MAX_NAMED: usize = 8;
+
 /// The commands about the policy.
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {

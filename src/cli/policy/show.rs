@@ -2,14 +2,12 @@
 
 use serde::Serialize;
 
+use super::MAX_NAMED;
 use super::live::Live;
 use crate::cli::exit::CliError;
 use crate::cli::{Globals, table};
 use crate::model::Label;
 use crate::model::text::listed;
-
-/// The maximum number of nodes that a message names.
-const MAX_NAMED: usize = 8;
 
 /// `meshctl policy show --json`.
 #[derive(Debug, Serialize)]
