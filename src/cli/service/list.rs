@@ -23,6 +23,8 @@ pub(in crate::cli) async fn run(json: bool, globals: &Globals) -> Result<u8, Cli
 fn rows(list: &ServiceList) -> (&'static [&'static str], Vec<Vec<String>>) {
     let mut instances = list.services.iter().flat_map(|service| &service.instances);
     let is_public = instances.any(|instance| !instance.public.is_empty());
+    let [without_public @ .., _] = &HEADINGS;
+    let headings: &'static [&'static str] = if is_public { &HEADINGS } else { without_public };
     let mut rows = Vec::new();
     for service in &list.services {
         let name = match &service.project {
@@ -31,12 +33,10 @@ fn rows(list: &ServiceList) -> (&'static [&'static str], Vec<Vec<String>>) {
         };
         for instance in &service.instances {
             let mut row = row(&name, instance);
-            row.truncate(HEADINGS.len() - usize::from(!is_public));
+            row.truncate(headings.len());
             rows.push(row);
         }
     }
-    let [without @ .., _] = &HEADINGS;
-    let headings: &'static [&'static str] = if is_public { &HEADINGS } else { without };
     (headings, rows)
 }
 
