@@ -125,9 +125,10 @@ fn called(call: &CallCheck) -> String {
         count => Some(format!("by {count} members")),
     };
     let ways: Vec<String> = coordinator.into_iter().chain(members).collect();
-    let ways = match ways.join(" and ") {
-        none if none.is_empty() => "by nobody, since no way was left".to_owned(),
-        ways => ways,
+    let ways = if ways.is_empty() {
+        "by nobody, since no way was left".to_owned()
+    } else {
+        ways.join(" and ")
     };
     let answer = match call.answered_seconds_ago {
         Some(ago) => format!("answered {} ago", age(ago)),
