@@ -301,11 +301,7 @@ impl Client {
     fn no_answer(&self, error: &HttpError) -> CliError {
         let (daemon, limit) = (self.daemon.name(), self.limit.as_secs());
         let (code, text) = match error {
-            HttpError::Request(_) => (
-                ErrorCode::BadRequest,
-                "a given name cannot be part of a request; use letters, digits and hyphens"
-                    .to_owned(),
-            ),
+            HttpError::Request(_) => return CliError::unsendable_name(),
             HttpError::TimedOut(_) => (
                 ErrorCode::Unreachable,
                 format!(

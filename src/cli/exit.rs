@@ -26,6 +26,14 @@ impl CliError {
     pub fn failed(error: impl std::fmt::Display) -> Self {
         Self::new(ErrorCode::Internal, error.to_string())
     }
+
+    /// The failure if a name on the command line cannot be part of a request.
+    pub(super) fn unsendable_name() -> Self {
+        Self::new(
+            ErrorCode::BadRequest,
+            "a given name cannot be part of a request; use letters, digits and hyphens",
+        )
+    }
 }
 
 impl From<&FileError> for CliError {

@@ -150,10 +150,7 @@ impl Remote {
             }
         };
         answer.map_err(|error| match error {
-            HttpError::Request(_) => CliError::new(
-                ErrorCode::BadRequest,
-                "a given name cannot be part of a request; use letters, digits and hyphens",
-            ),
+            HttpError::Request(_) => CliError::unsendable_name(),
             error => self.unreachable(&error.to_string()),
         })
     }
@@ -189,7 +186,10 @@ impl Remote {
         };
         match timeout(CONNECT_TIMEOUT, connected).await {
             Ok(connected) => connected.map_err(|why| self.unreachable(&why)),
-            Err(_) => Err(self.unreachable("no answer within 5 seconds")),
+            Err(_) => {
+                let limit = CONNECT_TIMEOUT.as_secs();
+                Err(self.unreachable(&format!("no answer within {limit} seconds")))
+            }
         }
     }
 
