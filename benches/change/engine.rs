@@ -1,11 +1,13 @@
 //! A stand-in for a container engine, whose only container starts and ends when it is told to.
 
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex};
 
 use meshd::testbed::Host;
 use serde_json::{Value, json};
+
+use crate::system_engine::requested;
 
 /// The engine of a host.
 pub(crate) struct Engine {
@@ -131,14 +133,4 @@ fn serve(mut stream: UnixStream, state: &Mutex<State>) {
         body.len()
     );
     let _ = stream.write_all((head + &body).as_bytes());
-}
-
-/// The path of a request.
-fn requested(stream: &mut UnixStream) -> String {
-    let (mut request, mut byte) = (Vec::new(), [0]);
-    while !request.ends_with(b"\r\n\r\n") && matches!(stream.read(&mut byte), Ok(1)) {
-        request.push(byte[0]);
-    }
-    let request = String::from_utf8_lossy(&request);
-    request.split(' ').nth(1).unwrap_or_default().to_owned()
 }

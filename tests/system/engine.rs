@@ -110,8 +110,8 @@ pub(crate) fn start(host: &Host, bridge: &str, subnet: &str, address: Option<&st
     });
 }
 
-/// The path of a request.
-fn requested(stream: &mut UnixStream) -> String {
+/// Reads a request, and returns its path.
+pub(crate) fn requested(stream: &mut UnixStream) -> String {
     let (mut request, mut byte) = (Vec::new(), [0]);
     while !request.ends_with(b"\r\n\r\n") && matches!(stream.read(&mut byte), Ok(1)) {
         request.push(byte[0]);
