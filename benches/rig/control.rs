@@ -21,10 +21,15 @@ pub(crate) fn wait_for(host: &Host, socket: &str) {
     }
 }
 
-/// Runs meshctl; gives what it prints.
+/// Runs the meshctl of this build; gives what it prints.
 pub(crate) fn meshctl(host: &Host, arguments: &[&str]) -> String {
+    meshctl_at(env!("CARGO_BIN_EXE_meshctl"), host, arguments)
+}
+
+/// Runs the meshctl at the path `program`; gives what it prints.
+pub(crate) fn meshctl_at(program: &str, host: &Host, arguments: &[&str]) -> String {
     let output = host
-        .command(env!("CARGO_BIN_EXE_meshctl"))
+        .command(program)
         .expect("a namespace")
         .args(arguments)
         .env("MESHD_SOCKET", SOCKET)

@@ -2,11 +2,10 @@
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use meshd::testbed::{Host, Running, World};
 
-use crate::control::{ADMIN_SOCKET, SOCKET, wait_for};
+use crate::control::{ADMIN_SOCKET, SOCKET, meshctl_at, wait_for};
 
 /// The configuration of a node.
 const CONFIG: &str = "/run/meshd.toml";
@@ -54,7 +53,8 @@ impl<'a> Mesh<'a> {
     pub(crate) fn add(&self, name: &str, configuration: &str) -> Member {
         let host = self.world.host(name).expect("a host");
         std::fs::write(host.path(CONFIG), configuration).expect("its own file system");
-        let mut command = self.command(&host, "meshd");
+        let program = self.programs.join("meshd");
+        let mut command = host.command(&program.to_string_lossy()).expect("a host");
         command.args(["--config", CONFIG, "--state-dir", "/run/state"]);
         command.args(["--socket", SOCKET]);
         let started = host.start(&mut command, &self.logs.path().join(name));
@@ -83,22 +83,9 @@ impl<'a> Mesh<'a> {
         token.trim().to_owned()
     }
 
-    /// Runs meshctl on a host; gives what it prints.
+    /// Runs the meshctl of these programs on a host; gives what it prints.
     fn meshctl(&self, host: &Host, arguments: &[&str]) -> String {
-        let output = self
-            .command(host, "meshctl")
-            .args(arguments)
-            .env("MESHD_SOCKET", SOCKET)
-            .env("MESH_ADMIN_SOCKET", ADMIN_SOCKET)
-            .env("MESH_KEY", "/run/mesh.key")
-            .output()
-            .expect("it is built");
-        assert!(output.status.success(), "{arguments:?}: {output:?}");
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    }
-
-    fn command(&self, host: &Host, program: &str) -> Command {
-        let program = self.programs.join(program);
-        host.command(&program.to_string_lossy()).expect("a host")
+        let program = self.programs.join("meshctl");
+        meshctl_at(&program.to_string_lossy(), host, arguments)
     }
 }
