@@ -11,6 +11,8 @@
 
 #[path = "rig/median.rs"]
 mod median;
+#[path = "rig/numbers.rs"]
+mod numbers;
 #[path = "rig/own_memory.rs"]
 mod own_memory;
 
@@ -23,6 +25,7 @@ use meshd::model::{Label, Protocol, ServiceName};
 use meshd::policy::{Asked, Offered, OfferedPort, Policy, Subject, Table, Verdict, interpret};
 
 use median::median;
+use numbers::numbers;
 use own_memory::anonymous_kib;
 
 const NODES: usize = 100;
@@ -40,9 +43,7 @@ const HOT: usize = 1_024;
 const RUNS: usize = 9;
 
 fn main() {
-    let asked: Vec<usize> = std::env::args().filter_map(|a| a.parse().ok()).collect();
-    let rules = asked.first().copied().unwrap_or(1_000);
-    let instances = asked.get(1).copied().unwrap_or(10_000);
+    let [rules, instances] = numbers([1_000, 10_000]);
     let subjects = mesh(instances);
     println!("{rules} rules, {instances} instances on {NODES} nodes");
     for (name, broad) in [

@@ -27,6 +27,8 @@ mod mesh;
     reason = "the simulated nodes change nothing, and nobody cuts them"
 )]
 mod node;
+#[path = "../rig/numbers.rs"]
+mod numbers;
 #[path = "../rig/queries.rs"]
 #[expect(dead_code, reason = "the container is the only service of its node")]
 mod queries;
@@ -53,6 +55,7 @@ use tokio::sync::mpsc;
 use engine::Engine;
 use mesh::{Member, Mesh};
 use node::{Heard, MARK, Sim};
+use numbers::numbers;
 use queries::{client, query};
 use report::{Times, ms, print};
 use scrape::scrape;
@@ -78,12 +81,7 @@ const PARTS: [&str; 9] = [
 ];
 
 fn main() -> ExitCode {
-    let numbers: Vec<usize> = std::env::args()
-        .skip(1)
-        .filter_map(|argument| argument.parse().ok())
-        .collect();
-    let number = |n: usize, default| numbers.get(n).copied().unwrap_or(default);
-    let (rounds, nodes, services) = (number(0, 100), number(1, 200), number(2, 5));
+    let [rounds, nodes, services] = numbers([100, 200, 5]);
     if !(3..=250).contains(&nodes) {
         eprintln!("a mesh with the default prefix has room for 3 to 250 nodes, not {nodes}");
         return ExitCode::from(64);

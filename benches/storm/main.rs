@@ -17,6 +17,8 @@ mod coordinator;
     reason = "only the bench `change` needs the version of a record"
 )]
 mod node;
+#[path = "../rig/numbers.rs"]
+mod numbers;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -26,6 +28,7 @@ use tokio::sync::mpsc;
 
 use crate::coordinator::Coordinator;
 use crate::node::{Heard, Member, Sim};
+use crate::numbers::numbers;
 
 /// Changes measured, one after the other.
 const CHANGES: usize = 60;
@@ -41,12 +44,7 @@ const MESH: usize = 200;
 const JOINS: usize = 32;
 
 fn main() -> ExitCode {
-    let numbers: Vec<usize> = std::env::args()
-        .skip(1)
-        .filter_map(|argument| argument.parse().ok())
-        .collect();
-    let number = |n: usize, default| numbers.get(n).copied().unwrap_or(default);
-    let (nodes, services, more) = (number(0, 1000), number(1, 10), number(2, 10_000));
+    let [nodes, services, more] = numbers([1000, 10, 10_000]);
     if let Err(error) = coordinator::raise_open_files() {
         eprintln!("too few open files for {nodes} connections: {error}");
         return ExitCode::FAILURE;
