@@ -54,7 +54,7 @@ use tokio::sync::mpsc;
 
 use engine::Engine;
 use mesh::{Member, Mesh};
-use node::{Heard, MARK, Sim};
+use node::{Heard, MARK, Sim, WAIT_TIMEOUT, await_all};
 use numbers::numbers;
 use queries::{client, query};
 use report::{Times, ms, print};
@@ -70,8 +70,6 @@ const PAUSE: Duration = Duration::from_millis(300);
 const POLL: Duration = Duration::from_micros(500);
 /// The answer of the coordinator has been received by then.
 const ACKNOWLEDGED: Duration = Duration::from_millis(50);
-/// Longer than anything that is waited for takes.
-const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
 /// The goal beyond the health check, in milliseconds.
 const GOAL: u64 = 300;
 
@@ -278,23 +276,6 @@ impl Bench {
         })
         .await
     }
-}
-
-/// Waits for so many of the messages that `pick` picks.
-async fn await_all<T>(
-    hearing: &mut mpsc::UnboundedReceiver<Heard>,
-    count: usize,
-    pick: impl Fn(&Heard) -> Option<T>,
-) -> Vec<T> {
-    let mut picked = Vec::with_capacity(count);
-    while picked.len() < count {
-        let heard = tokio::time::timeout(WAIT_TIMEOUT, hearing.recv())
-            .await
-            .unwrap_or_else(|_| panic!("{} of {count} in {WAIT_TIMEOUT:?}", picked.len()))
-            .expect("a sender is held");
-        picked.extend(pick(&heard));
-    }
-    picked
 }
 
 /// The seconds of a stage on a page of metrics.

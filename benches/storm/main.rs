@@ -36,8 +36,6 @@ const CHANGES: usize = 60;
 const POLICIES: usize = 20;
 /// How long idle CPU is measured: two rounds of pings.
 const IDLE: Duration = Duration::from_secs(20);
-/// Longer than anything that is waited for takes.
-const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
 /// Nodes in a mesh of the size meshd is made for.
 const MESH: usize = 200;
 /// Joins at once.
@@ -259,20 +257,14 @@ async fn await_all(
     count: usize,
     wanted: impl Fn(&Heard) -> bool,
 ) -> Vec<Instant> {
-    let mut times = Vec::with_capacity(count);
-    while times.len() < count {
-        let heard = tokio::time::timeout(WAIT_TIMEOUT, hearing.recv())
-            .await
-            .unwrap_or_else(|_| panic!("{} of {count} in {WAIT_TIMEOUT:?}", times.len()))
-            .expect("a sender is held");
-        if wanted(&heard) {
-            times.push(match heard {
-                Heard::Opened(at) | Heard::Change(at, _) | Heard::Policy(at) => at,
-                Heard::Stored => Instant::now(),
-            });
-        }
-    }
-    times
+    let time = |heard: &Heard| match heard {
+        Heard::Opened(at) | Heard::Change(at, _) | Heard::Policy(at) => *at,
+        Heard::Stored => Instant::now(),
+    };
+    node::await_all(hearing, count, move |heard| {
+        wanted(heard).then(|| time(heard))
+    })
+    .await
 }
 
 fn summary(times: &mut [Duration]) -> String {

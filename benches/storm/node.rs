@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use meshd::model::address::Block;
 use meshd::model::time::{UnixSeconds, next_version};
@@ -19,6 +19,8 @@ use meshd::records::kinds::{
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+/// Longer than anything that is waited for takes.
+pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
 /// The service that changes while it is measured.
 pub(crate) const MARK: &str = "mark";
 
@@ -225,6 +227,23 @@ impl Drop for Sim {
     fn drop(&mut self) {
         self.listener.abort();
     }
+}
+
+/// Waits for `count` messages for which `pick` returns a value. Returns these values.
+pub(crate) async fn await_all<T>(
+    hearing: &mut mpsc::UnboundedReceiver<Heard>,
+    count: usize,
+    pick: impl Fn(&Heard) -> Option<T>,
+) -> Vec<T> {
+    let mut picked = Vec::with_capacity(count);
+    while picked.len() < count {
+        let heard = tokio::time::timeout(WAIT_TIMEOUT, hearing.recv())
+            .await
+            .unwrap_or_else(|_| panic!("{} of {count} in {WAIT_TIMEOUT:?}", picked.len()))
+            .expect("a sender is held");
+        picked.extend(pick(&heard));
+    }
+    picked
 }
 
 async fn listen(
