@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use meshd::testbed::World;
-use meshd::testbed::paired::{Comparison, SIGNIFICANCE, Spread};
+use meshd::testbed::paired::{Comparison, SIGNIFICANCE};
 
 use crate::bed::{Bed, Subject};
 use crate::earlier::{self, Earlier};
@@ -103,22 +103,13 @@ fn row(samples: &Samples) -> Option<Vec<String>> {
     let digits = |value: f64| format!("{value:.3}");
     Some(vec![
         samples.figure.to_owned(),
-        shown(compared.before, number),
-        shown(compared.now, number),
-        shown(compared.ratio, digits),
+        compared.before.shown(number),
+        compared.now.shown(number),
+        compared.ratio.shown(digits),
         digits(compared.probability),
         compared.rounds.to_string(),
         verdict.to_owned(),
     ])
-}
-
-fn shown(spread: Spread, digits: impl Fn(f64) -> String) -> String {
-    let Spread {
-        least,
-        median,
-        most,
-    } = spread;
-    format!("{} [{}..{}]", digits(median), digits(least), digits(most))
 }
 
 /// All figures of a build in one round.

@@ -5,6 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 use meshd::protocol::local::PeerState;
+use meshd::testbed::paired::Spread;
 
 use crate::Settings;
 use crate::flow::Flow;
@@ -49,10 +50,8 @@ pub(crate) fn throughput(settings: &Settings) {
         }
     }
     let span = |values: &[f64]| {
-        let (least, most) = values
-            .iter()
-            .fold((f64::MAX, 0f64), |(a, b), v| (a.min(*v), b.max(*v)));
-        format!("{:.2} [{least:.2}..{most:.2}]", median(values))
+        let spread = Spread::of(values.iter().copied()).expect("there is a round");
+        spread.shown(|value| format!("{value:.2}"))
     };
     let share = median(&rates[1]) / median(&rates[0]);
     print(

@@ -14,7 +14,7 @@ pub const SIGNIFICANCE: f64 = 0.01;
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Spread {
     pub least: f64,
-    /// Of two middles their mean.
+    /// The middle value, or the mean of the two in the middle.
     pub median: f64,
     pub most: f64,
 }
@@ -31,6 +31,13 @@ impl Spread {
             median: f64::midpoint(*sorted.get(lower)?, *sorted.get(upper)?),
             most: *sorted.last()?,
         })
+    }
+
+    /// The median, and the ends in brackets. `digits` formats a value.
+    #[must_use]
+    pub fn shown(&self, digits: impl Fn(f64) -> String) -> String {
+        let [least, median, most] = [self.least, self.median, self.most].map(digits);
+        format!("{median} [{least}..{most}]")
     }
 }
 
