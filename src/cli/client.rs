@@ -27,7 +27,7 @@ pub struct Client {
     path: PathBuf,
     daemon: Daemon,
     limit: Duration,
-    /// The API over the network, which is asked in place of the socket.
+    /// The API over the network, to which requests are sent in place of the socket.
     remote: Option<Remote>,
 }
 
@@ -96,7 +96,7 @@ impl Client {
         }
     }
 
-    /// Asks the API over the network in place of the socket, if there is one.
+    /// Sends requests to `remote` in place of the socket, if there is one.
     #[must_use]
     pub(super) fn over(self, remote: Option<Remote>) -> Self {
         Self { remote, ..self }

@@ -121,7 +121,7 @@ struct Globals {
         help_heading = GLOBAL_OPTIONS
     )]
     api_token_file: Option<PathBuf>,
-    /// What `api` and `api_token_file` lead to.
+    /// The API at `api`, with the token from `api_token_file`. `open_api` sets it.
     #[arg(skip)]
     remote: Option<Remote>,
 }
@@ -135,7 +135,7 @@ impl Globals {
         Client::new(&self.admin_socket, Daemon::Coordinator).over(self.remote.clone())
     }
 
-    /// Reads the API token, if `command` is to use the API over the network.
+    /// Reads the API token, if the command line names an API over the network. `command` must be one that works over it.
     fn open_api(&mut self, command: &Command) -> Result<(), CliError> {
         let wrong = |text: &str| Err(CliError::new(ErrorCode::BadRequest, text));
         match (&self.api, &self.api_token_file) {

@@ -114,7 +114,7 @@ fn summary(why: &Why) -> String {
     parts.join(", ")
 }
 
-/// By which ways a call was sent, and whether it was answered.
+/// The ways by which a call was sent, and its answer.
 fn called(call: &CallCheck) -> String {
     let coordinator = call
         .by_coordinator

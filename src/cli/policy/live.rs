@@ -30,7 +30,7 @@ impl Live {
         Self::of_mesh(held, globals).await
     }
 
-    /// Reads the records from the coordinator, and verifies them up to this key.
+    /// Reads the records from the coordinator, and verifies them with the mesh key.
     ///
     /// # Errors
     /// The coordinator is not reachable.
