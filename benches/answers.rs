@@ -6,7 +6,7 @@
 //!
 //! One node, which forwards to a socket that nobody reads. At its own address and at the DNS address (in the tunnel
 //! device), one client asks for names of the mesh, [`ASKED`] a second, in open loop, so in ten seconds 50,000: alone, while another asks
-//! for [`HANGING`] random names a second, while [`STREAMS`] TCP streams to another node are as fast as they can, and beside both.
+//! for [`HANGING`] random names a second, while [`STREAMS`] TCP streams send to another node as fast as they can, and beside both.
 //! Latencies are from the call that sends to the one that receives. The goal is that no query is lost.
 
 use std::collections::HashMap;
@@ -41,7 +41,7 @@ const ASKED: u32 = 5_000;
 const HANGING: u32 = 20_000;
 /// TCP streams through the tunnel.
 const STREAMS: u16 = 4;
-/// The streams and the hanging queries have started after this time.
+/// How long the streams and the hanging queries take to reach their full rate.
 const WARM: Duration = Duration::from_secs(2);
 /// How often a client sends what is due.
 const TICK: Duration = Duration::from_micros(200);
@@ -124,7 +124,7 @@ struct Bulk {
 }
 
 impl Bulk {
-    /// Starts them, and waits until they are fast.
+    /// Starts the streams, and waits until they have their full rate.
     fn start(from: &Member, to: &Member, streams: u16) -> Self {
         let ports = 7_300..7_300 + streams;
         let streams = ports.map(|port| {
@@ -142,7 +142,7 @@ impl Bulk {
         }
     }
 
-    /// Ends them. Returns the rate of all together in Gbit/s.
+    /// Ends the streams. Returns the sum of their rates in Gbit/s.
     fn stop(self) -> String {
         let after: u64 = self.streams.iter().map(Stream::received).sum();
         let bits = (after - self.before) as f64 * 8.0;

@@ -1,4 +1,4 @@
-//! A stand-in for a container engine, whose only container starts and ends when it is told to.
+//! A stand-in for a container engine, whose only container starts and ends when the bench calls for it.
 
 use std::io::Write as _;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -14,7 +14,7 @@ pub(crate) struct Engine {
     state: Arc<Mutex<State>>,
 }
 
-/// What the engine knows, and who listens to its events.
+/// The container, and the connections that follow the events.
 struct State {
     service: String,
     /// The first process of the container.
@@ -45,7 +45,7 @@ impl Engine {
         Self { state }
     }
 
-    /// Whether somebody listens to its events.
+    /// Whether a connection follows the events.
     pub(crate) fn is_followed(&self) -> bool {
         !self.state.lock().expect("no panic").listeners.is_empty()
     }
@@ -54,26 +54,26 @@ impl Engine {
     pub(crate) fn start_container(&self, number: u64) {
         let mut state = self.state.lock().expect("no panic");
         state.running = Some(number);
-        state.tell("start", number);
+        state.send_event("start", number);
     }
 
     /// Container number `number` ends and is removed.
     pub(crate) fn remove_container(&self, number: u64) {
         let mut state = self.state.lock().expect("no panic");
         state.running = None;
-        state.tell("die", number);
-        state.tell("destroy", number);
+        state.send_event("die", number);
+        state.send_event("destroy", number);
     }
 }
 
 impl State {
-    fn tell(&mut self, action: &str, number: u64) {
+    fn send_event(&mut self, action: &str, number: u64) {
         let event = json!({"Type": "container", "Action": action, "Actor": {"ID": id(number)}});
         let chunk = format!("{event}\n");
         let chunk = format!("{:x}\r\n{chunk}\r\n", chunk.len());
-        // One that has gone away is not told any more.
-        let is_told = |listener: &mut UnixStream| listener.write_all(chunk.as_bytes()).is_ok();
-        self.listeners.retain_mut(is_told);
+        // A connection that is closed is removed.
+        let is_open = |listener: &mut UnixStream| listener.write_all(chunk.as_bytes()).is_ok();
+        self.listeners.retain_mut(is_open);
     }
 
     /// The answer to a request for `path`. None if there is no such thing.

@@ -6,8 +6,8 @@
 //!
 //! Two of the nodes are meshd itself: one has a stand-in for a container engine, and the other one is asked for the name again and again.
 //! The others are those of the bench `storm`: they have SERVICES services each, their control streams are real, and they note when a
-//! record arrives. The farthest node is answered from when the last of them has the record and has done with it what the asked node
-//! needs for it (`verify` and `zone`), or when the asked node answers, if that is later.
+//! record arrives. The farthest node is taken to answer when the last of them has received the record, and the time has passed that the
+//! asked node needs to process it (`verify` and `zone`), or when the asked node answers, if that is later.
 //!
 //! The parts are those of the metric `meshd_change_seconds` (docs/metrics.md), and `stream`, the time from the answer of the coordinator
 //! to the last arrival. `waits` is what is left: queues, wakeups, and whole milliseconds of the time in a record. All nodes share this
@@ -62,13 +62,13 @@ use scrape::scrape;
 
 /// Rounds that are not counted.
 const WARM_UP: usize = 3;
-/// Until then the nodes know each other, and which of them answer.
+/// How long the nodes have, before the first change, to find each other and to learn which of them answer.
 const SETTLE: Duration = Duration::from_secs(20);
 /// The pause after a change.
 const PAUSE: Duration = Duration::from_millis(300);
 /// The pause between two queries.
 const POLL: Duration = Duration::from_micros(500);
-/// The answer of the coordinator has been received by then.
+/// How long to wait for the answer of the coordinator after the last arrival.
 const ACKNOWLEDGED: Duration = Duration::from_millis(50);
 /// The goal beyond the health check, in milliseconds.
 const GOAL: u64 = 300;
@@ -144,7 +144,7 @@ struct Change {
 }
 
 impl Change {
-    /// What is left of the whole without the health check.
+    /// The whole time without the health check.
     fn beyond_check(&self) -> Duration {
         self.whole.saturating_sub(self.parts[1])
     }
@@ -190,14 +190,17 @@ impl Bench {
         changes
     }
 
-    /// Starts a container, measures the way of that, and removes it.
+    /// Starts a container, measures how long the parts of this change take, and removes the container.
     async fn change(&self, number: u64, hearing: &mut mpsc::UnboundedReceiver<Heard>) -> Change {
         let before = self.pages();
         let (begun, date) = (Instant::now(), SystemTime::now());
         self.engine.start_container(number);
         let answered = self.await_name(true);
         let arrivals = self.await_arrivals(hearing).await;
-        let (last, version) = arrivals.into_iter().max().expect("there are such nodes");
+        let (last, version) = arrivals
+            .into_iter()
+            .max()
+            .expect("there are simulated nodes");
         tokio::time::sleep(ACKNOWLEDGED).await;
         let after = self.pages();
 
@@ -238,7 +241,7 @@ impl Bench {
         tokio::task::block_in_place(|| [&self.origin, &self.asked].map(|node| scrape(&node.host)))
     }
 
-    /// Asks for the name until it has addresses, or has none any more. Returns when that was.
+    /// Asks for the name until it has addresses, or has none any more. Returns the time of that answer.
     fn await_name(&self, has_addresses: bool) -> Instant {
         let server = SocketAddr::new(self.asked.address.into(), 53);
         let ask = || {
@@ -265,7 +268,7 @@ impl Bench {
         tokio::task::block_in_place(|| self.asked.host.inside(ask)).expect("a namespace")
     }
 
-    /// Waits until the record has arrived everywhere. Returns when, and its version.
+    /// Waits until the record has arrived at all simulated nodes. Returns the time and the version of each arrival.
     async fn await_arrivals(
         &self,
         hearing: &mut mpsc::UnboundedReceiver<Heard>,

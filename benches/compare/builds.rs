@@ -16,10 +16,10 @@ use crate::{Settings, names, number};
 /// A figure of one build in one round: its name, and the value.
 type Figure = (&'static str, f64);
 
-/// What can be asked for.
+/// The words for what can be measured.
 const WORDS: [&str; 6] = ["tcp", "udp", "ping", "memory", "dns", "demo"];
 
-/// What is asked for; everything if it is empty.
+/// The words that were given; without any, everything is measured.
 pub(crate) struct Wanted(Vec<String>);
 
 impl Wanted {

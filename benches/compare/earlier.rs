@@ -48,7 +48,7 @@ pub(crate) fn build(commit: &str) -> Result<Earlier, String> {
     })
 }
 
-/// Both builds have the same features, as far as there were any at the commit.
+/// The features of this build that there were at the commit.
 fn features(source: &Path) -> Result<&'static [&'static str], String> {
     if !cfg!(feature = "etcd") {
         return Ok(&[]);

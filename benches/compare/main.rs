@@ -9,7 +9,7 @@
 //! next run. WHAT is one of these, or all without any: `tcp`, `udp`, `ping`, `memory` (of `meshd wireguard`), `dns` (of a node, at its
 //! own address) and `demo` (`meshctl demo`). What the earlier programs do not have is left out. For each figure the table has both
 //! medians, the ratio within the rounds, the least and the most of each, and whether the difference is larger than the spread
-//! ([`meshd::testbed::paired`]). `HEAD` without a change shows what the machine alone makes of it.
+//! ([`meshd::testbed::paired`]). With `HEAD` and no change in the worktree, the table shows the differences that the machine alone makes.
 //!
 //! PEERS are `raw` (no tunnel: the limit), `wireguard-go`, `boringtun` and `gotatun`; without any named, those that are
 //! installed. Programs come from the `PATH`, or from `BIN_MESHD`, `BIN_WIREGUARD_GO`, `BIN_BORINGTUN` and `BIN_GOTATUN`.
@@ -26,7 +26,7 @@ mod names;
 mod peers;
 
 #[path = "../rig/control.rs"]
-#[expect(dead_code, reason = "each build is told what to do by its own meshctl")]
+#[expect(dead_code, reason = "each build is configured by its own meshctl")]
 mod control;
 #[path = "../rig/mesh.rs"]
 mod mesh;

@@ -14,7 +14,7 @@ use crate::rig::{process_cpu, resident_kib};
 const CLIENTS: u64 = 2;
 /// Queries of a client that wait for their replies.
 const OUTSTANDING: u64 = 50;
-/// After this time without a reply, what is outstanding is lost.
+/// After this time without a reply, the outstanding queries count as lost.
 const LOST: Duration = Duration::from_millis(200);
 
 /// The figures of a node with a thousand services.
@@ -64,7 +64,7 @@ fn ask(server: SocketAddr, time: Duration) -> u64 {
     let (mut sent, mut outstanding, mut replies) = (0u64, 0u64, 0u64);
     while Instant::now() < end {
         while outstanding < OUTSTANDING {
-            // One that the kernel does not take is lost like any other.
+            // A query that the kernel does not accept counts as lost.
             let _ = socket.send(&query_of_service(sent));
             sent += 1;
             outstanding += 1;

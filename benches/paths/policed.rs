@@ -16,7 +16,7 @@ use crate::report::{Times, print};
 
 /// How long the rate is measured in one round.
 const ROUND: Duration = Duration::from_secs(3);
-/// A stream is that fast after this time.
+/// How long a stream takes to reach its full rate.
 const WARM: Duration = Duration::from_secs(1);
 /// The rules of the policy that is loaded.
 const RULES: usize = 1000;
@@ -24,8 +24,9 @@ const RULES: usize = 1000;
 const PORT: u16 = 7100;
 const OPEN: &str = "language = 1\ndefault = \"allow\"\n";
 const CLOSED: &str = "language = 1\ndefault = \"deny\"\n";
-/// What passes before a change, and the time after the change in which everything must have ended.
+/// How long the traffic passes before a change.
 const BEFORE: Duration = Duration::from_millis(700);
+/// How long the traffic is watched after a change. It must end in this time.
 const AFTER: Duration = Duration::from_secs(2);
 
 pub(crate) fn throughput(settings: &Settings) {
@@ -96,7 +97,7 @@ pub(crate) fn cuts(settings: &Settings) {
         times[1].add(ended(flow.last()));
         times[2].add(ended(began + last_reply(ping, date)));
         flow.stop();
-        // Its threads wait for a connection that no packet reaches any more, and end with this program.
+        // The threads of the stream wait for packets that no longer arrive, and end with this program.
         drop(stream);
     }
     for (what, times) in ["TCP", "UDP", "ping"].iter().zip(&times) {
@@ -121,7 +122,7 @@ fn pair() -> Lab {
     lab
 }
 
-/// A policy that allows the streams, and has as many rules about other ports.
+/// A policy of [`RULES`] rules. The first one allows the streams, and the others are about other ports.
 fn rules() -> String {
     let mut text = format!("{CLOSED}[[allow]]\nfrom = [\"*\"]\nto = [\"*:{PORT}-9999\"]\n");
     for port in 1..RULES {

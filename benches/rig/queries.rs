@@ -9,9 +9,9 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 /// The services of the node.
 pub(crate) const SERVICES: usize = 1_000;
-/// What a client has not read yet, in bytes. With the buffer that sockets usually have, a client that waits for the processor for some
+/// The size of a client's receive buffer, in bytes. With the usual buffer of a socket, a client that waits for the processor for some
 /// hundredths of a second loses replies that the server has sent.
-const UNREAD: usize = 8 << 20;
+const RECEIVE_BUFFER: usize = 8 << 20;
 
 /// The part of a configuration with the services of the first node of a mesh, which has the block 10.210.1.0/24.
 pub(crate) fn services() -> String {
@@ -56,7 +56,7 @@ pub(crate) fn answered(reply: &[u8]) -> Option<u16> {
 pub(crate) fn client(server: SocketAddr) -> UdpSocket {
     let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
     // Without the right to this, the buffer stays as it is.
-    let _ = setsockopt(&socket, sockopt::RcvBufForce, &UNREAD);
+    let _ = setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER);
     socket.connect(server).expect("a route");
     socket
 }
@@ -78,7 +78,7 @@ pub(crate) fn await_answer(host: &Host, server: SocketAddr) {
     };
     while !is_answered() {
         assert!(Instant::now() < end, "no answer at {server}");
-        // A refusal comes at once.
+        // While nothing listens there, the refusal comes at once.
         std::thread::sleep(Duration::from_millis(20));
     }
 }

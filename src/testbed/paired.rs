@@ -1,13 +1,13 @@
 //! Whether two things that were measured in turn, in several rounds, differ. Pure.
 //!
-//! What else a machine does hits both measurements of a round alike, so the ratio within a round says more than the two medians. The
-//! ratios of all rounds are tested with the signed-rank test of Wilcoxon (Individual comparisons by ranking methods, Biometrics Bulletin
-//! 1, 1945, pages 80 to 83), with its exact distribution. It assumes nothing about the shape of the spread, which on a shared machine
-//! is not a normal one.
+//! Other load on a machine affects both measurements of a round alike, so the ratio within a round is a better measure than the ratio of
+//! the two medians. The ratios of all rounds are tested with the signed-rank test of Wilcoxon (Individual comparisons by ranking methods,
+//! Biometrics Bulletin 1, 1945, pages 80 to 83), with its exact distribution. It assumes nothing about the shape of the spread, which on a
+//! shared machine is not a normal one.
 
-/// With a smaller probability that chance alone makes such ratios, there is a difference. Several figures are compared in one run, so
-/// the usual 0.05 would find a difference where there is none in every second run of ten figures. Below it, eight rounds must all point
-/// the same way.
+/// If chance alone makes such ratios with a smaller probability than this one, there is a difference. Several figures are compared in one
+/// run: with the usual 0.05, about two of five runs of ten figures would find a difference where there is none. Eight rounds have a smaller
+/// probability than this one only if all of them point the same way.
 pub const SIGNIFICANCE: f64 = 0.01;
 
 /// The middle and the ends of several values.
@@ -20,7 +20,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// The spread of the values that are finite. None without any.
+    /// The spread of the values that are finite. None if there are none.
     #[must_use]
     pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut sorted: Vec<f64> = values.into_iter().filter(|v| v.is_finite()).collect();
@@ -41,7 +41,7 @@ impl Spread {
     }
 }
 
-/// What the rounds say about two things.
+/// The result of the rounds for two things.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Comparison {
     /// The rounds in which both were measured.
@@ -111,7 +111,7 @@ fn doubled_ranks(sorted: &[f64]) -> Vec<usize> {
     ranks
 }
 
-/// How probable each sum is of those `ranks` that get a positive sign, if each sign is as likely as the other one.
+/// For each sum, the probability that those `ranks` that get a positive sign have it, if both signs are equally likely.
 fn sums(ranks: &[usize], total: usize) -> Vec<f64> {
     let mut probabilities = vec![0.0; total + 1];
     if let Some(none) = probabilities.first_mut() {
