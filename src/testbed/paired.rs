@@ -150,6 +150,8 @@ mod tests {
         assert_eq!(spread(&[4.0, f64::NAN, 1.0, 2.0, 3.0]), of(1.0, 2.5, 4.0));
         assert_eq!(spread(&[5.0]), of(5.0, 5.0, 5.0));
         assert_eq!(spread(&[f64::NAN]), None);
+        let shown = spread(&[3.0, 1.0, 2.0]).map(|spread| spread.shown(|v| format!("{v:.1}")));
+        assert_eq!(shown.as_deref(), Some("2.0 [1.0..3.0]"));
     }
 
     #[test]
