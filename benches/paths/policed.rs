@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
+use meshd::policy::OPEN;
 use meshd::protocol::local::PeerState;
 use meshd::testbed::paired::Spread;
 
@@ -22,7 +23,6 @@ const WARM: Duration = Duration::from_secs(1);
 const RULES: usize = 1000;
 /// The first port of the streams. The policy allows this one and those after it.
 const PORT: u16 = 7100;
-const OPEN: &str = "language = 1\ndefault = \"allow\"\n";
 const CLOSED: &str = "language = 1\ndefault = \"deny\"\n";
 /// How long the traffic passes before a change.
 const BEFORE: Duration = Duration::from_millis(700);
