@@ -7,10 +7,9 @@ use std::time::Duration;
 use clap::Args;
 
 use super::exit::CliError;
-use super::{Globals, table};
+use super::{Globals, opened_token, table};
 use crate::model::Label;
 use crate::os::arguments;
-use crate::os::file::exposure;
 use crate::os::progress::ProgressLine;
 use crate::os::token_file::{self, TokenReadError};
 use crate::protocol::JoinToken;
@@ -113,23 +112,16 @@ fn read_token(argument: Option<String>, file: Option<PathBuf>) -> Result<String,
 fn read_file(path: &Path) -> Result<String, CliError> {
     let name = path.display().to_string();
     let file = File::open(path).map_err(|error| unreadable(&name, &error.into()))?;
-    if let Some(exposed) = file.metadata().ok().and_then(|f| exposure(&f, path)) {
-        eprintln!("warning: {}; {}", exposed.why, exposed.fix);
-    }
-    token_file::read(file).map_err(|error| unreadable(&name, &error))
+    opened_token::read(file, path).map_err(|error| unreadable(&name, &error))
 }
 
 fn unreadable(name: &str, error: &TokenReadError) -> CliError {
-    let code = match error {
-        TokenReadError::Permission => ErrorCode::Permission,
-        _ => ErrorCode::BadRequest,
-    };
     let advice = match error {
         TokenReadError::Permission => "; use sudo",
         _ => "",
     };
     CliError::new(
-        code,
+        opened_token::code(error),
         format!(
             "join: cannot read the token from {name}: {error}{advice}; the file holds what `meshctl token create` printed"
         ),

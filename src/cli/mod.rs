@@ -17,6 +17,7 @@ mod mesh_key;
 mod names;
 mod netcheck;
 mod node;
+mod opened_token;
 mod package_files;
 mod ping;
 mod policy;

@@ -9,12 +9,13 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 
 use super::exit::CliError;
+use super::opened_token;
 use crate::model::address::is_public;
 use crate::model::authority;
 use crate::os::dial::dial;
-use crate::os::file::{exposure, open_regular};
+use crate::os::file::open_regular;
 use crate::os::http::{self, Answer, HttpError, Limits, Method, Request};
-use crate::os::token_file;
+use crate::os::token_file::TokenReadError;
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::api_token::{ApiToken, PREFIX};
 use crate::protocol::url::CoordinatorUrl;
@@ -103,21 +104,14 @@ impl Remote {
             ));
         }
         let name = file.display();
-        let unreadable = |error: token_file::TokenReadError| {
-            let code = match error {
-                token_file::TokenReadError::Permission => ErrorCode::Permission,
-                _ => ErrorCode::BadRequest,
-            };
+        let unreadable = |error: TokenReadError| {
             let text = format!(
                 "cannot read the API token from {name}: {error}; the file holds what `meshctl api-token create` printed"
             );
-            CliError::new(code, text)
+            CliError::new(opened_token::code(&error), text)
         };
         let opened = open_regular(file).map_err(|error| unreadable(error.into()))?;
-        if let Some(exposed) = opened.metadata().ok().and_then(|f| exposure(&f, file)) {
-            eprintln!("warning: {}; {}", exposed.why, exposed.fix);
-        }
-        let text = token_file::read(opened).map_err(unreadable)?;
+        let text = opened_token::read(opened, file).map_err(unreadable)?;
         let token = ApiToken::parse(&text)
             .map_err(|error| CliError::new(ErrorCode::BadRequest, format!("{name}: {error}")))?;
         Ok(Self { url, token })
