@@ -8,7 +8,8 @@ use meshd::policy::{Policy, run_tests};
 use meshd::testbed::World;
 
 use crate::page::{Block, Marker, Page};
-use crate::{is_installed, pages, program};
+use crate::tool::find_program;
+use crate::{pages, program};
 
 /// The languages of blocks of commands.
 const COMMANDS: [&str; 2] = ["sh", "console"];
@@ -127,20 +128,17 @@ fn every_compose_file_is_accepted_by_compose() {
     for (at, block) in others {
         assert!(block.text.starts_with("# prometheus.yml\n"), "{at}");
     }
-    let program: &[&str] = if is_installed("docker-compose") {
-        &["docker-compose"]
-    } else {
-        &["docker", "compose"]
-    };
-    if !is_installed(program[0]) {
+    let compose_program = find_program("docker-compose");
+    let subcommand = compose_program.is_none().then_some("compose");
+    let Some(program) = compose_program.or_else(|| find_program("docker")) else {
         return meshd::testbed::skip_test("docker-compose is not installed");
-    }
+    };
     let mut faults = Vec::new();
     for (at, block) in compose {
         let folder = tempfile::tempdir().expect("a temporary directory");
         std::fs::write(folder.path().join("compose.yaml"), &block.text).expect("writable");
-        let output = Command::new(program[0])
-            .args(&program[1..])
+        let output = Command::new(&program)
+            .args(subcommand)
             .args(["-f", "compose.yaml", "config", "-q"])
             .current_dir(folder.path())
             .output()
@@ -152,16 +150,16 @@ fn every_compose_file_is_accepted_by_compose() {
 
 #[test]
 fn every_configuration_of_prometheus_is_accepted_by_promtool() {
-    if !is_installed("promtool") {
-        return meshd::testbed::skip_test("promtool is not installed");
-    }
+    let Some(program) = find_program("promtool") else {
+        return meshd::testbed::skip_test("there is no promtool");
+    };
     for (at, block) in blocks("yaml") {
         if !block.text.starts_with("# prometheus.yml\n") {
             continue;
         }
         let file = tempfile::NamedTempFile::new().expect("a temporary file");
         std::fs::write(file.path(), &block.text).expect("writable");
-        let output = Command::new("promtool")
+        let output = Command::new(&program)
             .args(["check", "config", "--syntax-only"])
             .arg(file.path())
             .output()
@@ -175,15 +173,17 @@ fn every_ruleset_is_accepted_by_nft() {
     if !nix::unistd::geteuid().is_root() {
         return meshd::testbed::skip_test("network namespaces need root");
     }
-    if !is_installed("nft") {
+    let Some(program) = find_program("nft") else {
         return meshd::testbed::skip_test("nft is not installed");
-    }
+    };
     let world = World::new().expect("root may make namespaces");
     let host = world.host("firewall").expect("a namespace");
     let blocks = blocks("nft");
     assert!(!blocks.is_empty());
     for (at, block) in blocks {
-        let mut command = host.command("nft").expect("a namespace");
+        let mut command = host
+            .command(&program.to_string_lossy())
+            .expect("a namespace");
         command.args(["--check", "--file", "-"]);
         command.stdin(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("it is installed");

@@ -2,17 +2,18 @@
 
 use std::process::Command;
 
-use crate::{is_installed, repository};
+use crate::repository;
+use crate::tool::find_program;
 
 #[test]
 fn mdbook_builds_the_book() {
-    if !is_installed("mdbook") {
+    let Some(program) = find_program("mdbook") else {
         return meshd::testbed::skip_test(
             "mdbook is not installed (it compiles for minutes: cargo install --locked --no-default-features mdbook)",
         );
-    }
+    };
     let to = tempfile::tempdir().expect("a temporary directory");
-    let output = Command::new("mdbook")
+    let output = Command::new(program)
         .args(["build", "--dest-dir"])
         .arg(to.path())
         .arg(repository("docs"))

@@ -25,6 +25,10 @@ mod setup;
 mod traffic;
 mod walk;
 
+/// Programs that are installed or unpacked, which the system tests look for as well.
+#[path = "../system/tool.rs"]
+mod tool;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -92,8 +96,3 @@ pub(crate) fn pages() -> Vec<Page> {
     paths.iter().map(|path| Page::read(path)).collect()
 }
 
-/// Whether a program is installed.
-pub(crate) fn is_installed(program: &str) -> bool {
-    std::env::var_os("PATH")
-        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()))
-}
