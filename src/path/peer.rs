@@ -13,24 +13,25 @@
 use std::time::{Duration, Instant};
 
 use self::choice::{beats, has_failed};
+use self::silence::{Suspicion, is_left, judge, patience};
 use super::link::{Link, LinkReport};
 use super::links::{Candidate, Links, MAX_CANDIDATES, abandoned, is_open_to_probes, probe_open};
 use crate::model::{NodeAddress, Path};
 use crate::protocol::path_messages::ByeReason;
 
 mod choice;
+mod silence;
 mod state;
 #[cfg(test)]
 mod tests;
 
+pub use silence::LEAST_PATIENCE;
 pub use state::{
     FIRST_RETRY, LAST_RETRY, RARE_RETRY, SUSPECT_INTERVAL, SUSPECT_PROBES, State, retry_pause,
 };
 
 /// After so long without an answer, a peer is lost.
 pub const LOST_AFTER: Duration = Duration::from_secs(7);
-/// The least silence, while packets are sent, that makes a path suspect.
-pub const LEAST_PATIENCE: Duration = Duration::from_millis(400);
 /// How often the path in use and the standby are probed while packets are sent.
 pub const STANDBY_INTERVAL: Duration = Duration::from_secs(10);
 /// After so long without a packet, the standby is not probed any more.
@@ -57,7 +58,7 @@ pub struct Report {
     pub primary: Option<Path>,
     /// All paths.
     pub links: Vec<LinkReport>,
-    /// Since when packets are sent without a datagram that arrives by this path.
+    /// Since when packets are sent without a datagram that arrives by this path. Probes of the peer do not count.
     pub waits_since: Option<Instant>,
     /// When a packet was last sent.
     pub sent: Option<Instant>,
@@ -282,6 +283,12 @@ impl PeerPaths {
 
     /// Changes the state after a report.
     fn follow(&mut self, report: &Report, now: Instant) {
+        let patience = self
+            .watched
+            .map_or(patience(&self.links), |(patience, ..)| patience);
+        let is_silent = report
+            .waits_since
+            .is_some_and(|since| since + patience <= now);
         match self.state {
             State::Cold | State::Opening { .. } | State::Lost { .. } => {
                 let since = match self.state {
@@ -300,32 +307,29 @@ impl PeerPaths {
                 }
             }
             State::Open => {
-                let patience = self
-                    .watched
-                    .map_or(patience(&self.links), |(patience, ..)| patience);
-                let due = report.waits_since.map(|since| since + patience);
                 let rests = |at: Instant| now.saturating_duration_since(at) < DOUBT_INTERVAL;
                 let is_doubted = !self.doubted.is_some_and(rests) && is_left(&self.links);
                 if is_doubted {
                     self.doubted = Some(now);
                 }
-                if is_doubted || due.is_some_and(|due| due <= now) {
+                if is_doubted || is_silent {
                     self.state = State::suspect(now);
                 }
             }
             State::Suspect { since, .. } => {
-                let primary = self.links.in_use();
-                if primary.is_some_and(|link| link.works_since(since)) {
-                    self.state = State::Open;
-                } else {
-                    // The peer is heard by another path, which may work in both directions by now.
-                    let primary = self.links.primary();
-                    let is_heard = |link: &Link| {
-                        Some(link.path) != primary
-                            && link.heard >= Some(since)
-                            && link.heard > link.answered
-                    };
-                    self.links.probe(is_heard, now);
+                match judge(self.state, since, &self.links, is_silent, now) {
+                    Suspicion::Refuted => self.state = State::Open,
+                    Suspicion::Renewed => self.state = State::suspect(now),
+                    Suspicion::Stands => {
+                        // The peer is heard by another path, which may work in both directions by now.
+                        let primary = self.links.primary();
+                        let is_heard = |link: &Link| {
+                            Some(link.path) != primary
+                                && link.heard >= Some(since)
+                                && link.heard > link.answered
+                        };
+                        self.links.probe(is_heard, now);
+                    }
                 }
             }
         }
@@ -483,7 +487,8 @@ impl PeerPaths {
                 }
             }
         }
-        let is_late = now.saturating_duration_since(*since) >= LOST_AFTER;
+        let is_heard = is_heard_since(&self.links, *since);
+        let is_late = now.saturating_duration_since(*since) >= LOST_AFTER && !is_heard;
         if fails.is_none_or(|at| now < at) && !is_late {
             return;
         }
@@ -504,7 +509,9 @@ impl PeerPaths {
         }
         if is_first {
             // A peer that was started again does not know the session, and answers only a handshake.
-            self.actions.push(Action::Open);
+            if !is_heard {
+                self.actions.push(Action::Open);
+            }
             // A path that failed may work again, and there is none by which the peer could agree to try it.
             let failed = abandoned(&self.links);
             self.links.probe(|link| failed.contains(&link.path), now);
@@ -559,9 +566,13 @@ impl PeerPaths {
             } => {
                 let probe = (probes < SUSPECT_PROBES).then_some(next);
                 let waits = !is_over || !is_wide;
-                let fails = self.state.fails_at(self.links.trip_in_use());
-                let fails = fails.filter(|_| waits);
-                earliest([probe, fails, Some(since + LOST_AFTER)])
+                let srtt = self.links.trip_in_use();
+                let fails = self.state.fails_at(srtt).filter(|_| waits);
+                let ends = match is_heard_since(&self.links, since) {
+                    true => self.state.renewed_at(srtt),
+                    false => Some(since + LOST_AFTER),
+                };
+                earliest([probe, fails, ends])
             }
             State::Lost { again, .. } => Some(again),
         };
@@ -575,16 +586,9 @@ fn offer(links: &Links, is_lost: bool) -> Action {
     Action::Offer(all, opens)
 }
 
-/// Whether the peer sends by another path than the one in use, and not by that one any more: a datagram came by another path after the
-/// one in use had been silent. Perhaps the path in use does not work, and while no packets are sent nothing else shows that. A path that
-/// is being probed is left out, because the probes will show it.
-fn is_left(links: &Links) -> bool {
-    let other = links.others().filter_map(|link| link.heard).max();
-    let in_use = links.in_use().filter(|link| link.poll_timeout().is_none());
-    let last = in_use.and_then(Link::last);
-    other
-        .zip(last)
-        .is_some_and(|(other, last)| other.saturating_duration_since(last) >= patience(links))
+/// Whether something came by the path in use since then.
+fn is_heard_since(links: &Links, since: Instant) -> bool {
+    links.in_use().is_some_and(|link| link.works_since(since))
 }
 
 /// The paths of a better kind by which probes may be sent though nobody agreed on them now.
@@ -592,11 +596,6 @@ fn open_paths(links: &Links, kind: u8, now: Instant) -> Vec<Path> {
     let better = links.all().iter().filter(|link| link.path.kind() < kind);
     let open = better.filter(|link| is_open_to_probes(links, link, now));
     open.map(|link| link.path).collect()
-}
-
-/// How long the path in use may be silent while packets are sent.
-fn patience(links: &Links) -> Duration {
-    LEAST_PATIENCE.max(links.trip_in_use() * 4)
 }
 
 /// Whether a packet was sent lately.

@@ -270,6 +270,7 @@ impl Inbound {
                 }
             }
             Decision::AnswerProbe => {
+                state.paths.handle_probe();
                 if let Some(ip) = Ip::parse(space) {
                     let length = probe::answer(space, &ip);
                     let (sender, answer) = (&mut self.sender, &space[..length]);

@@ -31,6 +31,7 @@ pub(super) fn handle(
         Message::Probe(probe) if probe.pays_for_its_echo() => {
             answer(round, peer, (&ip, nonce, probe), from, sender);
         }
+        Message::Probe(_) => peer.lock().paths.handle_probe(),
         other => {
             let is_news = note(&mut peer.probes(), nonce, other, from, round.now);
             if is_news {
@@ -113,6 +114,7 @@ fn answer(
         sender.flush(round.sockets, &round.shared.drops);
     }
     let mut state = peer.lock();
+    state.paths.handle_probe();
     let to = state.paths.endpoint_of(&from.path());
     let peer = (peer, &mut *state);
     let packet = &packet[..length];

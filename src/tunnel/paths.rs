@@ -63,7 +63,15 @@ pub(super) struct PathTable {
     unanswered: bool,
     /// When the first packet was sent of those that are not followed by a datagram on the primary path.
     pub(super) waits_since: Option<Instant>,
+    ended: EndedWait,
     pub(super) reports: Reports,
+}
+
+/// The wait that the last datagram ended, and whether it was reported.
+#[derive(Debug, Clone, Copy, Default)]
+struct EndedWait {
+    since: Option<Instant>,
+    is_reported: bool,
 }
 
 /// What is reported to the part of the program that chooses the path.
@@ -107,6 +115,7 @@ impl PathTable {
             next: None,
             unanswered: false,
             waits_since: None,
+            ended: EndedWait::default(),
             reports: Reports {
                 patience: LEAST_PATIENCE,
                 is_silent: false,
@@ -120,7 +129,7 @@ impl PathTable {
     /// The paths as the successor of the peer has them: nothing was sent to it yet.
     pub(super) fn for_successor(&self) -> Self {
         let mut table = self.clone();
-        table.waits_since = None;
+        table.end_wait();
         table.unanswered = false;
         for entry in table.entries_mut() {
             // The routes are looked up for the successor as well.
@@ -251,8 +260,7 @@ impl PathTable {
         if !self.entries.set_primary(to) {
             return;
         }
-        self.waits_since = None;
-        self.reports.is_silent = false;
+        self.end_wait();
         if let Some(entry) = self.entries.primary_mut() {
             entry.mtu = entry.mtu.or(mtu);
         }
@@ -306,8 +314,7 @@ impl PathTable {
             && primary.endpoint == from
         {
             primary.heard = Some(now);
-            self.waits_since = None;
-            self.reports.is_silent = false;
+            self.interrupt_wait();
             return Received {
                 wants_route: false,
                 is_news,
@@ -323,9 +330,41 @@ impl PathTable {
         }
     }
 
+    /// The datagram that has just arrived is a probe of the peer. It does not show that the peer receives what is sent to it: perhaps
+    /// the peer has left the primary path, and only tests it. So the wait goes on that the datagram ended.
+    pub(super) fn handle_probe(&mut self) {
+        let ended = std::mem::take(&mut self.ended);
+        if ended.since.is_some() {
+            self.waits_since = ended.since;
+            self.reports.is_silent = ended.is_reported;
+        }
+    }
+
+    /// The peer begins a session, and its next datagram is reported, since the session is used from then on. The peer may have been
+    /// started again, and then nothing answers what was sent by the session before.
+    pub(super) fn handle_new_session(&mut self) {
+        self.end_wait();
+        self.reports.heard |= self.choice == Choice::Steered;
+    }
+
+    /// A datagram arrived by the primary path. [`PathTable::handle_probe`] takes this back.
+    #[inline]
+    fn interrupt_wait(&mut self) {
+        self.ended = EndedWait {
+            since: self.waits_since.take(),
+            is_reported: std::mem::take(&mut self.reports.is_silent),
+        };
+    }
+
+    fn end_wait(&mut self) {
+        self.waits_since = None;
+        self.reports.is_silent = false;
+        self.ended = EndedWait::default();
+    }
+
     /// The peer is there from now on, and datagrams to it leave from the address at which this one arrived.
     fn roam(&mut self, from: Endpoint, now: Instant) -> Received {
-        self.waits_since = None;
+        self.end_wait();
         let wants_route = match self.entries.primary_mut() {
             Some(entry) => {
                 entry.heard = Some(now);
@@ -346,6 +385,7 @@ impl PathTable {
     #[cold]
     fn handle_other(&mut self, from: Endpoint, now: Instant) -> Received {
         let path = from.path();
+        self.ended = EndedWait::default();
         let is_known = self.entries.of(&path).is_some();
         let is_first = self.entries().iter().all(|entry| entry.heard.is_none());
         let before = self.entries.primary().map(|entry| {
@@ -356,8 +396,7 @@ impl PathTable {
         let wants_route = entry.learn(from) || (!is_known && from.source.is_some());
         entry.heard = Some(now);
         if before.is_some_and(|(primary, _)| primary == path) {
-            self.waits_since = None;
-            self.reports.is_silent = false;
+            self.interrupt_wait();
             return Received {
                 wants_route,
                 is_news: false,

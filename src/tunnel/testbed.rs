@@ -249,8 +249,9 @@ impl BareTunnel {
             let mut state = peer.lock();
             state.last_handshake = established.or(state.last_handshake);
             peer.probes().handle_handshake();
-            // The session is used once the peer has sent by it.
-            state.paths.reports.heard |= established.is_none();
+            if established.is_none() {
+                state.paths.handle_new_session();
+            }
             if state.endpoint().is_none() {
                 state.paths.set_endpoint(Some(origin.0));
             }
@@ -271,7 +272,9 @@ impl BareTunnel {
         if let Message::Probe(probe) = message {
             let asked = (IpAddr::V4(peer.0), probe);
             let echo = incoming::echo_of(&self.relaying, asked, origin.0, now);
-            let to = state.lock().paths.endpoint_of(&origin.path())?;
+            let mut state = state.lock();
+            state.paths.handle_probe();
+            let to = state.paths.endpoint_of(&origin.path())?;
             let message = Message::Echo(echo);
             let answer = PathMessage { nonce, message };
             return probe.pays_for_its_echo().then_some((answer, Hop::of(to)));
@@ -279,6 +282,13 @@ impl BareTunnel {
         let is_news = incoming::note(&mut state.probes(), nonce, message, origin.0, now);
         self.add_news(peer, is_news);
         None
+    }
+
+    /// A probe of a peer arrived that tests a size.
+    pub fn handle_sized_probe(&self, peer: NodeAddress) {
+        if let Some(peer) = self.peers.get(&peer) {
+            peer.lock().paths.handle_probe();
+        }
     }
 
     /// The answer to a probe that tests a size arrived.

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 pub const SUSPECT_PROBES: u32 = 3;
 /// The time between two probes by a suspect path.
 pub const SUSPECT_INTERVAL: Duration = Duration::from_millis(80);
+/// After so long, a peer is asked again that is heard by a suspect path and answered by none.
+const RENEWAL: Duration = Duration::from_secs(2);
 /// The first and the last pause between two attempts to find a better path than a relay, or to reach a lost peer. Each pause is
 /// twice the one before.
 pub const FIRST_RETRY: Duration = Duration::from_secs(1);
@@ -77,6 +79,11 @@ impl State {
         };
         let patience = (SUSPECT_INTERVAL * SUSPECT_PROBES).max(srtt * 3);
         Some(next + patience.saturating_sub(SUSPECT_INTERVAL * probes))
+    }
+
+    /// When the probes by a path that is suspect, with this round trip, begin anew if the peer is heard by it.
+    pub(super) fn renewed_at(self, srtt: Duration) -> Option<Instant> {
+        self.fails_at(srtt).map(|at| at + RENEWAL)
     }
 
     /// The state after the probes that were due were sent. `is_sent` says whether one left by the path in use: otherwise that path

@@ -157,6 +157,15 @@ impl World {
         }
     }
 
+    /// A probe of the peer arrives, after which the data plane goes on waiting.
+    fn hear_probe(&mut self, path: Path) {
+        let waits = (self.report.waits_since, self.is_silence_reported);
+        self.hear(path);
+        if waits.0.is_some() {
+            (self.report.waits_since, self.is_silence_reported) = waits;
+        }
+    }
+
     fn send(&mut self) {
         let now = self.at(self.now);
         self.report.sent = Some(now);
@@ -682,6 +691,84 @@ fn a_peer_that_was_started_again_is_asked_for_a_new_session_when_its_probes_are_
     // The data plane tells that a session has begun.
     world.tell();
     assert_eq!(world.peer.state(), State::Open);
+}
+
+#[test]
+fn probes_of_a_peer_that_has_left_a_path_do_not_keep_it_in_use() {
+    let mut world = open();
+    // Nothing arrives at the peer by the direct path, which it tests again and again.
+    world.trips.remove(&direct(1));
+    while world.now < 10_000 {
+        world.run(world.now + 50, Some(20));
+        world.hear_probe(direct(1));
+    }
+    let [(at, path)] = world.used(2000)[..] else {
+        panic!("{:?}", world.used(2000));
+    };
+    assert!(path == relay(1) && at <= 2700, "{at} {path}");
+}
+
+#[test]
+fn a_peer_that_is_heard_by_its_only_path_and_does_not_answer_is_asked_every_two_seconds_and_not_lost()
+ {
+    let candidates = [host(direct(1)), host(relay(1))];
+    let mut world = World::new(&candidates, &[(direct(1), 10)]);
+    world.run(2000, Some(20));
+    world.trips.clear();
+    world.run(2600, Some(20));
+    while world.now < 60_000 {
+        world.hear_probe(direct(1));
+        world.run(world.now + 50, Some(20));
+        assert!(!matches!(world.peer.state(), State::Lost { .. }));
+    }
+    let probes = world.probes(direct(1), 30_000).len();
+    assert!((30..=60).contains(&probes), "{probes}");
+    let opened = world
+        .log
+        .iter()
+        .filter(|(at, action)| *at > 2000 && *action == Action::Open);
+    assert_eq!(opened.count(), 0, "there is a session");
+    // A relay that leads to the peer is found soon.
+    world.trips.insert(relay(1), 20);
+    world.run(63_000, Some(20));
+    assert_eq!(world.report.primary, Some(relay(1)));
+    assert_eq!(world.peer.state(), State::Open);
+}
+
+#[test]
+fn a_peer_that_was_started_again_keeps_its_path_when_its_session_begins_after_the_probes() {
+    let mut world = open();
+    world.run(4000, None);
+    let trips = std::mem::take(&mut world.trips);
+    let now = world.at(world.now);
+    world.peer.handle_doubt(now);
+    world.poll();
+    world.run(4200, None);
+    assert_eq!(world.probes(direct(1), 4000), [4000, 4080, 4160]);
+    // The peer begins a session, and sends by both of its paths.
+    world.trips = trips;
+    world.hear(direct(1));
+    world.hear_probe(relay(1));
+    world.tell();
+    assert!(matches!(world.peer.state(), State::Suspect { .. }));
+    world.run(6000, Some(20));
+    assert_eq!(world.peer.state(), State::Open);
+    assert_eq!(world.used(4000), []);
+    assert!(!world.log.contains(&(4240, Action::Open)));
+}
+
+#[test]
+fn a_peer_that_sends_packets_and_answers_no_probes_keeps_its_path() {
+    let mut world = World::new(&[host(direct(1))], &[(direct(1), 10)]);
+    world.run(2000, Some(20));
+    world.trips.clear();
+    for _ in 0..60 {
+        world.run(world.now + 1000, Some(20));
+        world.hear(direct(1));
+        world.tell();
+        assert_eq!(world.peer.state(), State::Open);
+    }
+    assert_eq!(world.used(2000), []);
 }
 
 #[test]

@@ -240,6 +240,35 @@ fn silence_is_reported_once_after_the_patience_and_only_while_packets_are_sent()
 }
 
 #[test]
+fn a_probe_of_the_peer_does_not_end_the_wait_for_a_datagram_of_its_programs() {
+    let now = Instant::now();
+    let mut table = steered(at(1, 7), now);
+    let probed = |table: &mut PathTable, from, at| {
+        table.handle_received(from, at);
+        table.handle_probe();
+    };
+    probed(&mut table, at(1, 7), now);
+    assert_eq!(table.waits_since, None, "nothing was sent");
+    table.handle_sent(None, now);
+    for n in (100..400).step_by(100) {
+        probed(&mut table, at(1, 7), now + ms(n));
+        assert_eq!(table.waits_since, Some(now), "{n}");
+    }
+    assert_eq!(table.handle_time(now + LEAST_PATIENCE), (true, None));
+    // What was reported is not reported again.
+    probed(&mut table, at(1, 7), now + ms(500));
+    assert_eq!(table.handle_time(now + ms(600)), (false, None));
+    // Whatever else arrives by the path in use ends the wait, and a probe by another path does not bring it back.
+    table.handle_received(at(1, 7), now + ms(700));
+    probed(&mut table, at(2, 7), now + ms(700));
+    assert_eq!(table.waits_since, None);
+    table.handle_sent(None, now + ms(800));
+    table.handle_new_session();
+    assert_eq!(table.waits_since, None, "the peer was started again");
+    assert!(table.handle_received(at(1, 7), now + ms(900)).is_news);
+}
+
+#[test]
 fn a_move_to_a_faster_path_waits_for_a_gap_but_not_for_long() {
     let now = Instant::now();
     let gap = Some(ms(10));
