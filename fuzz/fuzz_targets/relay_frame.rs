@@ -16,7 +16,10 @@ fuzz_target!(|input: &[u8]| {
         return;
     };
     assert!(is_frame(datagram));
-    assert_eq!([&frame.header.to_bytes()[..], frame.message].concat(), datagram);
+    assert_eq!(
+        [&frame.header.to_bytes()[..], frame.message].concat(),
+        datagram
+    );
     let now = Instant::now();
     let limit = RelayLimit {
         bits_per_second: 1_000_000,
@@ -28,7 +31,7 @@ fuzz_target!(|input: &[u8]| {
         relay.handle_paths(member(n), &[endpoint(n)], now);
     }
     let from = endpoint(from % 5);
-    let find = |path| {
+    let find = |path: Ipv4Addr, _: &dyn Fn(SocketAddr) -> bool| {
         Some(Destination {
             path,
             heard: Some(now),
@@ -45,7 +48,11 @@ fuzz_target!(|input: &[u8]| {
         if let Ok(forward) = relay.decide(header, from, length, find, now) {
             assert_eq!((forward.to, from), (frame.header.label, endpoint(n)));
             assert_eq!(forward.header.label, member(n));
-            assert!(relay.decide(forward.header, from, length, find, now).is_err());
+            assert!(
+                relay
+                    .decide(forward.header, from, length, find, now)
+                    .is_err()
+            );
         }
     }
 });

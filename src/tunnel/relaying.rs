@@ -61,8 +61,13 @@ impl Relaying {
         bytes: usize,
         now: Instant,
     ) -> Result<(Endpoint, Header), RelayDrop> {
-        let destination = |label: Ipv4Addr| destination_of(table.allowed.owner(IpAddr::V4(label))?);
-        let decision = self.lock().decide(header, from, bytes, destination, now);
+        let decision = self.lock().decide(
+            header,
+            from,
+            bytes,
+            |label, is_present| destination_of(table.allowed.owner(IpAddr::V4(label))?, is_present),
+            now,
+        );
         let forward = decision.inspect_err(|reason| self.drop(*reason))?;
         self.forwarded.fetch_add(bytes as u64, Ordering::Relaxed);
         Ok((forward.to, forward.header))
@@ -85,8 +90,11 @@ impl Relaying {
 
 /// Where frames to `peer` go: by its primary path if that leads to the peer itself, else by the path to the peer itself whose probe was
 /// answered last. A path by which the peer was only heard does not count, because the source of a datagram may be forged, and the way
-/// there may be closed.
-pub(super) fn destination_of(peer: &Peer) -> Option<Destination<Endpoint>> {
+/// there may be closed. Neither does one whose endpoint is not present any more: it has failed.
+pub(super) fn destination_of(
+    peer: &Peer,
+    is_present: impl Fn(SocketAddr) -> bool,
+) -> Option<Destination<Endpoint>> {
     let state = peer.lock();
     // A relay does not forward to another relay.
     let entries = state.paths.entries().iter();
@@ -97,7 +105,11 @@ pub(super) fn destination_of(peer: &Peer) -> Option<Destination<Endpoint>> {
         return Some(Destination { path, heard });
     }
     let probes = peer.probes();
-    let answered = direct.filter_map(|entry| {
+    let usable = direct.filter(|entry| {
+        let endpoint = &entry.endpoint;
+        endpoint.stream().is_some() || is_present(endpoint.address)
+    });
+    let answered = usable.filter_map(|entry| {
         let answered = probes.of(&entry.endpoint.path()).answered?;
         Some((answered.at, entry.endpoint))
     });
@@ -183,7 +195,8 @@ mod tests {
             state.paths.handle_received(from, at);
         }
         drop(state);
-        assert_eq!(destination_of(&peer), None, "nothing is proven");
+        let destination = || destination_of(&peer, |_| true);
+        assert_eq!(destination(), None, "nothing is proven");
         let path = direct(1).path();
         peer.probes().handle_probe(5, now, Some(path));
         peer.probes()
@@ -192,13 +205,14 @@ mod tests {
             path: direct(1),
             heard: Some(now),
         };
-        assert_eq!(destination_of(&peer), Some(answered));
+        assert_eq!(destination(), Some(answered));
+        assert_eq!(destination_of(&peer, |_| false), None, "it has failed");
         let moved = peer.lock().paths.use_path(&direct(2).path(), None, now);
         assert!(moved);
         let primary = Destination {
             path: direct(2),
             heard: Some(later),
         };
-        assert_eq!(destination_of(&peer), Some(primary));
+        assert_eq!(destination(), Some(primary));
     }
 }

@@ -4,7 +4,7 @@
 //! decides about paths is the product's: the table of paths, the probes, the messages, and the relay.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -211,11 +211,13 @@ impl BareTunnel {
             let origin = used_relays::sender_of(&self.relays, header, from.into());
             return origin.map_or(Arrival::Dropped, |origin| Arrival::Own(Origin(origin)));
         }
-        let destination = |label: Ipv4Addr| destination_of(self.peers.get(&NodeAddress(label))?);
-        let decided = self
-            .relaying
-            .lock()
-            .decide(header, from, bytes, destination, now);
+        let decided = self.relaying.lock().decide(
+            header,
+            from,
+            bytes,
+            |label, is_present| destination_of(self.peers.get(&NodeAddress(label))?, is_present),
+            now,
+        );
         match decided {
             Ok(forward) => Arrival::Forward(forward.to.address, forward.header),
             Err(RelayDrop::UnknownSource | RelayDrop::BadTag) => {

@@ -11,7 +11,7 @@ use crate::model::rate::{Bucket, Rate};
 
 /// How long a destination may be silent on its own paths. A member with a session sends at least every 25 s.
 const HEARD_WITHIN: Duration = Duration::from_secs(180);
-/// How long a former path of a member is accepted: packets that were under way when it moved.
+/// How long frames by a former path of a member are accepted: packets that were under way when it moved. Nothing is sent by such a path.
 const FORMER_FOR: Duration = Duration::from_secs(10);
 /// The maximum number of paths of one member, present and former.
 const MAX_PATHS: usize = 24;
@@ -210,7 +210,8 @@ impl Relay {
     }
 
     /// Decides about a run of frames with one header that came from `from`, and whose messages have `bytes` in all. `destination`
-    /// looks up a member by its mesh address. This neither allocates nor waits.
+    /// looks up a member by its mesh address, and may ask whether an endpoint is that of a present path of this member. This neither
+    /// allocates nor waits.
     ///
     /// # Errors
     /// The frames are to be dropped, for this reason.
@@ -219,7 +220,7 @@ impl Relay {
         header: Header,
         from: impl Into<Source>,
         bytes: usize,
-        destination: impl FnOnce(Ipv4Addr) -> Option<Destination<P>>,
+        destination: impl FnOnce(Ipv4Addr, &dyn Fn(SocketAddr) -> bool) -> Option<Destination<P>>,
         now: Instant,
     ) -> Result<Forward<P>, RelayDrop> {
         if self.limit.is_none() {
@@ -233,12 +234,12 @@ impl Relay {
             return Err(RelayDrop::ToSender);
         }
         // A member that was never heard by a path of its own may not understand frames, and one whose paths have all failed is not
-        // reached.
+        // reached: what is sent by a path that failed could spoil the next punch at the router of the member.
         let member = self.members.get(&header.label);
-        if !member.is_some_and(|member| member.is_reached(now)) {
-            return Err(RelayDrop::UnknownDestination);
-        }
-        let found = destination(header.label).ok_or(RelayDrop::UnknownDestination)?;
+        let member = member.filter(|member| member.is_reached());
+        let member = member.ok_or(RelayDrop::UnknownDestination)?;
+        let found = destination(header.label, &|endpoint| member.is_at(endpoint));
+        let found = found.ok_or(RelayDrop::UnknownDestination)?;
         let silence = found.heard.map(|at| now.saturating_duration_since(at));
         if silence.is_none_or(|silence| silence > HEARD_WITHIN) {
             return Err(RelayDrop::NotHeard);
@@ -371,8 +372,13 @@ const NOTHING: Rate = Rate {
 };
 
 impl Member {
-    fn is_reached(&self, now: Instant) -> bool {
-        self.streams > 0 || self.paths.iter().any(|path| path.is_usable(now))
+    fn is_reached(&self) -> bool {
+        self.streams > 0 || self.paths.iter().any(MemberPath::is_present)
+    }
+
+    fn is_at(&self, endpoint: SocketAddr) -> bool {
+        let mut paths = self.paths.iter().filter(|path| path.is_present());
+        paths.any(|path| path.endpoint == endpoint)
     }
 
     fn sends_from(&self, endpoint: SocketAddr, now: Instant) -> bool {
@@ -382,6 +388,11 @@ impl Member {
 }
 
 impl MemberPath {
+    fn is_present(&self) -> bool {
+        self.former_since.is_none()
+    }
+
+    /// Whether frames of the member are accepted that come by it.
     fn is_usable(&self, now: Instant) -> bool {
         let since = self
             .former_since

@@ -55,7 +55,7 @@ impl World {
     ) -> Result<Forward<u8>, RelayDrop> {
         let now = self.at(second);
         let heard = Some(self.start);
-        let find = |address: Ipv4Addr| {
+        let find = |address: Ipv4Addr, _: &dyn Fn(SocketAddr) -> bool| {
             let number = (1..=2).find(|n| member(*n) == address);
             number.map(|path| Destination { path, heard })
         };
@@ -180,14 +180,35 @@ fn nothing_is_forwarded_to_a_member_whose_paths_have_failed() {
     let mut world = World::new();
     let header = world.header(1, 2);
     world.relay.handle_paths(member(2), &[], world.at(5));
-    assert!(world.decide(header, endpoint(1), 15).is_ok());
     assert_eq!(
-        world.decide(header, endpoint(1), 16),
+        world.decide(header, endpoint(1), 5),
         Err(RelayDrop::UnknownDestination)
     );
+    // What it sent before is under way.
+    let back = world.header(2, 1);
+    assert!(world.decide(back, endpoint(2), 15).is_ok());
     let there = [endpoint(2)];
     world.relay.handle_paths(member(2), &there, world.at(17));
     assert!(world.decide(header, endpoint(1), 17).is_ok());
+}
+
+#[test]
+fn of_several_paths_only_those_are_present_that_have_not_failed() {
+    let mut world = World::new();
+    let header = world.header(1, 2);
+    let now = world.at(5);
+    world.relay.handle_paths(member(2), &[endpoint(7)], now);
+    let mut present = Vec::new();
+    let find = |_: Ipv4Addr, is_present: &dyn Fn(SocketAddr) -> bool| {
+        present = [1, 2, 7].map(|n| is_present(endpoint(n))).to_vec();
+        Some(Destination {
+            path: (),
+            heard: Some(now),
+        })
+    };
+    let decided = world.relay.decide(header, endpoint(1), 1, find, now);
+    assert!(decided.is_ok());
+    assert_eq!(present, [false, false, true]);
 }
 
 #[test]
@@ -212,7 +233,7 @@ fn a_tag_is_valid_for_its_member_its_endpoint_and_five_to_ten_minutes() {
             path: (),
             heard: Some(now),
         };
-        let find = |_| Some(found);
+        let find = |_: Ipv4Addr, _: &dyn Fn(SocketAddr) -> bool| Some(found);
         let decided = world.relay.decide(header, endpoint(1), 1, find, now);
         decided.map(|_| ())
     };
@@ -281,7 +302,7 @@ fn the_destination_is_another_member_that_was_heard_on_a_path_of_its_own() {
         world.decide(header, endpoint(1), 181),
         Err(RelayDrop::NotHeard)
     );
-    let never = |_| {
+    let never = |_: Ipv4Addr, _: &dyn Fn(SocketAddr) -> bool| {
         Some(Destination {
             path: (),
             heard: None,
@@ -297,7 +318,7 @@ fn the_destination_is_another_member_that_was_heard_on_a_path_of_its_own() {
 fn a_member_with_a_stream_needs_no_tag_and_is_one_until_its_last_stream_is_closed() {
     let mut world = World::new();
     let now = world.start;
-    let find = |path| {
+    let find = |path: Ipv4Addr, _: &dyn Fn(SocketAddr) -> bool| {
         Some(Destination {
             path,
             heard: Some(now),
@@ -421,7 +442,9 @@ proptest! {
                     let giver = if is_own { &relay } else { &other };
                     let tag = giver.tag(member(owner), endpoint(at), now);
                     let header = Header { label: member(to), tag };
-                    let find = |path| Some(Destination { path, heard: Some(now) });
+                    let find = |path: Ipv4Addr, _: &dyn Fn(SocketAddr) -> bool| {
+                        Some(Destination { path, heard: Some(now) })
+                    };
                     let decided = relay.decide(header, endpoint(from), 100, find, now);
                     let Ok(forward) = decided else { continue };
                     prop_assert!(is_own && at == from && owner != to);
