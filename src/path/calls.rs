@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::hash::Hash;
 use std::time::{Duration, Instant};
 
-use crate::model::rate::{Bucket, Quota, Rate};
+use crate::model::rate::{Quota, Rate};
 
 /// How long a call is valid.
 const VALID_FOR: Duration = Duration::from_secs(30);
@@ -28,10 +28,16 @@ const MAX_CALLERS: usize = 1024;
 /// The maximum number of peers, and of callers, whose calls are counted. While there are more, the calls of others are not accepted.
 const MAX_COUNTED: usize = 4096;
 /// The calls of all members that are verified. A signature takes about 50 µs. Those that peers pass on have a rate of their own, so that
-/// no peer keeps out those that come over a coordinator.
+/// no peer keeps out those that come over a coordinator. Both rates have a part for each of those who can use them up: a coordinator
+/// knows which member calls, and a peer may pass on calls in the name of anybody.
 const VERIFIED: Rate = Rate {
     per_second: 50.0,
     burst: 200.0,
+};
+/// The calls of one member that are verified, of those that come over a coordinator.
+const VERIFIED_OF_MEMBER: Rate = Rate {
+    per_second: 2.0,
+    burst: 16.0,
 };
 /// The calls that are verified, of those that one peer passes on.
 const VERIFIED_BY_PEER: Rate = Rate {
@@ -53,7 +59,7 @@ const PASSED: Rate = Rate {
 #[derive(Debug)]
 pub struct Calls<K> {
     callers: BTreeMap<K, Caller>,
-    verified: Bucket,
+    by_coordinators: Quota<K>,
     by_peers: Quota<K>,
     passed: Quota<K>,
 }
@@ -73,16 +79,17 @@ impl<K: Copy + Ord + Hash> Calls<K> {
     pub fn new(now: Instant) -> Self {
         Self {
             callers: BTreeMap::new(),
-            verified: Bucket::full(VERIFIED, now),
+            by_coordinators: Quota::new(VERIFIED_OF_MEMBER, MAX_COUNTED, VERIFIED, now),
             by_peers: Quota::new(VERIFIED_BY_PEER, MAX_COUNTED, VERIFIED, now),
             passed: Quota::new(PASSED_OF_MEMBER, MAX_COUNTED, PASSED, now),
         }
     }
 
-    /// Whether the signature of one more call is verified. `by` is the peer that passes it on, or none if a coordinator does.
-    pub fn may_verify(&mut self, by: Option<K>, now: Instant) -> bool {
+    /// Whether the signature of one more call is verified that is said to be of `caller`. `by` is the peer that passes it on, or none if
+    /// a coordinator does.
+    pub fn may_verify(&mut self, caller: K, by: Option<K>, now: Instant) -> bool {
         match by {
-            None => self.verified.take(now),
+            None => self.by_coordinators.take(caller, now),
             Some(peer) => self.by_peers.take(peer, now),
         }
     }
@@ -215,9 +222,22 @@ mod tests {
         assert_eq!(calls.callers.len(), MAX_CALLERS);
         let verified = (0..10_000).filter(|ms| {
             let now = start + Duration::from_millis(*ms);
-            calls.may_verify(None, now)
+            calls.may_verify(*ms, None, now)
         });
         assert!((600..=701).contains(&verified.count()));
+    }
+
+    #[test]
+    fn members_that_call_without_end_over_a_coordinator_keep_out_no_other_member() {
+        let start = Instant::now();
+        let mut calls = Calls::new(start);
+        let later = |ms| start + Duration::from_millis(ms);
+        let flood = (0..10_000).flat_map(|ms| (0..20).map(move |caller| (ms, caller)));
+        let flood = flood.filter(|(ms, caller)| calls.may_verify(*caller, None, later(*ms)));
+        assert!((500..=740).contains(&flood.count()));
+        for other in 20..30 {
+            assert!(calls.may_verify(other, None, later(10_000)), "{other}");
+        }
     }
 
     #[test]
@@ -226,19 +246,19 @@ mod tests {
         let mut calls = Calls::new(start);
         let flood = (0..10_000).filter(|ms| {
             let now = start + Duration::from_millis(*ms);
-            calls.may_verify(Some(1), now)
+            calls.may_verify(9, Some(1), now)
         });
         assert!((160..=165).contains(&flood.count()));
         let later = start + Duration::from_secs(10);
-        assert!(calls.may_verify(Some(2), later) && calls.may_verify(None, later));
+        assert!(calls.may_verify(9, Some(2), later) && calls.may_verify(9, None, later));
         // Whatever all peers do together, calls over a coordinator are verified.
         for peer in 0..100u8 {
             for _ in 0..100 {
-                calls.may_verify(Some(peer), later);
+                calls.may_verify(9, Some(peer), later);
             }
         }
-        assert!(!calls.may_verify(Some(200), later));
-        assert!(calls.may_verify(None, later));
+        assert!(!calls.may_verify(9, Some(200), later));
+        assert!(calls.may_verify(9, None, later));
     }
 
     #[test]

@@ -34,7 +34,9 @@ pub(super) fn poll(node: &mut JoinedNode, now: Instant) {
     calling.log.retain(|id| members.contains_key(id));
     for peer in calling.punching.poll(&unreached, |_| true, is_counted, now) {
         let by = peers_to(node, &peer);
-        call(node, &peer, true, &by, now);
+        if let Some(at) = node.device.calling.send(now) {
+            call(node, &peer, (true, at), &by, now);
+        }
     }
 }
 
@@ -112,16 +114,19 @@ fn peers_to(node: &JoinedNode, called: &PublicKey) -> Vec<PublicKey> {
 }
 
 /// Sends this node's candidates to a member over the coordinator and by the peers `by`: nobody knows which of these ways leads to it.
-/// With `asks` it asks for an answer, and otherwise it answers.
-fn call(node: &mut JoinedNode, peer: &PublicKey, asks: bool, by: &[PublicKey], now: Instant) {
+/// With `asks` it asks for an answer, and otherwise it answers. The call has the time `at`.
+fn call(
+    node: &mut JoinedNode,
+    peer: &PublicKey,
+    (asks, at): (bool, u64),
+    by: &[PublicKey],
+    now: Instant,
+) {
     let candidates = node.device.reach.message(asks).candidates;
     let candidates: Vec<SocketAddr> = candidates.iter().map(|of| of.address).collect();
     if candidates.is_empty() {
         return;
     }
-    let Some(at) = node.device.calling.send(now) else {
-        return;
-    };
     let call = Call::sign(&node.identity.keys.identity, peer, asks, candidates, at);
     // A call that is lost is followed by another one.
     let is_connected = node.replica.link().is_connected();
@@ -247,13 +252,15 @@ fn handle_call_by(
     if let Some(hops) = steps.open {
         relaying::open_routers(node, &from, &addresses, hops, now);
     }
-    if steps.answer {
+    if steps.answer
+        && let Some(at) = node.device.calling.answer(from, now)
+    {
         // The way that has just worked is not the only one: a peer may pass on calls and drop their answers.
         let others = peers_to(node, &from).into_iter();
         let others = others.filter(|peer| Some(*peer) != by);
         let peers = by.into_iter().chain(others).take(MAX_WAYS);
         let peers: Vec<PublicKey> = peers.collect();
-        self::call(node, &from, false, &peers, now);
+        self::call(node, &from, (false, at), &peers, now);
     }
     if steps.probe {
         // Without a session each of these paths gets a handshake, which the budget of probes does not count.
@@ -277,7 +284,7 @@ fn judge(
         return CallResult::Repeated;
     }
     let wall = unix_milliseconds(clock::wall());
-    let is_followed = received.may_verify(by, now)
+    let is_followed = received.may_verify(*from, by, now)
         && call.is_authentic(from, to)
         && received.admit(*from, call.at, wall, now);
     match (is_followed, call.asks) {
