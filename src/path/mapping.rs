@@ -237,6 +237,7 @@ impl<K: Copy + Ord> Mapping<K> {
             return false;
         }
         let Ok(site) = self.site else { return false };
+        let is_granted = answer.result.is_ok();
         let result = answer
             .result
             .and_then(|granted| accepted(granted, &site, mesh).map(|()| granted));
@@ -245,7 +246,8 @@ impl<K: Copy + Ord> Mapping<K> {
                 self.hold(granted, now);
                 false
             }
-            Err(refusal) => self.handle_refused(refusal, now),
+            // The router has made a mapping, of which nobody here makes use. It would stay until its end.
+            Err(refusal) => self.handle_refused(refusal, now) || is_granted,
         }
     }
 

@@ -522,7 +522,8 @@ fn a_hole_for_ipv6_is_asked_for_at_this_nodes_own_port_and_another_one_is_refuse
     ] {
         let mut world = World::behind_a_firewall();
         world.ask();
-        let _ = world.answer(Ok(granted(other)));
+        let is_deleted = world.answer(Ok(granted(other)));
+        assert!(is_deleted, "the router has opened it: {other}");
         assert_eq!(world.mapping.report(), None, "{other}");
         let why = world.mapping.why().map(Refusal::reason);
         assert!(
