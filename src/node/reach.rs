@@ -268,6 +268,15 @@ impl Reach {
         self.relay.is_used
     }
 
+    /// The addresses of this host that peers were told and that are not among those `listed` now. Addresses of containers and of other
+    /// tunnels, which come and go, were not told.
+    pub(super) fn lost(&self, listed: &BTreeSet<IpAddr>) -> Vec<IpAddr> {
+        let own = self.own.candidates.iter();
+        let own = own.filter(|candidate| candidate.kind == CandidateKind::Host);
+        let addresses = own.map(|candidate| candidate.address.ip());
+        addresses.filter(|own| !listed.contains(own)).collect()
+    }
+
     /// The message about this node's paths.
     pub(super) fn message(&mut self, punch: bool) -> Paths {
         self.own.seq = self.own.seq.wrapping_add(1);
@@ -470,6 +479,34 @@ mod tests {
         let own = reach.own_addresses(&interfaces, underlay, later);
         assert_eq!(own.observed, [at("203.0.113.7:4000")]);
         assert_eq!(own.endpoints, [at("192.168.1.10:51820")]);
+    }
+
+    #[test]
+    fn an_address_is_lost_if_peers_were_told_it_and_the_host_does_not_have_it_any_more() {
+        let (mut reach, start) = (reach(None), Instant::now());
+        let mesh = plan();
+        let none = BTreeSet::new();
+        let engine = BTreeSet::from(["docker0".to_owned()]);
+        let underlay = Underlay {
+            own: "mesh0",
+            port: 51820,
+            mesh: &mesh,
+            engine: &engine,
+            guests: &none,
+        };
+        let interfaces = [
+            interface("eth0", "192.168.1.10"),
+            interface("docker0", "172.17.0.1"),
+        ];
+        reach.own_addresses(&interfaces, underlay, start);
+        let listed = |addresses: &[&str]| -> BTreeSet<IpAddr> {
+            let addresses = addresses.iter().map(|ip| ip.parse().expect("a literal"));
+            addresses.collect()
+        };
+        let own = ["192.168.1.10".parse::<IpAddr>().expect("a literal")];
+        let lost = reach.lost(&listed(&["192.168.1.10", "10.0.0.1"]));
+        assert!(lost.is_empty(), "{lost:?}");
+        assert_eq!(reach.lost(&listed(&["192.168.1.11", "172.17.0.1"])), own);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Relays and punches: passes what peers say about them between the tunnel, the paths, and the record of this node.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::{JoinedNode, mapping, messages, pinhole};
@@ -135,6 +135,25 @@ pub(super) fn say_bye(identity: &Identity, netmap: &Netmap, tunnel: &Tunnel) {
     for member in members.filter(|member| member.speaks_paths && member.id != id) {
         let bye = Message::Bye(ByeReason::Stopping);
         messages::send(tunnel, identity, member, bye, None);
+    }
+}
+
+/// This host does not have the addresses `lost` any more. Tells the peers that are reached directly by such an address, since they send
+/// to it in vain, and would notice that only after a while.
+pub(super) fn say_roaming(node: &JoinedNode, lost: &[IpAddr]) {
+    let (id, steering) = (node.id(), node.device.tunnel.steering());
+    let is_concerned = |member: &&Member| {
+        let report = steering.report(&member.wireguard_key.0);
+        let primary = report.and_then(|report| report.primary?.endpoint());
+        let is_of_family = |to: SocketAddr| lost.iter().any(|own| own.is_ipv4() == to.is_ipv4());
+        member.speaks_paths && member.id != id && primary.is_some_and(is_of_family)
+    };
+    if lost.is_empty() {
+        return;
+    }
+    for member in node.netmap.members.values().filter(is_concerned) {
+        let bye = Message::Bye(ByeReason::Roaming);
+        messages::send(&node.device.tunnel, &node.identity, member, bye, None);
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 
-use super::{JoinedNode, mapping, publishing, streaming, writes};
+use super::{JoinedNode, mapping, publishing, relaying, streaming, writes};
 use crate::dns::Replaced;
 use crate::model::address::is_routable;
 use crate::model::{NodeAddress, Path, PublicKey};
@@ -158,8 +158,10 @@ impl Stages for JoinedNode {
     fn list_interfaces(&mut self) {
         let interfaces = host::interfaces();
         let own = self.device.tunnel.interface();
-        if routable(&interfaces, own) != routable(&self.device.interfaces, own) {
+        let listed = routable(&interfaces, own);
+        if listed != routable(&self.device.interfaces, own) {
             let now = Instant::now();
+            relaying::say_roaming(self, &self.device.reach.lost(&listed));
             self.paths.handle_network_changed(now);
             self.device.reach.handle_network_changed(now);
             self.device.pinhole.state.handle_network_changed(now);
