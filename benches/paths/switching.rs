@@ -12,8 +12,12 @@ use crate::report::{note, print};
 
 /// A direct path with this delay in each direction is worse than the relay.
 const DELAY: Duration = Duration::from_millis(150);
-/// The nodes notice that within this time.
-const LIMIT: Duration = Duration::from_secs(90);
+/// The nodes notice that within this time: the path in use is measured every ten seconds, and the direct one, while it is not in use,
+/// three times.
+const LIMIT: Duration = Duration::from_secs(60);
+/// The maximum number of switches in each direction. A direct path that lasts for less than a minute is tried again after ever longer
+/// pauses, so each switch back takes longer than the one before, up to half a minute.
+const SWITCHES: usize = 5;
 /// The rate of the TCP stream in bytes a second.
 const RATE: f64 = 2e6;
 
@@ -29,7 +33,7 @@ pub(crate) fn losses(settings: &Settings) {
     lab.wait("the two reach each other directly", are(PeerState::Direct));
     let flow = Flow::start(&lab.nodes[one], &lab.nodes[other], settings.packets);
     let stream = lab.nodes[other].stream(&lab.nodes[one], 7001, Some(RATE));
-    let switches = settings.runs.min(10);
+    let switches = settings.runs.min(SWITCHES);
     let (mut to_relay, mut to_direct) = (0, 0);
     for _ in 0..switches {
         let routers = [lab.router(one), lab.router(other)];

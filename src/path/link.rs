@@ -23,6 +23,8 @@ pub const HISTORY: u32 = 40;
 pub const LOSSY: u32 = HISTORY / 4;
 /// A lossy path is good again after at least so many probes, when at most one of the last so many was lost.
 const TRIAL: u32 = 10;
+/// A round trip is much shorter than another one if it is less than half of it, and shorter by more than this.
+const MUCH_SHORTER: Duration = Duration::from_millis(20);
 /// After this time a probe without an answer is lost, unless the round trip is long.
 const LOST_AFTER: Duration = Duration::from_secs(1);
 /// The maximum number of probes whose answers are waited for.
@@ -77,12 +79,43 @@ pub struct Link {
 }
 
 /// The smoothed round trip (RFC 6298 section 2; the first samples are averaged).
+///
+/// A path that is not in use has three samples now and then, so a queue on it would count for minutes after it is empty. Therefore samples
+/// that are much shorter than the estimate replace it when there are [`ENOUGH`] of them in a row.
 #[derive(Debug, Clone, Copy, Default)]
 struct Estimate {
     /// The last sample that was counted.
     sampled: Option<Instant>,
     smoothed: Option<Duration>,
     samples: u32,
+    /// The number of the last samples in a row that were much shorter, and their sum.
+    shorter: (u32, Duration),
+}
+
+impl Estimate {
+    /// Counts a sample, unless it was counted before. Returns whether it was not.
+    fn take(&mut self, at: Instant, took: Duration) -> bool {
+        if self.sampled.replace(at) == Some(at) {
+            return false;
+        }
+        self.samples = self.samples.saturating_add(1);
+        let weight = self.samples.min(8);
+        let before = self.smoothed.unwrap_or(took);
+        self.smoothed = Some((before * (weight - 1) + took) / weight);
+        let gain = before.saturating_sub(took);
+        let (count, sum) = self.shorter;
+        self.shorter = if gain > MUCH_SHORTER && gain * 2 > before {
+            (count + 1, sum + took)
+        } else {
+            (0, Duration::ZERO)
+        };
+        if let (ENOUGH.., sum) = self.shorter {
+            self.smoothed = Some(sum / ENOUGH);
+            self.samples = ENOUGH;
+            self.shorter = (0, Duration::ZERO);
+        }
+        true
+    }
 }
 
 /// The probes whose answers are waited for, and the last ones that were answered or lost.
@@ -270,19 +303,7 @@ impl Link {
             self.burst = (count < ENOUGH).then_some((start, step, count));
         }
         let (at, took) = report.sample?;
-        let Estimate {
-            sampled,
-            smoothed,
-            samples,
-        } = &mut self.estimate;
-        if sampled.replace(at) == Some(at) {
-            return None;
-        }
-        *samples = samples.saturating_add(1);
-        let weight = (*samples).min(8);
-        let before = smoothed.unwrap_or(took);
-        *smoothed = Some((before * (weight - 1) + took) / weight);
-        Some(took)
+        self.estimate.take(at, took).then_some(took)
     }
 
     /// The peer names the path again, perhaps for another reason than before. That a datagram arrived by it is better evidence than
@@ -529,5 +550,33 @@ mod tests {
         let report = report(&link, start + ms(9), ms(900), 9);
         link.handle_report(&report);
         assert_eq!(link.srtt(), Some(ms(200)));
+    }
+
+    #[test]
+    fn a_queue_that_is_empty_again_counts_for_three_samples() {
+        let (mut link, start) = (link(), Instant::now());
+        let mut answers = 0;
+        let mut take = |link: &mut Link, took| {
+            answers += 1;
+            let at = start + ms(u64::from(answers));
+            let report = report(link, at, ms(took), answers);
+            link.handle_report(&report);
+        };
+        for _ in 0..8 {
+            take(&mut link, 300);
+        }
+        // Single samples are smoothed.
+        for took in [2, 2, 300, 300, 2, 3] {
+            take(&mut link, took);
+        }
+        assert!(link.srtt() > Some(ms(150)), "{:?}", link.srtt());
+        take(&mut link, 4);
+        assert_eq!((link.srtt(), link.samples()), (Some(ms(3)), 3));
+        // A round trip of a few milliseconds is smoothed as before.
+        let mut near = self::link();
+        for took in [9, 9, 9, 3, 3, 3] {
+            take(&mut near, took);
+        }
+        assert!(near.srtt() >= Some(ms(5)), "{:?}", near.srtt());
     }
 }
