@@ -294,6 +294,7 @@ fn run(
     let Loaded { dir, identity, .. } = loaded;
     let mut device = equipped.device;
     let reach = reach_events(&mut device);
+    device.calling.received.restore(dir.calls());
     let names = start_names(&config, &identity, &dir);
     let resolver = NodeResolver::start(
         Arc::clone(&config),

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 
+use super::calling::Calling;
 use super::changes::Changes;
 use super::docker::Docker;
 use super::names::Names;
@@ -109,6 +110,13 @@ impl Disk {
         if let Some(addresses) = names.unwritten() {
             let content = Content::ServiceAddresses(addresses.clone());
             self.write(StateFile::ServiceAddresses, content);
+        }
+    }
+
+    /// Writes the times of the last calls of members, if there were others. Members cause this, so it is not done at each call.
+    pub(super) fn write_calls(&mut self, calling: &Calling) {
+        if let Some(calls) = calling.received.unwritten() {
+            self.write(StateFile::Calls, Content::Calls(calls));
         }
     }
 

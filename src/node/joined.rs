@@ -255,6 +255,7 @@ impl JoinedNode {
     /// this every few seconds.
     pub(super) async fn reconcile(&mut self) {
         self.disk.write_service_addresses(&self.names);
+        self.disk.write_calls(&self.device.calling);
         self.disk.write_policy(&self.device.policy);
         if self.device.check_namespace().await {
             self.configure_device();

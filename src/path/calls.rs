@@ -8,6 +8,9 @@
 //! - with the quickest call of the same member: the difference between the two clocks is at most what it was for that one, and a call
 //!   that took 30 s longer is refused. So nobody can keep a call back, except the first one of a member.
 //!
+//! The times of the last calls are kept on disk, or else who passed on a call could deliver it once more after a restart of this node, as
+//! the first one of its member. The differences between the clocks are not kept, since the clock of this node may be set meanwhile.
+//!
 //! A member counts the time since the start of its program by a clock that nobody sets. Only after a restart of the member with a
 //! clock that was set back, its calls are refused until the clock has caught up, for an hour at most.
 
@@ -62,6 +65,11 @@ pub struct Calls<K> {
     by_coordinators: Quota<K>,
     by_peers: Quota<K>,
     passed: Quota<K>,
+    /// The times of the last calls before this program started.
+    earlier: BTreeMap<K, u64>,
+    started: Instant,
+    /// Whether the file with the times of the last calls is out of date.
+    is_unwritten: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -82,7 +90,38 @@ impl<K: Copy + Ord + Hash> Calls<K> {
             by_coordinators: Quota::new(VERIFIED_OF_MEMBER, MAX_COUNTED, VERIFIED, now),
             by_peers: Quota::new(VERIFIED_BY_PEER, MAX_COUNTED, VERIFIED, now),
             passed: Quota::new(PASSED_OF_MEMBER, MAX_COUNTED, PASSED, now),
+            earlier: BTreeMap::new(),
+            started: now,
+            is_unwritten: false,
         }
+    }
+
+    /// Takes over the times of the last calls that were followed before this program started.
+    pub fn restore(&mut self, earlier: BTreeMap<K, u64>) {
+        self.earlier = earlier.into_iter().take(MAX_CALLERS).collect();
+    }
+
+    /// The time of the last call of each member, if its file is out of date.
+    #[must_use]
+    pub fn unwritten(&self) -> Option<BTreeMap<K, u64>> {
+        self.is_unwritten.then(|| self.last_calls())
+    }
+
+    /// These times were written to disk.
+    pub fn handle_written(&mut self, written: &BTreeMap<K, u64>) {
+        self.is_unwritten &= *written != self.last_calls();
+    }
+
+    fn last_calls(&self) -> BTreeMap<K, u64> {
+        let callers = self.callers.iter();
+        let mut last: BTreeMap<K, u64> = callers.map(|(caller, of)| (*caller, of.last)).collect();
+        for (caller, at) in &self.earlier {
+            if last.len() >= MAX_CALLERS {
+                break;
+            }
+            last.entry(*caller).or_insert(*at);
+        }
+        last
     }
 
     /// Whether the signature of one more call is verified that is said to be of `caller`. `by` is the peer that passes it on, or none if
@@ -99,6 +138,7 @@ impl<K: Copy + Ord + Hash> Calls<K> {
     #[must_use]
     pub fn is_newer(&self, caller: &K, at: u64) -> bool {
         let last = self.callers.get(caller).map(|of| of.last);
+        let last = last.max(self.earlier.get(caller).copied());
         last.is_none_or(|last| at > last)
     }
 
@@ -112,15 +152,18 @@ impl<K: Copy + Ord + Hash> Calls<K> {
     pub fn admit(&mut self, caller: K, at: u64, wall: u64, now: Instant) -> bool {
         self.callers
             .retain(|_, of| now.saturating_duration_since(of.handled) < REMEMBERED_FOR);
+        if now.saturating_duration_since(self.started) >= REMEMBERED_FOR {
+            self.earlier.clear();
+        }
         let late = i128::from(wall) - i128::from(at);
         let most = (MAX_DIFFERENCE + VALID_FOR).as_millis();
-        if late.unsigned_abs() > most {
+        if late.unsigned_abs() > most || !self.is_newer(&caller, at) {
             return false;
         }
         let before = self.callers.get(&caller).copied();
         if let Some(before) = before {
             let delay = late - before.least;
-            if at <= before.last || delay > VALID_FOR.as_millis() as i128 {
+            if delay > VALID_FOR.as_millis() as i128 {
                 return false;
             }
         }
@@ -136,6 +179,7 @@ impl<K: Copy + Ord + Hash> Calls<K> {
             handled: now,
         };
         self.callers.insert(caller, caller_of);
+        self.is_unwritten = true;
         true
     }
 }
@@ -209,6 +253,35 @@ mod tests {
         assert!(world.arrives(NOON, 0));
         assert!(!world.arrives(NOON, 3 * HOUR));
         assert!(world.arrives(NOON + 3 * HOUR, 3 * HOUR));
+    }
+
+    #[test]
+    fn a_call_is_followed_once_also_if_this_node_is_started_again() {
+        let mut world = World::new();
+        assert_eq!(world.calls.unwritten(), None);
+        assert!(world.arrives(NOON, 0));
+        let written = world.calls.unwritten().expect("there is a call");
+        world.calls.handle_written(&written);
+        assert_eq!(world.calls.unwritten(), None);
+        let mut again = World::new();
+        again.calls.restore(written.clone());
+        assert!(!again.calls.is_newer(&1, NOON) && !again.arrives(NOON, 60 * SECOND));
+        // The clock of this node was set meanwhile, which does no harm to the next call.
+        assert!(again.arrives(NOON + SECOND, 1800 * SECOND));
+        let next = again.calls.unwritten();
+        assert_eq!(next, Some(BTreeMap::from([(1, NOON + SECOND)])));
+        again.calls.handle_written(&written);
+        assert_eq!(
+            again.calls.unwritten(),
+            next,
+            "there was another call meanwhile"
+        );
+        // A call of another member does not remove the time from the file.
+        let mut third = World::new();
+        third.calls.restore(written);
+        assert!(third.calls.admit(2, NOON, NOON, third.start));
+        let both = BTreeMap::from([(1, NOON), (2, NOON)]);
+        assert_eq!(third.calls.unwritten(), Some(both));
     }
 
     #[test]

@@ -118,6 +118,10 @@ pub(super) fn handle_written(node: &mut JoinedNode, written: Written) -> Option<
             Ok(()) => node.names.handle_written(&addresses),
             Err(error) => tracing::warn!(%error, "cannot write the service addresses to disk"),
         },
+        (StateFile::Calls, Content::Calls(calls)) => match result {
+            Ok(()) => node.device.calling.received.handle_written(&calls),
+            Err(error) => tracing::warn!(%error, "cannot write the times of calls to disk"),
+        },
         (StateFile::Policy, Content::Policy(record)) => {
             let is_written = result.is_ok();
             node.disk.note(Part::Policy, result);
@@ -245,6 +249,7 @@ pub(super) fn write_again(node: &mut JoinedNode) {
 /// Waits until all is written. The node stops.
 pub(super) async fn flush(node: &mut JoinedNode, writes: &mut mpsc::Receiver<Written>) {
     node.disk.write_service_addresses(&node.names);
+    node.disk.write_calls(&node.device.calling);
     node.disk.write_policy(&node.device.policy);
     if timeout(FLUSH_TIMEOUT, flush_all(node, writes))
         .await

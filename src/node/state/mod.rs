@@ -11,6 +11,7 @@
 //! | `newcomers.json` | memberships that are held back, and those that were accepted on trust | the former are received again, and this node vouches for no member |
 //! | `instances.json` | the addresses of containers | containers get new addresses |
 //! | `service-addresses.json` | which service has which service address here | services may get other addresses |
+//! | `calls.json` | the time of the last call of each member | who passed on a call of the last hour may deliver it once more |
 //! | `policy.json` | the record of the policy in force | the policy among the records is in force, if this version understands it |
 //! | `services.json` | services added with `meshctl service add`, drains | meshd reports that; the file is kept as `services.json.damaged` |
 
@@ -507,6 +508,23 @@ impl StateDir {
         self.write("service-addresses.json", addresses)
     }
 
+    /// The time of the last call of each member. It is empty if the file is missing or damaged.
+    #[must_use]
+    pub fn calls(&self) -> BTreeMap<PublicKey, u64> {
+        self.read_or_nothing("calls.json")
+            .ok()
+            .flatten()
+            .unwrap_or_default()
+    }
+
+    /// Writes the time of the last call of each member.
+    ///
+    /// # Errors
+    /// The file cannot be written. The old file is kept then.
+    pub fn set_calls(&self, calls: &BTreeMap<PublicKey, u64>) -> Result<(), StateError> {
+        self.write("calls.json", calls)
+    }
+
     /// Deletes the files of the node in its mesh. Departures that wait for a coordinator are kept.
     pub fn clear(&self) {
         for name in [
@@ -519,6 +537,7 @@ impl StateDir {
             "services.json",
             "instances.json",
             "service-addresses.json",
+            "calls.json",
             POLICY,
         ] {
             let _ = std::fs::remove_file(self.path(name));

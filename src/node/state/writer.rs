@@ -10,6 +10,7 @@ use tokio::time::timeout;
 use super::records::RecordLog;
 use super::{Identity, StateDir, StateError, policy};
 use crate::containers::ContainerId;
+use crate::model::PublicKey;
 use crate::node::replica::{RecordsWrite, WriteOutcome, WriteRequest};
 use crate::node::unwritten::Part;
 use crate::os::tasks::{TaskHandle, Tasks};
@@ -34,6 +35,8 @@ pub(in crate::node) enum StateFile {
     Leases,
     /// The service address of each service.
     ServiceAddresses,
+    /// The time of the last call of each member.
+    Calls,
     /// The record of the policy in force.
     Policy,
 }
@@ -45,6 +48,7 @@ pub(in crate::node) enum Content {
     Services(StoredServices),
     Leases(BTreeMap<ContainerId, Ipv4Addr>),
     ServiceAddresses(ServiceAddresses),
+    Calls(BTreeMap<PublicKey, u64>),
     Policy(Box<Envelope>),
 }
 
@@ -133,6 +137,7 @@ impl Files {
                     Content::ServiceAddresses(addresses) => {
                         self.dir.set_service_addresses(addresses)
                     }
+                    Content::Calls(calls) => self.dir.set_calls(calls),
                     Content::Policy(record) => policy::write(&self.dir, record),
                 };
                 Written::State(file, content, result)
