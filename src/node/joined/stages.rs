@@ -45,22 +45,23 @@ impl Stages for JoinedNode {
     fn apply_members(&mut self) -> bool {
         let now = Instant::now();
         let changes = self.device.policy.follow(self.replica.ledger());
-        for change in &changes {
-            self.disk.audit.note(change);
-        }
-        if !changes.is_empty() {
-            self.disk.write_policy(&self.device.policy);
-        }
         let rules = self.device.policy.rules().clone();
         let netmap = self.replica.ledger().netmap_under(rules);
         let before = std::mem::replace(&mut self.netmap, netmap);
-        // The policy is set before the peers, so that it has the addresses of a new peer when the first packet of the peer arrives.
+        // The policy is set before the peers, so that it has the addresses of a new peer when the first packet of the peer arrives. Another
+        // policy waits neither for the rest between compilations nor for the log.
         let concerns_firewall = if !changes.is_empty() || self.device.policy.is_uncompiled() {
             enforce_policy(self)
         } else {
             subjects::changed(&before, &self.netmap)
                 && follow_subjects(self, |now| Moved::between(&before, now))
         };
+        for change in &changes {
+            self.disk.audit.note(change);
+        }
+        if !changes.is_empty() {
+            self.disk.write_policy(&self.device.policy);
+        }
         let id = self.id();
         for change in members::changes(&before, &self.netmap, &id, self.replica.ledger()) {
             self.disk.audit.note(&change);
