@@ -156,7 +156,8 @@ pub(super) fn handle(
             peer.count_tx(length);
             sender.commit(length, from);
             peer.probes().handle_handshake();
-            state.paths.handle_new_session();
+            // The session is used once the peer has sent by it.
+            state.paths.reports.heard |= is_steered;
             if state.endpoint().is_none() {
                 state.paths.set_endpoint(Some(from));
             }

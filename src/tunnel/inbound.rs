@@ -12,7 +12,7 @@ use super::endpoint::{Carrier, Endpoint, Via};
 use super::guard::Memo;
 use super::handshakes::{self, Handshakes};
 use super::incoming;
-use super::noise::{Message, Opened, room_for};
+use super::noise::{Message, Opened, room_for, session_of};
 use super::packet::Ip;
 use super::peer::{Peer, PeerState};
 use super::probe;
@@ -270,7 +270,7 @@ impl Inbound {
                 }
             }
             Decision::AnswerProbe => {
-                state.paths.handle_probe();
+                state.paths.handle_probe(session_of(datagram));
                 if let Some(ip) = Ip::parse(space) {
                     let length = probe::answer(space, &ip);
                     let (sender, answer) = (&mut self.sender, &space[..length]);
@@ -291,7 +291,8 @@ impl Inbound {
             Decision::ReadMessage => {
                 drop(state);
                 if let Opened::Packet(length) = opened {
-                    incoming::handle(round, &peer, &space[..length], from, &mut self.sender);
+                    let packet = (&space[..length], session_of(datagram));
+                    incoming::handle(round, &peer, packet, from, &mut self.sender);
                 }
             }
             Decision::Keepalive => {}

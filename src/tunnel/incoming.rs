@@ -14,11 +14,11 @@ use super::round::Round;
 use super::udp::Sender;
 use crate::protocol::path_messages::{Echo, Message, PathMessage, Probe};
 
-/// Handles the message in `packet`, which came by `from`.
+/// Handles the message in `packet`, which came by `from`, by the session with this number.
 pub(super) fn handle(
     round: &Round<'_>,
     peer: &Peer,
-    packet: &[u8],
+    (packet, session): (&[u8], u8),
     from: Endpoint,
     sender: &mut Sender,
 ) {
@@ -28,10 +28,12 @@ pub(super) fn handle(
         return;
     };
     match message {
-        Message::Probe(probe) if probe.pays_for_its_echo() => {
-            answer(round, peer, (&ip, nonce, probe), from, sender);
+        Message::Probe(probe) => {
+            peer.lock().paths.handle_probe(session);
+            if probe.pays_for_its_echo() {
+                answer(round, peer, (&ip, nonce, probe), from, sender);
+            }
         }
-        Message::Probe(_) => peer.lock().paths.handle_probe(),
         other => {
             let is_news = note(&mut peer.probes(), nonce, other, from, round.now);
             if is_news {
@@ -114,7 +116,6 @@ fn answer(
         sender.flush(round.sockets, &round.shared.drops);
     }
     let mut state = peer.lock();
-    state.paths.handle_probe();
     let to = state.paths.endpoint_of(&from.path());
     let peer = (peer, &mut *state);
     let packet = &packet[..length];

@@ -79,6 +79,13 @@ impl Message {
     }
 }
 
+/// The number of the session of a data message among the sessions with its peer. After 256 sessions the numbers begin again.
+#[must_use]
+pub fn session_of(datagram: &[u8]) -> u8 {
+    // The receiver's index is little-endian, and its lowest byte counts the sessions.
+    datagram.get(4).copied().unwrap_or_default()
+}
+
 /// The counter of a data message.
 fn counter(datagram: &[u8]) -> u64 {
     datagram

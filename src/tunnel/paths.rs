@@ -64,6 +64,8 @@ pub(super) struct PathTable {
     /// When the first packet was sent of those that are not followed by a datagram on the primary path.
     pub(super) waits_since: Option<Instant>,
     ended: EndedWait,
+    /// The number of the session by which the last probe of the peer came.
+    probed_by: Option<u8>,
     pub(super) reports: Reports,
 }
 
@@ -116,6 +118,7 @@ impl PathTable {
             unanswered: false,
             waits_since: None,
             ended: EndedWait::default(),
+            probed_by: None,
             reports: Reports {
                 patience: LEAST_PATIENCE,
                 is_silent: false,
@@ -130,6 +133,7 @@ impl PathTable {
     pub(super) fn for_successor(&self) -> Self {
         let mut table = self.clone();
         table.end_wait();
+        table.probed_by = None;
         table.unanswered = false;
         for entry in table.entries_mut() {
             // The routes are looked up for the successor as well.
@@ -330,21 +334,18 @@ impl PathTable {
         }
     }
 
-    /// The datagram that has just arrived is a probe of the peer. It does not show that the peer receives what is sent to it: perhaps
-    /// the peer has left the primary path, and only tests it. So the wait goes on that the datagram ended.
-    pub(super) fn handle_probe(&mut self) {
+    /// The datagram that has just arrived is a probe of the peer, by the session with this number. It does not show that the peer
+    /// receives what is sent to it: perhaps the peer has left the primary path, and only tests it. So the wait goes on that the datagram
+    /// ended. The first probe by another session than before ends the wait: the peer may have been started again, and then nothing
+    /// answers what was sent by the session before.
+    pub(super) fn handle_probe(&mut self, session: u8) {
         let ended = std::mem::take(&mut self.ended);
-        if ended.since.is_some() {
+        let before = self.probed_by.replace(session);
+        let is_same = before.is_none_or(|before| before == session);
+        if is_same && ended.since.is_some() {
             self.waits_since = ended.since;
             self.reports.is_silent = ended.is_reported;
         }
-    }
-
-    /// The peer begins a session, and its next datagram is reported, since the session is used from then on. The peer may have been
-    /// started again, and then nothing answers what was sent by the session before.
-    pub(super) fn handle_new_session(&mut self) {
-        self.end_wait();
-        self.reports.heard |= self.choice == Choice::Steered;
     }
 
     /// A datagram arrived by the primary path. [`PathTable::handle_probe`] takes this back.

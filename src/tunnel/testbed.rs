@@ -251,9 +251,8 @@ impl BareTunnel {
             let mut state = peer.lock();
             state.last_handshake = established.or(state.last_handshake);
             peer.probes().handle_handshake();
-            if established.is_none() {
-                state.paths.handle_new_session();
-            }
+            // The session is used once the peer has sent by it.
+            state.paths.reports.heard |= established.is_none();
             if state.endpoint().is_none() {
                 state.paths.set_endpoint(Some(origin.0));
             }
@@ -275,7 +274,8 @@ impl BareTunnel {
             let asked = (IpAddr::V4(peer.0), probe);
             let echo = incoming::echo_of(&self.relaying, asked, origin.0, now);
             let mut state = state.lock();
-            state.paths.handle_probe();
+            // The initiator of a session of the simulation begins it with a keepalive, which ends each wait.
+            state.paths.handle_probe(0);
             let to = state.paths.endpoint_of(&origin.path())?;
             let message = Message::Echo(echo);
             let answer = PathMessage { nonce, message };
@@ -289,7 +289,7 @@ impl BareTunnel {
     /// A probe of a peer arrived that tests a size.
     pub fn handle_sized_probe(&self, peer: NodeAddress) {
         if let Some(peer) = self.peers.get(&peer) {
-            peer.lock().paths.handle_probe();
+            peer.lock().paths.handle_probe(0);
         }
     }
 
