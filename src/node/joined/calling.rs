@@ -249,12 +249,16 @@ fn handle_call_by(
     let steps = calling.punching.handle_paths(from, call.asks, now);
     let mut addresses = call.candidates.clone();
     addresses.retain(|address| mesh.is_outside(address));
-    if let Some(hops) = steps.open {
+    let answered_at = match steps.answer {
+        true => node.device.calling.answer(from, now),
+        false => None,
+    };
+    // A member that asks and gets no answer does not send, so the router would be opened in vain.
+    let is_in_vain = call.asks && steps.answer && answered_at.is_none();
+    if let Some(hops) = steps.open.filter(|_| !is_in_vain) {
         relaying::open_routers(node, &from, &addresses, hops, now);
     }
-    if steps.answer
-        && let Some(at) = node.device.calling.answer(from, now)
-    {
+    if let Some(at) = answered_at {
         // The way that has just worked is not the only one: a peer may pass on calls and drop their answers.
         let others = peers_to(node, &from).into_iter();
         let others = others.filter(|peer| Some(*peer) != by);
