@@ -270,7 +270,7 @@ impl Inbound {
                 }
             }
             Decision::AnswerProbe => {
-                state.paths.handle_probe(session_of(datagram));
+                state.paths.wait.handle_probe(session_of(datagram));
                 if let Some(ip) = Ip::parse(space) {
                     let length = probe::answer(space, &ip);
                     let (sender, answer) = (&mut self.sender, &space[..length]);

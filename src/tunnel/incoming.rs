@@ -29,7 +29,7 @@ pub(super) fn handle(
     };
     match message {
         Message::Probe(probe) => {
-            peer.lock().paths.handle_probe(session);
+            peer.lock().paths.wait.handle_probe(session);
             if probe.pays_for_its_echo() {
                 answer(round, peer, (&ip, nonce, probe), from, sender);
             }

@@ -53,6 +53,7 @@ mod news;
 mod outbound;
 mod path_entries;
 mod path_entry;
+mod path_wait;
 mod paths;
 mod peer;
 mod peers;

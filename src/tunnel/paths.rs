@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use super::endpoint::Endpoint;
 use super::path_entries::Entries;
 use super::path_entry::Entry;
+use super::path_wait::Wait;
 use crate::model::path::{MAX_PATHS, Path};
 
 /// How long nothing may arrive by the primary path, while packets are sent by it, before that is reported.
@@ -61,19 +62,9 @@ pub(super) struct PathTable {
     next: Option<Move>,
     /// Whether an initiation was sent since the last authentic datagram.
     unanswered: bool,
-    /// When the first packet was sent of those that are not followed by a datagram on the primary path.
-    pub(super) waits_since: Option<Instant>,
-    ended: EndedWait,
-    /// The number of the session by which the last probe of the peer came.
-    probed_by: Option<u8>,
+    /// The wait for a datagram by the primary path.
+    pub(super) wait: Wait,
     pub(super) reports: Reports,
-}
-
-/// The wait that the last datagram ended, and whether it was reported.
-#[derive(Debug, Clone, Copy, Default)]
-struct EndedWait {
-    since: Option<Instant>,
-    is_reported: bool,
 }
 
 /// What is reported to the part of the program that chooses the path.
@@ -81,7 +72,6 @@ struct EndedWait {
 pub(super) struct Reports {
     /// How long a packet waits before the silence of the primary path is reported. It is not less than [`LEAST_PATIENCE`].
     pub(super) patience: Duration,
-    is_silent: bool,
     /// Whether the next authentic datagram is reported.
     pub(super) heard: bool,
     /// Whether the next packet of the device is reported.
@@ -116,12 +106,9 @@ impl PathTable {
             choice: Choice::Roaming,
             next: None,
             unanswered: false,
-            waits_since: None,
-            ended: EndedWait::default(),
-            probed_by: None,
+            wait: Wait::default(),
             reports: Reports {
                 patience: LEAST_PATIENCE,
-                is_silent: false,
                 heard: false,
                 sent: false,
                 new: None,
@@ -132,8 +119,7 @@ impl PathTable {
     /// The paths as the successor of the peer has them: nothing was sent to it yet.
     pub(super) fn for_successor(&self) -> Self {
         let mut table = self.clone();
-        table.end_wait();
-        table.probed_by = None;
+        table.wait = Wait::default();
         table.unanswered = false;
         for entry in table.entries_mut() {
             // The routes are looked up for the successor as well.
@@ -264,7 +250,7 @@ impl PathTable {
         if !self.entries.set_primary(to) {
             return;
         }
-        self.end_wait();
+        self.wait.end();
         if let Some(entry) = self.entries.primary_mut() {
             entry.mtu = entry.mtu.or(mtu);
         }
@@ -273,9 +259,7 @@ impl PathTable {
     /// A packet of the device is about to be sent; the one before was sent at `last`. Returns whether that is to be reported.
     #[inline]
     pub(super) fn handle_sent(&mut self, last: Option<Instant>, now: Instant) -> bool {
-        if self.waits_since.is_none() {
-            self.waits_since = Some(now);
-        }
+        self.wait.handle_sent(now);
         let moved = self.next.is_some() && self.move_at_gap(last, now);
         std::mem::take(&mut self.reports.sent) || moved
     }
@@ -286,7 +270,7 @@ impl PathTable {
         let is_gap = last.is_none_or(|at| now.saturating_duration_since(at) >= next.gap);
         if is_gap || now >= next.until {
             self.move_to(&next.to);
-            self.waits_since = Some(now);
+            self.wait.handle_sent(now);
         }
         self.next.is_none()
     }
@@ -298,14 +282,9 @@ impl PathTable {
             self.move_to(&next.to);
             return (true, None);
         }
-        let deadline = self.waits_since.map(|since| since + self.reports.patience);
-        let deadline = deadline.filter(|_| !self.reports.is_silent);
-        match deadline.filter(|_| self.choice == Choice::Steered) {
-            Some(at) if at <= now => {
-                self.reports.is_silent = true;
-                (true, None)
-            }
-            deadline => (false, deadline),
+        match self.choice {
+            Choice::Roaming => (false, None),
+            Choice::Steered => self.wait.poll(self.reports.patience, now),
         }
     }
 
@@ -318,7 +297,7 @@ impl PathTable {
             && primary.endpoint == from
         {
             primary.heard = Some(now);
-            self.interrupt_wait();
+            self.wait.handle_received();
             return Received {
                 wants_route: false,
                 is_news,
@@ -334,38 +313,9 @@ impl PathTable {
         }
     }
 
-    /// The datagram that has just arrived is a probe of the peer, by the session with this number. It does not show that the peer
-    /// receives what is sent to it: perhaps the peer has left the primary path, and only tests it. So the wait goes on that the datagram
-    /// ended. The first probe by another session than before ends the wait: the peer may have been started again, and then nothing
-    /// answers what was sent by the session before.
-    pub(super) fn handle_probe(&mut self, session: u8) {
-        let ended = std::mem::take(&mut self.ended);
-        let before = self.probed_by.replace(session);
-        let is_same = before.is_none_or(|before| before == session);
-        if is_same && ended.since.is_some() {
-            self.waits_since = ended.since;
-            self.reports.is_silent = ended.is_reported;
-        }
-    }
-
-    /// A datagram arrived by the primary path. [`PathTable::handle_probe`] takes this back.
-    #[inline]
-    fn interrupt_wait(&mut self) {
-        self.ended = EndedWait {
-            since: self.waits_since.take(),
-            is_reported: std::mem::take(&mut self.reports.is_silent),
-        };
-    }
-
-    fn end_wait(&mut self) {
-        self.waits_since = None;
-        self.reports.is_silent = false;
-        self.ended = EndedWait::default();
-    }
-
     /// The peer is there from now on, and datagrams to it leave from the address at which this one arrived.
     fn roam(&mut self, from: Endpoint, now: Instant) -> Received {
-        self.end_wait();
+        self.wait.end();
         let wants_route = match self.entries.primary_mut() {
             Some(entry) => {
                 entry.heard = Some(now);
@@ -386,7 +336,7 @@ impl PathTable {
     #[cold]
     fn handle_other(&mut self, from: Endpoint, now: Instant) -> Received {
         let path = from.path();
-        self.ended = EndedWait::default();
+        self.wait.handle_other();
         let is_known = self.entries.of(&path).is_some();
         let is_first = self.entries().iter().all(|entry| entry.heard.is_none());
         let before = self.entries.primary().map(|entry| {
@@ -397,7 +347,7 @@ impl PathTable {
         let wants_route = entry.learn(from) || (!is_known && from.source.is_some());
         entry.heard = Some(now);
         if before.is_some_and(|(primary, _)| primary == path) {
-            self.interrupt_wait();
+            self.wait.handle_received();
             return Received {
                 wants_route,
                 is_news: false,

@@ -30,7 +30,7 @@ pub struct PathReport {
     pub primary: Option<Path>,
     /// All paths.
     pub paths: Vec<PathSeen>,
-    /// Since when packets are sent without a datagram that arrives by the primary path.
+    /// Since when packets are sent without a datagram that arrives by the primary path. Probes of the peer do not count.
     pub waits_since: Option<Instant>,
     /// When a packet of the device was last sent.
     pub last_send: Option<Instant>,
@@ -235,7 +235,7 @@ pub(super) fn report_of(peer: &Peer) -> PathReport {
         is_steered: state.paths.choice == Choice::Steered,
         primary: state.paths.primary(),
         paths: Vec::with_capacity(state.paths.entries().len()),
-        waits_since: state.paths.waits_since,
+        waits_since: state.paths.wait.since(),
         last_send: state.last_send,
         last_receive: state.last_receive,
         sessions: probes.sessions(),

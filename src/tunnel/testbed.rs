@@ -275,7 +275,7 @@ impl BareTunnel {
             let echo = incoming::echo_of(&self.relaying, asked, origin.0, now);
             let mut state = state.lock();
             // The initiator of a session of the simulation begins it with a keepalive, which ends each wait.
-            state.paths.handle_probe(0);
+            state.paths.wait.handle_probe(0);
             let to = state.paths.endpoint_of(&origin.path())?;
             let message = Message::Echo(echo);
             let answer = PathMessage { nonce, message };
@@ -284,13 +284,6 @@ impl BareTunnel {
         let is_news = incoming::note(&mut state.probes(), nonce, message, origin.0, now);
         self.add_news(peer, is_news);
         None
-    }
-
-    /// A probe of a peer arrived that tests a size.
-    pub fn handle_sized_probe(&self, peer: NodeAddress) {
-        if let Some(peer) = self.peers.get(&peer) {
-            peer.lock().paths.handle_probe(0);
-        }
     }
 
     /// The answer to a probe that tests a size arrived.

@@ -15,6 +15,7 @@
 //! | `policy.json` | the record of the policy in force | the policy among the records is in force, if this version understands it |
 //! | `services.json` | services added with `meshctl service add`, drains | meshd reports that; the file is kept as `services.json.damaged` |
 
+pub(in crate::node) mod calls;
 pub mod departing;
 pub(in crate::node) mod policy;
 pub mod records;
@@ -46,6 +47,7 @@ use crate::records::service_address::ServiceAddresses;
 const IN_STEP: &str = "in_step.json";
 const NEWCOMERS: &str = "newcomers.json";
 const POLICY: &str = "policy.json";
+const CALLS: &str = "calls.json";
 /// The maximum size of a state file in bytes. It does not apply to the file of records.
 const MAX_FILE: u64 = 4 * 1024 * 1024;
 
@@ -508,23 +510,6 @@ impl StateDir {
         self.write("service-addresses.json", addresses)
     }
 
-    /// The time of the last call of each member. It is empty if the file is missing or damaged.
-    #[must_use]
-    pub fn calls(&self) -> BTreeMap<PublicKey, u64> {
-        self.read_or_nothing("calls.json")
-            .ok()
-            .flatten()
-            .unwrap_or_default()
-    }
-
-    /// Writes the time of the last call of each member.
-    ///
-    /// # Errors
-    /// The file cannot be written. The old file is kept then.
-    pub fn set_calls(&self, calls: &BTreeMap<PublicKey, u64>) -> Result<(), StateError> {
-        self.write("calls.json", calls)
-    }
-
     /// Deletes the files of the node in its mesh. Departures that wait for a coordinator are kept.
     pub fn clear(&self) {
         for name in [
@@ -537,7 +522,7 @@ impl StateDir {
             "services.json",
             "instances.json",
             "service-addresses.json",
-            "calls.json",
+            CALLS,
             POLICY,
         ] {
             let _ = std::fs::remove_file(self.path(name));

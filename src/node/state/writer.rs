@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::records::RecordLog;
-use super::{Identity, StateDir, StateError, policy};
+use super::{Identity, StateDir, StateError, calls, policy};
 use crate::containers::ContainerId;
 use crate::model::PublicKey;
 use crate::node::replica::{RecordsWrite, WriteOutcome, WriteRequest};
@@ -137,7 +137,7 @@ impl Files {
                     Content::ServiceAddresses(addresses) => {
                         self.dir.set_service_addresses(addresses)
                     }
-                    Content::Calls(calls) => self.dir.set_calls(calls),
+                    Content::Calls(times) => calls::write(&self.dir, times),
                     Content::Policy(record) => policy::write(&self.dir, record),
                 };
                 Written::State(file, content, result)

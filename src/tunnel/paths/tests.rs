@@ -240,35 +240,20 @@ fn silence_is_reported_once_after_the_patience_and_only_while_packets_are_sent()
 }
 
 #[test]
-fn a_probe_of_the_peer_does_not_end_the_wait_for_a_datagram_of_its_programs() {
+fn silence_is_reported_although_the_peer_tests_the_path() {
     let now = Instant::now();
     let mut table = steered(at(1, 7), now);
-    let probed = |table: &mut PathTable, from, at| {
-        table.handle_received(from, at);
-        table.handle_probe(1);
-    };
-    probed(&mut table, at(1, 7), now);
-    assert_eq!(table.waits_since, None, "nothing was sent");
     table.handle_sent(None, now);
     for n in (100..400).step_by(100) {
-        probed(&mut table, at(1, 7), now + ms(n));
-        assert_eq!(table.waits_since, Some(now), "{n}");
+        table.handle_received(at(1, 7), now + ms(n));
+        table.wait.handle_probe(1);
     }
     assert_eq!(table.handle_time(now + LEAST_PATIENCE), (true, None));
-    // What was reported is not reported again.
-    probed(&mut table, at(1, 7), now + ms(500));
-    assert_eq!(table.handle_time(now + ms(600)), (false, None));
-    // Whatever else arrives by the path in use ends the wait, and a probe by another path does not bring it back.
-    table.handle_received(at(1, 7), now + ms(700));
-    probed(&mut table, at(2, 7), now + ms(700));
-    assert_eq!(table.waits_since, None);
-    table.handle_sent(None, now + ms(800));
-    for waits in [None, Some(now + ms(900))] {
-        table.handle_received(at(1, 7), now + ms(900));
-        table.handle_probe(2);
-        assert_eq!(table.waits_since, waits, "the peer was started again once");
-        table.handle_sent(None, now + ms(900));
-    }
+    // A probe by another path does not bring back a wait that ended.
+    table.handle_received(at(1, 7), now + ms(500));
+    table.handle_received(at(2, 7), now + ms(500));
+    table.wait.handle_probe(1);
+    assert_eq!(table.wait.since(), None);
 }
 
 #[test]

@@ -636,10 +636,7 @@ impl Node {
         match inner {
             Inner::Packet => self.out.push(Output::Received(peer)),
             Inner::Keepalive => {}
-            Inner::Sized(nonce, _) => {
-                self.tunnel.handle_sized_probe(of);
-                self.seal_back(peer, Inner::SizedAnswer(nonce), origin, now);
-            }
+            Inner::Sized(nonce, _) => self.seal_back(peer, Inner::SizedAnswer(nonce), origin, now),
             Inner::SizedAnswer(nonce) => {
                 self.tunnel.handle_sized_answer(of, origin, nonce, time);
             }
