@@ -13,7 +13,7 @@ use crate::flow::Flow;
 use crate::lab::{Lab, Node};
 use crate::median::median;
 use crate::read::process_cpu;
-use crate::report::{Times, print};
+use crate::report::{Times, note, print};
 
 /// How long the rate is measured in one round.
 const ROUND: Duration = Duration::from_secs(3);
@@ -73,6 +73,7 @@ pub(crate) fn throughput(settings: &Settings) {
 pub(crate) fn cuts(settings: &Settings) {
     let lab = pair();
     let mut times = [Times::default(), Times::default(), Times::default()];
+    let mut applied = Times::default();
     let runs = settings.runs.min(20);
     for port in (PORT..).take(runs) {
         lab.apply(OPEN);
@@ -82,6 +83,7 @@ pub(crate) fn cuts(settings: &Settings) {
         std::thread::sleep(BEFORE);
         let (began, date) = (Instant::now(), SystemTime::now());
         lab.sign(CLOSED);
+        applied.add(Some(began.elapsed()));
         let (mut last, mut bytes) = (began, stream.received());
         while began.elapsed() < AFTER {
             std::thread::sleep(Duration::from_millis(2));
@@ -109,6 +111,8 @@ pub(crate) fn cuts(settings: &Settings) {
             times.percentile(99) <= Duration::from_millis(500),
         );
     }
+    // What the command and the coordinator take of these times.
+    note("B2", "`policy apply` itself ends", &applied.shown());
 }
 
 /// Two nodes that reach each other directly.

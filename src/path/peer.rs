@@ -13,7 +13,7 @@
 use std::time::{Duration, Instant};
 
 use self::choice::{beats, has_failed};
-use self::silence::{Suspicion, is_left, judge, patience};
+use self::silence::{is_heard_since, is_left, is_refuted, patience};
 use super::link::{Link, LinkReport};
 use super::links::{Candidate, Links, MAX_CANDIDATES, abandoned, is_open_to_probes, probe_open};
 use crate::model::{NodeAddress, Path};
@@ -317,19 +317,17 @@ impl PeerPaths {
                 }
             }
             State::Suspect { since, .. } => {
-                match judge(self.state, since, &self.links, is_silent, now) {
-                    Suspicion::Refuted => self.state = State::Open,
-                    Suspicion::Renewed => self.state = State::suspect(now),
-                    Suspicion::Stands => {
-                        // The peer is heard by another path, which may work in both directions by now.
-                        let primary = self.links.primary();
-                        let is_heard = |link: &Link| {
-                            Some(link.path) != primary
-                                && link.heard >= Some(since)
-                                && link.heard > link.answered
-                        };
-                        self.links.probe(is_heard, now);
-                    }
+                if is_refuted(self.state, since, &self.links, is_silent, now) {
+                    self.state = State::Open;
+                } else {
+                    // The peer is heard by another path, which may work in both directions by now.
+                    let primary = self.links.primary();
+                    let is_heard = |link: &Link| {
+                        Some(link.path) != primary
+                            && link.heard >= Some(since)
+                            && link.heard > link.answered
+                    };
+                    self.links.probe(is_heard, now);
                 }
             }
         }
@@ -462,7 +460,15 @@ impl PeerPaths {
     }
 
     fn poll_suspect(&mut self, probes: &mut Vec<Path>, now: Instant) {
-        let fails = self.state.fails_at(self.links.trip_in_use());
+        let srtt = self.links.trip_in_use();
+        if let State::Suspect { since, .. } = self.state
+            && is_heard_since(&self.links, since)
+            && self.state.renewed_at(srtt).is_some_and(|at| at <= now)
+        {
+            // The peer is heard by the path and answers by none, so all are asked once more.
+            self.state = State::suspect(now);
+        }
+        let fails = self.state.fails_at(srtt);
         let primary = self.links.primary();
         let State::Suspect {
             since,
@@ -584,11 +590,6 @@ impl PeerPaths {
 fn offer(links: &Links, is_lost: bool) -> Action {
     let (all, opens) = links.offers(is_lost);
     Action::Offer(all, opens)
-}
-
-/// Whether something came by the path in use since then.
-fn is_heard_since(links: &Links, since: Instant) -> bool {
-    links.in_use().is_some_and(|link| link.works_since(since))
 }
 
 /// The paths of a better kind by which probes may be sent though nobody agreed on them now.

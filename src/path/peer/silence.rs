@@ -16,38 +16,26 @@ use crate::path::links::Links;
 /// The least silence, while packets are sent, that makes a path suspect.
 pub const LEAST_PATIENCE: Duration = Duration::from_millis(400);
 
-/// What becomes of a path that is suspect.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Suspicion {
-    /// The path works.
-    Refuted,
-    /// That is not known yet.
-    Stands,
-    /// The peer is heard by the path and answered by none, so all are asked once more.
-    Renewed,
-}
-
-/// What becomes of the path in use, which is suspect since then. `is_silent` says whether packets have been sent for too long with
-/// nothing but probes of the peer after them.
-pub(super) fn judge(
+/// Whether the path in use works, which is suspect since then. `is_silent` says whether packets have been sent for too long with nothing
+/// but probes of the peer after them.
+pub(super) fn is_refuted(
     state: State,
     since: Instant,
     links: &Links,
     is_silent: bool,
     now: Instant,
-) -> Suspicion {
-    let link = links.in_use();
-    let is_answered = link.is_some_and(|link| link.answered >= Some(since));
-    let is_heard = link.is_some_and(|link| link.works_since(since));
-    let is_past = |at: Option<Instant>| at.is_some_and(|at| at <= now);
-    let is_over = is_past(state.fails_at(links.trip_in_use()));
-    if is_answered || (is_heard && is_over && !is_silent) {
-        Suspicion::Refuted
-    } else if is_heard && is_past(state.renewed_at(links.trip_in_use())) {
-        Suspicion::Renewed
-    } else {
-        Suspicion::Stands
-    }
+) -> bool {
+    let is_answered = links
+        .in_use()
+        .is_some_and(|link| link.answered >= Some(since));
+    let fails = state.fails_at(links.trip_in_use());
+    let is_over = fails.is_some_and(|at| at <= now);
+    is_answered || (is_over && !is_silent && is_heard_since(links, since))
+}
+
+/// Whether something came by the path in use since then.
+pub(super) fn is_heard_since(links: &Links, since: Instant) -> bool {
+    links.in_use().is_some_and(|link| link.works_since(since))
 }
 
 /// How long the path in use may be silent while packets are sent.
