@@ -383,6 +383,28 @@ pub(in crate::tunnel) mod tests {
     }
 
     #[test]
+    fn all_messages_of_a_session_have_its_number_and_the_next_session_has_another_one() {
+        let (mut to_b, mut to_a) = established();
+        let (mut x, mut y) = (vec![0; 4096], vec![0; 4096]);
+        let session = |to_b: &mut Noise, x: &mut [u8]| {
+            let (length, is_data) = to_b.seal(&packet(1), x, Instant::now()).expect("a session");
+            assert!(is_data);
+            session_of(&x[..length])
+        };
+        let first = session(&mut to_b, &mut x);
+        assert_eq!(session(&mut to_b, &mut x), first);
+        let n = to_b.initiate(&mut x).expect("none is under way");
+        let Opened::Reply(m) = open(&mut to_a, &x[..n], &mut y) else {
+            panic!("a response")
+        };
+        assert!(matches!(
+            open(&mut to_b, &y[..m], &mut x),
+            Opened::Established(_)
+        ));
+        assert_ne!(session(&mut to_b, &mut x), first);
+    }
+
+    #[test]
     fn a_replayed_datagram_is_refused_every_time() {
         let (mut to_b, mut to_a) = established();
         let (mut x, mut y) = (vec![0; 4096], vec![0; 4096]);
