@@ -16,13 +16,14 @@
 //! | [`services`] | services from the configuration and the command line, and health checks |
 //! | [`discovery`] | the services of the mesh as targets for Prometheus, and as sites of an ingress |
 //! | [`firewall`] | packet filter rules and address mapping in the kernel |
+//! | [`page`] | the page for a browser: views of the mesh as HTML |
 //! | [`coordinator`] | admits nodes, leases addresses, stores and forwards records |
 //! | [`node`] | meshd: carries values between the parts above and the coordinator |
 //! | [`cli`] | meshctl, one file per command |
 //! | [`testbed`] | hosts in network namespaces, for the demo, the tests and the benches |
 //!
 //! Imports run one way: programs import `cli`, `node`, `coordinator` and `testbed`; those import `tunnel`, `path`, `dns`,
-//! `containers`, `services`, `discovery` and `firewall`; those import `protocol`, then `records`, then `policy`, then
+//! `containers`, `services`, `discovery`, `firewall` and `page`; those import `protocol`, then `records`, then `policy`, then
 //! `model`. `os` serves all parts that do input and output. `tests/architecture` holds that.
 //!
 //! Start reading at [`records::ledger`], which verifies every record, then at [`node`].
@@ -39,6 +40,7 @@ pub mod firewall;
 pub mod model;
 pub mod node;
 pub mod os;
+pub mod page;
 pub mod path;
 pub mod policy;
 pub mod protocol;

@@ -12,6 +12,7 @@
 //! | `own_urls` | whether the public URLs lead back to this coordinator |
 //! | `slots` | how many connections there may be, in total and from each source |
 //! | `admin`, `metrics` | the API for administrators, and metrics for their monitoring |
+//! | `web`, `page` | the API for programs with tokens, and the page |
 //! | `enroll` | whether a join is granted |
 //! | `marks` | the text that a member returns to prove that it was a member |
 //! | [`hub`] | the ledger in memory, and the changes that streams follow |
@@ -27,6 +28,7 @@ mod limits;
 mod marks;
 mod metrics;
 mod own_urls;
+mod page;
 mod public_url;
 mod reply;
 mod running;

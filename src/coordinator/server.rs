@@ -37,6 +37,7 @@ use crate::os::clock;
 use crate::os::tasks::Tasks;
 use crate::os::unix_server::failure;
 use crate::os::web::Source;
+use crate::page;
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::join;
 use crate::protocol::join::JoinRequest;
@@ -148,7 +149,7 @@ pub(super) async fn serve(
 struct Routers {
     /// The handlers for nodes.
     nodes: Router,
-    /// The handlers for programs with API tokens.
+    /// The handlers for programs with API tokens, and for the page.
     api: Router,
 }
 
@@ -178,7 +179,8 @@ async fn connection(
         // A stream continues after the HTTP connection was upgraded, and it keeps the slot.
         request.extensions_mut().insert(slot.clone());
         request.extensions_mut().insert(Source(slot.address()));
-        let is_api = request.uri().path().starts_with(COORDINATOR_PREFIX);
+        let path = request.uri().path();
+        let is_api = path.starts_with(COORDINATOR_PREFIX) || page::calls::is_at(path);
         let router = if is_api { &api } else { &nodes };
         let answer = router.call(request);
         async move {

@@ -1,4 +1,5 @@
-//! The API over the network, on the port of the nodes. Its calls are in [`crate::protocol::web::calls`].
+//! The API over the network, on the port of the nodes. Its calls are in [`crate::protocol::web::calls`]. The page ([`super::page`]) is
+//! served with it.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -12,11 +13,13 @@ use axum::routing::get;
 use tokio::sync::watch;
 
 use super::hub::{self, Hub};
-use super::metrics;
 use super::reply::document;
+use super::{metrics, page};
 use crate::model::PublicKey;
 use crate::os::clock;
 use crate::os::web::{self, Facts, Guard, Knowledge, guarded, json};
+use crate::page::frame::COORDINATOR;
+use crate::page::server::with_page;
 use crate::protocol::api::ApiError;
 use crate::protocol::web::calls::OF_COORDINATOR;
 use crate::protocol::web::openapi;
@@ -24,7 +27,7 @@ use crate::protocol::web::openapi;
 /// How long one stream of events lasts. It ends before the deadline of its connection.
 const EVENTS_LIFETIME: Duration = Duration::from_secs(10);
 
-/// The handlers of all calls, behind the check of their tokens. When `stop` becomes true, the streams of events end.
+/// The handlers of all calls and of the page, behind the check of their tokens. When `stop` becomes true, the streams of events end.
 pub(super) fn router(hub: Arc<Hub>, stop: watch::Receiver<bool>) -> Router {
     let audit = hub.audit().clone();
     let knowledge = OfHub(Arc::clone(&hub));
@@ -37,6 +40,7 @@ pub(super) fn router(hub: Arc<Hub>, stop: watch::Receiver<bool>) -> Router {
     let events = move |State(hub): State<Arc<Hub>>, headers: HeaderMap| async move {
         events(hub, &headers, stop)
     };
+    let views = page::start(&hub, &guard);
     let router = Router::new()
         .route("/v1/api/nodes", get(nodes))
         .route("/v1/api/services", get(services))
@@ -47,7 +51,7 @@ pub(super) fn router(hub: Arc<Hub>, stop: watch::Receiver<bool>) -> Router {
             get(|| async { json(&openapi::of_coordinator()) }),
         )
         .with_state(hub);
-    guarded(router, guard)
+    with_page(&COORDINATOR, views, guarded(router, guard))
 }
 
 /// Where the check of a call gets its facts.

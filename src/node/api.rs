@@ -27,6 +27,7 @@ use crate::os::tasks::Tasks;
 use crate::os::unix_server::failure;
 use crate::os::web::Facts;
 use crate::os::{unix_server, web};
+use crate::page::policy::PolicyFacts;
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::local::{
     AddService, Checkup, ContainerList, DeniedList, Join, Joined, KeyRotated, Left, Netcheck, Ping,
@@ -98,6 +99,8 @@ pub enum ApiQuery {
     Facts(PublicKey, IpAddr, Reply<Facts>),
     /// Return the revision of the mesh that this node has received.
     Revision(Reply<u64>),
+    /// Return what the page shows of the policy.
+    Policy(Reply<PolicyFacts>),
 }
 
 /// What the calls need.

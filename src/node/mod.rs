@@ -18,7 +18,7 @@
 //! | [`joining`], [`unattended`], [`departing`] | a join, a join with a token file, and departures that wait for a coordinator |
 //! | [`report`], [`contact`], [`metrics`] | status, problems and metrics of the node |
 //! | [`discovery`] | the calls with which Prometheus and an ingress follow the services |
-//! | [`web`] | the API over the network, at the mesh addresses |
+//! | [`web`], [`page`] | the API over the network, at the mesh addresses, and the page |
 //! | [`transitions`] | the transitions that have a line in the log |
 
 mod agent;
@@ -47,6 +47,7 @@ mod mapping;
 mod metrics;
 mod names;
 mod own_records;
+mod page;
 pub mod paths;
 mod policy;
 mod reach;
@@ -226,8 +227,9 @@ async fn run(config: Config) -> Result<(), ApiError> {
         audit: audit.clone(),
         tasks: tasks.clone(),
     };
-    if config.api.is_on_network {
-        tasks.spawn("API over the network", web::serve(api.clone()));
+    if config.api.needs_tokens() {
+        let serving = web::serve(api.clone(), config.api.clone());
+        tasks.spawn("API over the network", serving);
     }
     let path = config.api.socket.clone();
     let discovery = discovery::router(commands.clone());

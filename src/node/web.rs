@@ -1,5 +1,6 @@
 //! The API over the network: HTTP at the mesh addresses of this node, for callers with API tokens. Its calls are in
-//! [`crate::protocol::web::calls`], and its handlers are those of the local API.
+//! [`crate::protocol::web::calls`], and its handlers are those of the local API. The page ([`super::page`]) is served with it, or at an
+//! address of its own.
 //!
 //! WireGuard encrypts what comes through the tunnel, and proves from which node it comes. So there is no TLS.
 
@@ -18,9 +19,13 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 use super::api::{self, ApiQuery, Command, LocalApi};
+use super::config::{ApiSettings, PagePlace};
+use super::page;
 use crate::model::PublicKey;
 use crate::os::tasks::{AbortOnDrop, Tasks};
 use crate::os::web::{ConnectionPlace, Facts, Guard, Knowledge, Places, Source, guarded};
+use crate::page::frame::NODE;
+use crate::page::server::with_page;
 use crate::protocol::api::ApiError;
 use crate::protocol::web::calls::OF_NODE;
 use crate::protocol::web::{PORT, openapi};
@@ -40,22 +45,14 @@ const MAX_HEAD: usize = 16 * 1024;
 const BACKLOG: u32 = 64;
 
 /// Serves until the program ends.
-pub(super) async fn serve(api: LocalApi) {
+pub(super) async fn serve(api: LocalApi, settings: ApiSettings) {
     let commands = api.commands.clone();
-    let guard = Guard::new(
-        OfAgent(commands.clone()),
-        OF_NODE,
-        openapi::PATH_OF_NODE,
-        api.audit.clone(),
-    );
-    let router = guarded(api::over_network(api), guard);
+    let router = router(api, settings.page);
     let places = Places::default();
-    let mut listeners: BTreeMap<IpAddr, AbortOnDrop> = BTreeMap::new();
-    let mut failed: BTreeMap<IpAddr, String> = BTreeMap::new();
+    let mut listeners: BTreeMap<SocketAddr, AbortOnDrop> = BTreeMap::new();
+    let mut failed: BTreeMap<SocketAddr, String> = BTreeMap::new();
     loop {
-        let wanted = api::send(&commands, |reply| Command::Api(ApiQuery::Addresses(reply))).await;
-        // A node that is not in a mesh has no addresses.
-        let wanted = wanted.unwrap_or_default();
+        let wanted = wanted(&commands, &settings).await;
         listeners.retain(|address, _| wanted.contains(address));
         for address in wanted {
             let Entry::Vacant(free) = listeners.entry(address) else {
@@ -71,7 +68,7 @@ pub(super) async fn serve(api: LocalApi) {
                 Err(error) => {
                     let why = error.to_string();
                     if failed.get(&address) != Some(&why) {
-                        tracing::warn!(%address, port = PORT, %why, "the API is not served at this address; if another program has the port, `ss -tlpn` names it");
+                        tracing::warn!(address = %address.ip(), port = address.port(), %why, "the API is not served at this address; if another program has the port, `ss -tlpn` names it");
                         failed.insert(address, why);
                     }
                 }
@@ -79,6 +76,37 @@ pub(super) async fn serve(api: LocalApi) {
         }
         sleep(LOOK_INTERVAL).await;
     }
+}
+
+/// The handlers of all calls, and of the page if it is served, behind the check of their tokens.
+fn router(api: LocalApi, page: PagePlace) -> Router {
+    let guard = Guard::new(
+        OfAgent(api.commands.clone()),
+        OF_NODE,
+        openapi::PATH_OF_NODE,
+        api.audit.clone(),
+    );
+    let pages = (page != PagePlace::Nowhere).then(|| page::start(&api, &guard));
+    let calls = guarded(api::over_network(api), guard);
+    match pages {
+        Some(views) => with_page(&NODE, views, calls),
+        None => calls,
+    }
+}
+
+/// The addresses at which to listen now.
+async fn wanted(commands: &mpsc::Sender<Command>, settings: &ApiSettings) -> Vec<SocketAddr> {
+    let mut wanted = Vec::new();
+    if let PagePlace::At(address) = settings.page {
+        wanted.push(address);
+    }
+    if settings.is_on_network {
+        let addresses = |reply| Command::Api(ApiQuery::Addresses(reply));
+        // A node that is not in a mesh has no addresses.
+        let own = api::send(commands, addresses).await.unwrap_or_default();
+        wanted.extend(own.into_iter().map(|own| SocketAddr::new(own, PORT)));
+    }
+    wanted
 }
 
 /// Where the check of a call gets its facts.
@@ -92,13 +120,13 @@ impl Knowledge for OfAgent {
     }
 }
 
-fn listen(address: IpAddr) -> std::io::Result<TcpListener> {
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     let socket = match address {
-        IpAddr::V4(_) => TcpSocket::new_v4(),
-        IpAddr::V6(_) => TcpSocket::new_v6(),
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
     }?;
     socket.set_reuseaddr(true)?;
-    socket.bind(SocketAddr::new(address, PORT))?;
+    socket.bind(address)?;
     socket.listen(BACKLOG)
 }
 

@@ -104,6 +104,12 @@ impl Policy {
         &self.text
     }
 
+    /// The number of its tests.
+    #[must_use]
+    pub fn test_count(&self) -> usize {
+        self.tests.len()
+    }
+
     /// Whether a node may serve a name: if a `[[serve]]` has the name, its `by` must have the node.
     #[must_use]
     pub fn may_serve(&self, name: &ServiceName, node: &NodeFacts<'_>) -> bool {

@@ -21,6 +21,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("services", LOWER),
     ("discovery", LOWER),
     ("firewall", LOWER),
+    ("page", LOWER),
     ("node", MIDDLE),
     ("coordinator", MIDDLE),
     ("testbed", MIDDLE),
@@ -40,6 +41,7 @@ const MIDDLE: &[&str] = &[
     "services",
     "discovery",
     "firewall",
+    "page",
     "os",
     "protocol",
     "records",
@@ -77,6 +79,7 @@ const PURE: &[&str] = &[
     "services",
     "discovery",
     "firewall",
+    "page",
     "coordinator/hub/members.rs",
     "node/change_times.rs",
     "node/contact.rs",
@@ -159,6 +162,7 @@ const SHELLS: &[&str] = &[
     "firewall/kernel.rs",
     "firewall/native.rs",
     "firewall/ports.rs",
+    "page/server.rs",
 ];
 
 /// The words that only a shell may use: clocks, files, processes, sockets, randomness, runtimes.

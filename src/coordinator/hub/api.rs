@@ -5,12 +5,14 @@ use super::members::{Administered, Submitted};
 use super::view::View;
 use crate::model::{Label, PublicKey};
 use crate::os::audit::Who;
+use crate::page::policy::PolicyFacts;
 use crate::protocol::admin::RevokedApiTokens;
 use crate::protocol::api::ApiError;
 use crate::protocol::api_token::{ApiCertificate, Place};
 use crate::protocol::local::ServiceList;
 use crate::protocol::service_list;
-use crate::records::{Ledger, api_revocation};
+use crate::records::subjects::subjects;
+use crate::records::{Ledger, RecordKey, api_revocation};
 
 /// Where a call with `token` arrives, and the domain of the mesh.
 ///
@@ -44,6 +46,23 @@ pub fn services(view: &View) -> ServiceList {
     let netmap = state.ledger.as_ref().map(Ledger::netmap);
     let netmap = netmap.unwrap_or_default();
     service_list::of(&netmap, |node| state.connected.contains_key(node))
+}
+
+/// What the page shows of the policy.
+#[must_use]
+pub fn policy_facts(view: &View) -> PolicyFacts {
+    let state = view.read();
+    let Some(ledger) = &state.ledger else {
+        return PolicyFacts::default();
+    };
+    let netmap = ledger.netmap();
+    PolicyFacts {
+        version: ledger.entry(&RecordKey::Policy).map(|entry| entry.version),
+        is_trying: ledger.policy().is_some_and(|policy| policy.tried.is_some()),
+        subjects: subjects(&netmap),
+        rules: netmap.rules,
+        denied: None,
+    }
 }
 
 /// The API tokens that the administrator revoked.

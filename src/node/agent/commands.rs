@@ -133,6 +133,7 @@ fn answer_api(agent: &mut Agent, query: ApiQuery) {
         ApiQuery::Revision(reply) => {
             answer(agent.node(), reply, |node| node.replica.position().revision)
         }
+        ApiQuery::Policy(reply) => answer(agent.node(), reply, report::policy_facts),
         ApiQuery::Facts(token, address, reply) => {
             let facts = agent.node();
             let facts = facts.and_then(|node| report::api_facts(node, &token, address));

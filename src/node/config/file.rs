@@ -1,6 +1,6 @@
 //! The sections of meshd.toml, as they are written in the file.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::{NonZeroU8, NonZeroU16};
 use std::path::PathBuf;
 
@@ -28,6 +28,7 @@ pub(super) struct File {
     pub(super) path: PathSection,
     pub(super) relay: RelaySection,
     pub(super) api: ApiSection,
+    pub(super) web: WebSection,
     pub(super) log: LogSettings,
     pub(super) service: Vec<ServiceSection>,
 }
@@ -224,6 +225,34 @@ impl Default for RelaySection {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct ApiSection {
     pub(super) enabled: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct WebSection {
+    pub(super) enabled: bool,
+    pub(super) listen: WebListen,
+}
+
+/// An address and a port. An empty text stands for the addresses of the API.
+#[derive(Debug, Default, Deserialize)]
+#[serde(try_from = "String")]
+pub(super) struct WebListen(pub(super) Option<SocketAddr>);
+
+impl TryFrom<String> for WebListen {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        if text.is_empty() {
+            return Ok(Self(None));
+        }
+        let address = text.parse().map_err(|_| {
+            format!(
+                "`{text}` is not an address with a port, such as 127.0.0.1:7448; \"\" stands for the addresses of the API"
+            )
+        })?;
+        Ok(Self(Some(address)))
+    }
 }
 
 #[derive(Debug, Deserialize)]

@@ -11,7 +11,7 @@ use clap::{Parser, Subcommand};
 
 use self::file::{
     Addressing, DnsSection, DockerSection, Enabled, ExposeWord, File, MetricsSection, NoneUsable,
-    PortsWord, ServiceSection, SplitDns,
+    PortsWord, ServiceSection, SplitDns, WebSection,
 };
 pub use self::reach::{NamedAddress, PathSettings, RelaySettings, StreamListen};
 use crate::containers::{Expose, OpenPorts, Rules};
@@ -133,6 +133,25 @@ pub struct ApiSettings {
     pub socket: PathBuf,
     /// Whether the API is served over the network too, at the mesh addresses, to callers with API tokens.
     pub is_on_network: bool,
+    pub page: PagePlace,
+}
+
+/// Where the page is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PagePlace {
+    Nowhere,
+    /// With the API, at the mesh addresses.
+    WithApi,
+    /// At this address, and with the API if that is on.
+    At(SocketAddr),
+}
+
+impl ApiSettings {
+    /// Whether anything is served to callers with API tokens.
+    #[must_use]
+    pub fn needs_tokens(&self) -> bool {
+        self.is_on_network || self.page != PagePlace::Nowhere
+    }
 }
 
 /// What is measured for monitoring.
@@ -239,6 +258,7 @@ impl Config {
             api: ApiSettings {
                 socket: socket.unwrap_or_else(|| "/run/meshd/meshd.sock".into()),
                 is_on_network: file.api.enabled,
+                page: page(&file.web, file.api.enabled, wrong),
             },
             name,
             token_file: file.join.token_file,
@@ -255,6 +275,28 @@ impl Config {
             path: reach::path(file.path, wrong),
             relay: reach::relay(&file.relay, wrong),
             log: file.log,
+        }
+    }
+}
+
+fn page(section: &WebSection, has_api: bool, wrong: &mut Findings<'_>) -> PagePlace {
+    match (section.enabled, section.listen.0) {
+        (false, _) => PagePlace::Nowhere,
+        (true, Some(address)) => {
+            if !address.ip().is_loopback() {
+                wrong.add(
+                    "web.listen",
+                    "nothing encrypts API tokens on the way to this address; set one of this machine alone, such as 127.0.0.1:7448, and reach it with `ssh -L` or through a proxy that ends TLS",
+                );
+            }
+            PagePlace::At(address)
+        }
+        (true, None) => {
+            if !has_api {
+                let text = "[web] enabled = true serves the page with the API; set [api] enabled = true, or [web] listen = \"127.0.0.1:7448\"";
+                wrong.add_at("web.enabled", text.to_owned());
+            }
+            PagePlace::WithApi
         }
     }
 }

@@ -114,6 +114,43 @@ fn the_api_is_served_over_the_network_only_where_asked_for() {
 }
 
 #[test]
+fn the_page_is_served_only_where_asked_for_and_where_tokens_are_encrypted() {
+    let page = |text: &str| load(text).map(|config| (config.api.page, config.api.needs_tokens()));
+    let here = "127.0.0.1:7448".parse().expect("a literal");
+    for (text, expected) in [
+        ("", (PagePlace::Nowhere, false)),
+        (
+            "[web]\nlisten = \"127.0.0.1:7448\"\n",
+            (PagePlace::Nowhere, false),
+        ),
+        (
+            "[api]\nenabled = true\n[web]\nenabled = true\n",
+            (PagePlace::WithApi, true),
+        ),
+        (
+            "[web]\nenabled = true\nlisten = \"127.0.0.1:7448\"\n",
+            (PagePlace::At(here), true),
+        ),
+    ] {
+        assert_eq!(page(text).expect("it is valid"), expected, "{text}");
+    }
+    for (text, why) in [
+        ("[web]\nenabled = true\n", "set [api] enabled = true"),
+        (
+            "[web]\nenabled = true\nlisten = \"0.0.0.0:80\"\n",
+            "nothing encrypts API tokens",
+        ),
+        (
+            "[web]\nlisten = \"7448\"\n",
+            "is not an address with a port",
+        ),
+    ] {
+        let error = page(text).expect_err("it is wrong").to_string();
+        assert!(error.contains(why), "{error}");
+    }
+}
+
+#[test]
 fn containers_get_mesh_addresses_of_their_own_only_where_asked_for() {
     let network = |text: &str| {
         let config = load(text).expect("it is valid");

@@ -18,6 +18,7 @@ pub(super) use checkup::{checkup, ping};
 pub(super) use denied::denied;
 pub(super) use netcheck::netcheck;
 pub(super) use peers::{not_ready, others};
+pub(super) use policy::policy_facts;
 pub(super) use problems::{ProblemKind, problem_counts};
 pub(super) use resolve::resolve;
 pub(super) use services::{containers, services, sites, targets};

@@ -1,19 +1,33 @@
-//! The problems of the policy of the mesh, with remedies.
+//! The policy of the mesh as the page shows it, and its problems, with remedies.
 
 use std::collections::BTreeMap;
 
+use super::denied::denied;
 use crate::model::text::listed;
 use crate::model::{Label, PublicKey, ServiceName};
 use crate::node::joined::JoinedNode;
+use crate::page::policy::PolicyFacts;
 use crate::policy::MAX_KINDS;
 use crate::protocol::local::Problem;
 use crate::records::netmap::{Netmap, Rules};
-use crate::records::subjects::without_policies;
+use crate::records::subjects::{subjects, without_policies};
 
 /// The maximum number of services without a right that a problem names.
 const MAX_UNLAWFUL: usize = 8;
 /// The maximum number of nodes that a problem names.
 const MAX_NODES: usize = 8;
+
+/// What the page shows of the policy.
+pub(in crate::node) fn policy_facts(node: &JoinedNode) -> PolicyFacts {
+    let policy = &node.device.policy;
+    PolicyFacts {
+        version: policy.version(),
+        rules: policy.rules().clone(),
+        is_trying: policy.is_trying(),
+        subjects: subjects(&node.netmap),
+        denied: Some(denied(node)),
+    }
+}
 
 /// The problems of the policy, as this node keeps to it.
 pub(super) fn policy_problems(node: &JoinedNode) -> Vec<Problem> {

@@ -163,6 +163,40 @@ pub fn verify(directory: &Path) -> io::Result<VerifiedLog> {
     })
 }
 
+/// The number of bytes at the end of a log in which [`latest`] looks.
+const MAX_LATEST: u64 = 1024 * 1024;
+
+/// The latest events of a log, the latest one first, and at most `most` of them. It reads only the end of the log, so it takes the same time
+/// however long the log is.
+///
+/// # Errors
+/// A file cannot be read.
+pub fn latest(directory: &Path, most: usize) -> io::Result<Vec<Line>> {
+    let mut lines: Vec<Line> = Vec::new();
+    let mut room = MAX_LATEST;
+    for opened in OpenFiles::open(directory)?.0.into_iter().rev() {
+        let length = opened.file.metadata()?.len();
+        let start = length.saturating_sub(room);
+        room = room.saturating_sub(length);
+        let mut file = BufReader::new(opened.file);
+        if start > 0 {
+            file.seek(SeekFrom::Start(start))?;
+            // The rest of a line whose beginning is not read.
+            read_line(&mut file)?;
+        }
+        let mut of_file = Vec::new();
+        while let Read::Line(bytes) = read_line(&mut file)? {
+            of_file.extend(Line::parse(&bytes));
+        }
+        let missing = most.saturating_sub(lines.len());
+        lines.extend(of_file.into_iter().rev().take(missing));
+        if room == 0 || lines.len() >= most {
+            break;
+        }
+    }
+    Ok(lines)
+}
+
 /// Reads the events of a log, and then those that are appended.
 #[derive(Debug)]
 pub struct EventReader {
@@ -360,6 +394,33 @@ mod tests {
         replace(path, &lines(&mut again, 2, 100));
         reader.follow().expect("readable");
         assert_eq!(numbers(&mut reader), [1, 2]);
+    }
+
+    #[test]
+    fn the_latest_events_are_read_from_the_end_of_the_log() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path();
+        let mut chain = Chain::EMPTY;
+        let earlier = path.join(format!("{CURRENT}.{:020}", 3));
+        std::fs::write(earlier, lines(&mut chain, 3, 0)).expect("writable");
+        let current = lines(&mut chain, 2, 10);
+        std::fs::write(path.join(CURRENT), &current).expect("writable");
+        let latest_numbers = |most| {
+            let lines = latest(path, most).expect("a log");
+            lines.iter().map(|line| line.n).collect::<Vec<_>>()
+        };
+        assert_eq!(latest_numbers(10), [5, 4, 3, 2, 1]);
+        assert_eq!(latest_numbers(3), [5, 4, 3]);
+        assert_eq!(latest_numbers(0), [0_u64; 0]);
+
+        // Of a long file only the end is read.
+        let long = lines(&mut chain, 10_000, 100);
+        assert!(long.len() as u64 > MAX_LATEST);
+        std::fs::write(path.join(CURRENT), &long).expect("writable");
+        let found = latest_numbers(usize::MAX);
+        assert_eq!(found.first(), Some(&10_005));
+        assert!(found.len() < 10_000, "{}", found.len());
+        assert!(found.is_sorted_by(|a, b| *a == *b + 1));
     }
 
     #[test]

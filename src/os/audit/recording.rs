@@ -44,6 +44,7 @@ impl Drop for Handle {
 
 #[derive(Debug, Default)]
 struct Shared {
+    directory: PathBuf,
     queue: Mutex<Queue>,
     /// Events wait, or the log is closed.
     filled: Condvar,
@@ -107,7 +108,10 @@ impl Audit {
     /// Continues the log in a directory, or begins one. A log that cannot be written is a problem, and the daemon runs all the same.
     #[must_use]
     pub fn open(directory: &Path) -> Self {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared {
+            directory: directory.to_owned(),
+            ..Shared::default()
+        });
         let thread = Thread {
             shared: Arc::clone(&shared),
             directory: directory.to_owned(),
@@ -123,6 +127,12 @@ impl Audit {
             return Self::none();
         }
         Self(Some(Arc::new(Handle(shared))))
+    }
+
+    /// The directory of the log. None if nothing is recorded.
+    #[must_use]
+    pub fn directory(&self) -> Option<&Path> {
+        self.0.as_ref().map(|handle| handle.0.directory.as_path())
     }
 
     /// Records an event.

@@ -83,6 +83,15 @@ impl<K: Knowledge> Guard<K> {
         }
     }
 
+    /// The same guard, with the same limits, for the handlers of other calls.
+    #[must_use]
+    pub fn of_calls(&self, calls: &'static [ApiCall]) -> Self {
+        Self {
+            calls,
+            ..self.clone()
+        }
+    }
+
     fn limits(&self) -> MutexGuard<'_, CallLimits> {
         // A panic under the lock leaves at most a wrong count.
         self.limits.lock().unwrap_or_else(PoisonError::into_inner)

@@ -17,10 +17,12 @@ pub enum Scope {
     StatusRead,
     /// The services of the mesh, and what names resolve to.
     ServicesRead,
-    /// The nodes of the mesh, and the paths between them.
+    /// The nodes of the mesh, the tokens with which they joined, and the paths between them.
     NodesRead,
-    /// The connections that the policy refused.
+    /// The policy, and the connections that it refused.
     PolicyRead,
+    /// The audit log.
+    AuditRead,
     /// The metrics.
     MetricsRead,
     /// Add, change, remove, drain and undrain services of a node.
@@ -32,11 +34,12 @@ pub enum Scope {
 }
 
 /// All scopes that this version knows, with their texts.
-const SCOPES: [(Scope, &str); 7] = [
+const SCOPES: [(Scope, &str); 8] = [
     (Scope::StatusRead, "status:read"),
     (Scope::ServicesRead, "services:read"),
     (Scope::NodesRead, "nodes:read"),
     (Scope::PolicyRead, "policy:read"),
+    (Scope::AuditRead, "audit:read"),
     (Scope::MetricsRead, "metrics:read"),
     (Scope::ServicesWrite, "services:write"),
     (Scope::Drain, "drain"),

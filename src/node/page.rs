@@ -1,0 +1,211 @@
+//! The page of a node ([`crate::page`]): its views, from what the local API returns, and the measurements for its graphs.
+
+use std::time::Instant;
+
+use axum::Router;
+use axum::extract::{Path as UrlPath, State};
+use axum::response::Response;
+use axum::routing::get;
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+
+use super::api::{self, ApiQuery, Command, LocalApi};
+use crate::os::tasks::Tasks;
+use crate::os::unix_server::failure;
+use crate::os::web::{Guard, Knowledge, guarded};
+use crate::page::server::{Kept, view_of};
+use crate::page::services::Place;
+use crate::page::table::Filter;
+use crate::page::{calls, history, nodes, problems, samples, services, why};
+use crate::protocol::local::{Status, WhyRequest};
+
+/// What the views need.
+#[derive(Debug, Clone)]
+struct Page {
+    commands: mpsc::Sender<Command>,
+    kept: Kept,
+}
+
+/// Starts the measurements. Returns the handlers of all views, behind the check of their tokens.
+pub(super) fn start<K: Knowledge>(api: &LocalApi, guard: &Guard<K>) -> Router {
+    let page = Page {
+        commands: api.commands.clone(),
+        kept: Kept::new(samples::OF_NODE, api.audit.directory()),
+    };
+    Tasks::current().spawn("measurements for the page", measure(page.clone()));
+    guarded(views(page), guard.of_calls(calls::OF_NODE))
+}
+
+/// The handlers of the views. They check no caller.
+fn views(page: Page) -> Router {
+    Router::new()
+        .route("/page/view/nodes", get(all_nodes))
+        .route("/page/view/nodes/{filter}", get(some_nodes))
+        .route("/page/view/why/{node}", get(explain))
+        .route("/page/view/services", get(all_services))
+        .route("/page/view/services/{filter}", get(some_services))
+        .route("/page/view/problems", get(list_problems))
+        .route("/page/view/policy", get(show_policy))
+        .route("/page/view/audit", get(show_audit))
+        .route("/page/view/history", get(show_history))
+        .with_state(page)
+}
+
+async fn measure(page: Page) {
+    let mut samples = samples::NodeSamples::default();
+    loop {
+        if let Ok(status) = api::send(&page.commands, Command::Status).await {
+            page.kept.add(samples.sample(&status, Instant::now()));
+        }
+        sleep(history::INTERVAL).await;
+    }
+}
+
+async fn all_nodes(page: State<Page>) -> Response {
+    show_nodes(page, Filter::default()).await
+}
+
+async fn some_nodes(page: State<Page>, UrlPath(filter): UrlPath<String>) -> Response {
+    show_nodes(page, Filter::parse(&filter)).await
+}
+
+async fn show_nodes(State(page): State<Page>, filter: Filter) -> Response {
+    let status = api::send(&page.commands, Command::Status).await;
+    view_of(status, |status| nodes::of_node(&status, &filter))
+}
+
+async fn explain(State(page): State<Page>, UrlPath(node): UrlPath<String>) -> Response {
+    let request = WhyRequest {
+        from: None,
+        to: node,
+    };
+    let command = |reply| Command::Why(request, reply);
+    let explained = api::send(&page.commands, command).await;
+    view_of(explained, |explained| why::view(&explained))
+}
+
+async fn all_services(page: State<Page>) -> Response {
+    show_services(page, Filter::default()).await
+}
+
+async fn some_services(page: State<Page>, UrlPath(filter): UrlPath<String>) -> Response {
+    show_services(page, Filter::parse(&filter)).await
+}
+
+async fn show_services(State(page): State<Page>, filter: Filter) -> Response {
+    let list = api::send(&page.commands, Command::Services).await;
+    view_of(list, |list| services::view(&list, &filter, Place::Node))
+}
+
+async fn list_problems(State(page): State<Page>) -> Response {
+    let status = api::send(&page.commands, Command::Status).await;
+    view_of(status, |status: Status| problems::view(&status.problems))
+}
+
+async fn show_policy(State(page): State<Page>) -> Response {
+    let facts = |reply| Command::Api(ApiQuery::Policy(reply));
+    match api::send(&page.commands, facts).await {
+        Ok(facts) => page.kept.policy_view(facts).await,
+        Err(error) => failure(error),
+    }
+}
+
+async fn show_audit(State(page): State<Page>) -> Response {
+    page.kept.audit_view().await
+}
+
+async fn show_history(State(page): State<Page>) -> Response {
+    page.kept.history_view()
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::{Body, to_bytes};
+    use axum::http::Request;
+    use hyper::service::Service as _;
+    use hyper_util::service::TowerToHyperService;
+
+    use super::*;
+    use crate::model::PublicKey;
+    use crate::os::audit::Audit;
+    use crate::os::web::{Facts, Source};
+    use crate::page::frame::NODE;
+    use crate::page::server::with_page;
+    use crate::protocol::api::{ApiError, ErrorCode};
+    use crate::protocol::web::openapi;
+
+    /// The knowledge of a node that is in no mesh.
+    #[derive(Debug, Clone)]
+    struct Nothing;
+
+    impl Knowledge for Nothing {
+        async fn facts(&self, _: PublicKey, _: std::net::IpAddr) -> Result<Facts, ApiError> {
+            Err(ApiError::new(ErrorCode::Conflict, "there is no mesh"))
+        }
+    }
+
+    async fn ask(router: &Router, path: &str) -> (u16, String) {
+        let source: std::net::IpAddr = [10, 210, 1, 9].into();
+        let request = Request::builder()
+            .uri(path)
+            .extension(Source(source))
+            .body(Body::empty());
+        let router = TowerToHyperService::new(router.clone());
+        let answer = router.call(request.expect("a valid request")).await;
+        let answer = answer.expect("it never fails");
+        let status = answer.status().as_u16();
+        let body = to_bytes(answer.into_body(), 1 << 20).await.expect("short");
+        let text = String::from_utf8(body.to_vec()).expect("text");
+        (status, text)
+    }
+
+    fn page() -> Page {
+        // Nobody receives the commands, so a handler that sends one answers that meshd is stopping.
+        let (commands, _) = mpsc::channel(1);
+        Page {
+            commands,
+            kept: Kept::new(samples::OF_NODE, None),
+        }
+    }
+
+    /// The path of a view, with something in the place of its parameter.
+    fn path_of(path: &str) -> String {
+        path.replace(['{', '}'], "")
+    }
+
+    #[tokio::test]
+    async fn each_view_has_a_handler() {
+        let router = views(page());
+        for view in calls::OF_NODE {
+            let (status, text) = ask(&router, &path_of(view.path)).await;
+            let is_kept = ["/page/view/audit", "/page/view/history"].contains(&view.path);
+            let expected = if is_kept { 200 } else { 503 };
+            assert_eq!(status, expected, "{}: {text}", view.path);
+        }
+    }
+
+    #[tokio::test]
+    async fn without_a_token_there_is_the_frame_and_no_view() {
+        let guard = Guard::new(Nothing, &[], openapi::PATH_OF_NODE, Audit::none());
+        let views = guarded(views(page()), guard.of_calls(calls::OF_NODE));
+        let others = guarded(Router::new(), guard);
+        let router = with_page(&NODE, views, others);
+        let (status, frame) = ask(&router, "/page").await;
+        assert_eq!(status, 200);
+        assert!(frame.contains("meshctl api-token create"), "{frame}");
+        for view in calls::OF_NODE {
+            let (status, text) = ask(&router, &path_of(view.path)).await;
+            assert_eq!(status, 401, "{}: {text}", view.path);
+            assert!(text.contains("\"code\":\"unauthorized\""), "{text}");
+        }
+        for path in [
+            "/page/view",
+            "/page/view/",
+            "/page/view/tokens",
+            "/page/view/nodes/a/b",
+        ] {
+            let (status, text) = ask(&router, path).await;
+            assert_eq!(status, 404, "{path}: {text}");
+        }
+    }
+}
