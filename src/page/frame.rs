@@ -66,6 +66,7 @@ pub fn frame(program: &Program) -> Markup {
                 meta name="color-scheme" content="light dark";
                 title { (program.name) }
                 link rel="stylesheet" href="/page/style.css";
+                link rel="icon" href="/page/icon.svg";
                 script src="/page/script.js" defer {}
             }
             body data-events=(program.events) {

@@ -1,6 +1,6 @@
 //! The page: what the mesh is and does, for a person with a browser. It only reads.
 //!
-//! A browser receives three files without a token: the frame, one stylesheet and one script. They have no data of the mesh, and are the
+//! A browser receives a few files without a token: the frame, one stylesheet, one script and an icon. They have no data of the mesh, and are the
 //! same for everybody. The person pastes an API token into the frame. The script keeps it in memory alone, and shows it with each request
 //! for a *view*, which is a part of the page that the server makes from the same values as the API. Each request for a view is checked
 //! like a call of the API ([`crate::os::web`]), with a scope for each view ([`calls`]).

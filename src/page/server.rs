@@ -26,6 +26,7 @@ use crate::protocol::api::{ApiError, ErrorCode};
 const HTML: &str = "text/html; charset=utf-8";
 const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("script.js");
+const ICON: &str = include_str!("icon.svg");
 
 /// The headers of all answers of a server that has the page. Scripts, styles, pictures and connections are those of this server alone. No
 /// other page may show this one in a frame, and no form is sent anywhere.
@@ -54,10 +55,12 @@ fn files(program: &Program) -> Router {
     };
     let style = || async { file("text/css; charset=utf-8", STYLE.into()) };
     let script = || async { file("text/javascript; charset=utf-8", SCRIPT.into()) };
+    let icon = || async { file("image/svg+xml", ICON.into()) };
     Router::new()
         .route("/page", get(whole))
         .route("/page/style.css", get(style))
         .route("/page/script.js", get(script))
+        .route("/page/icon.svg", get(icon))
 }
 
 /// Adds the headers to all answers of a router.
@@ -254,6 +257,7 @@ mod tests {
             ("/page", "text/html"),
             ("/page/style.css", "text/css"),
             ("/page/script.js", "text/javascript"),
+            ("/page/icon.svg", "image/svg+xml"),
         ] {
             let answer = get_from(&server, path).await;
             let found = answer.headers()[CONTENT_TYPE].to_str().expect("ASCII");

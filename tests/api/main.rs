@@ -6,6 +6,7 @@ mod fixtures;
 mod hostile;
 mod joins;
 mod kills;
+mod page;
 mod strangers;
 mod tokens;
 mod versions;

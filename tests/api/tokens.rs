@@ -19,13 +19,13 @@ use tokio::task::JoinHandle;
 use crate::coordinator::Coordinator;
 
 /// An open connection to a coordinator.
-struct Connection {
-    sender: SendRequest<Empty<Bytes>>,
+pub(crate) struct Connection {
+    pub(crate) sender: SendRequest<Empty<Bytes>>,
     driver: JoinHandle<hyper::Result<()>>,
 }
 
 impl Connection {
-    async fn open(at: &JoinToken) -> Option<Self> {
+    pub(crate) async fn open(at: &JoinToken) -> Option<Self> {
         let stream = dial(&at.urls[0], at.pin).await.ok()?;
         let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
@@ -42,7 +42,7 @@ impl Drop for Connection {
 }
 
 /// A request for `path` with a token.
-fn request(at: &JoinToken, path: &str, token: &str) -> Request<Empty<Bytes>> {
+pub(crate) fn request(at: &JoinToken, path: &str, token: &str) -> Request<Empty<Bytes>> {
     Request::builder()
         .uri(path)
         .header("host", at.urls[0].authority())
@@ -70,7 +70,7 @@ async fn status_of(at: &JoinToken, path: &str, token: &str) -> u16 {
     call(at, path, token).await.expect("an answer").0
 }
 
-fn create(coordinator: &Coordinator, words: &[&str]) -> String {
+pub(crate) fn create(coordinator: &Coordinator, words: &[&str]) -> String {
     let words = [&["api-token", "create"][..], words].concat();
     coordinator.admin(&words).trim().to_owned()
 }

@@ -26,7 +26,7 @@ fn start_with_api(mesh: &mut Mesh, n: usize) {
 }
 
 /// Makes an API token where the mesh is administered.
-fn create(mesh: &Mesh, options: &[&str]) -> String {
+pub(crate) fn create(mesh: &Mesh, options: &[&str]) -> String {
     let ended = mesh.admin(&[&["api-token", "create"][..], options].concat());
     assert_eq!(ended.code, 0, "{ended:?}");
     ended.stdout.trim().to_owned()
@@ -124,7 +124,7 @@ fn a_stolen_token_that_is_bound_to_a_node_works_from_nowhere_else() {
 }
 
 /// Whether curl is installed. If it is not, the test is listed as skipped.
-fn has_curl() -> bool {
+pub(crate) fn has_curl() -> bool {
     let version = std::process::Command::new("curl").arg("--version").output();
     if version.is_err() {
         meshd::testbed::skip_test("curl is not installed");

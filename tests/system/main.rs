@@ -31,6 +31,7 @@ mod monitoring;
 mod names;
 mod narrow_path;
 mod own_word;
+mod page;
 mod paths;
 mod policy;
 mod relayed;
