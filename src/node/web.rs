@@ -27,7 +27,7 @@ use crate::os::web::{ConnectionPlace, Facts, Guard, Knowledge, Places, Source, g
 use crate::page::frame::NODE;
 use crate::page::server::with_page;
 use crate::protocol::api::ApiError;
-use crate::protocol::web::calls::OF_NODE;
+use crate::protocol::web::calls::{OF_NODE, OF_NODE_WITH_PAGE_ONLY};
 use crate::protocol::web::{PORT, openapi};
 
 /// How often the addresses of this node are compared with those at which it listens. They change when it joins, leaves or moves to
@@ -47,7 +47,7 @@ const BACKLOG: u32 = 64;
 /// Serves until the program ends.
 pub(super) async fn serve(api: LocalApi, settings: ApiSettings) {
     let commands = api.commands.clone();
-    let router = router(api, settings.page);
+    let router = router(api, &settings);
     let places = Places::default();
     let mut listeners: BTreeMap<SocketAddr, AbortOnDrop> = BTreeMap::new();
     let mut failed: BTreeMap<SocketAddr, String> = BTreeMap::new();
@@ -78,17 +78,23 @@ pub(super) async fn serve(api: LocalApi, settings: ApiSettings) {
     }
 }
 
-/// The handlers of all calls, and of the page if it is served, behind the check of their tokens.
-fn router(api: LocalApi, page: PagePlace) -> Router {
+/// The handlers of the calls, and of the page if it is served, behind the check of their tokens. Where the page is served and the API is
+/// not, no call changes anything.
+fn router(api: LocalApi, settings: &ApiSettings) -> Router {
+    let calls = if settings.is_on_network {
+        OF_NODE
+    } else {
+        OF_NODE_WITH_PAGE_ONLY
+    };
     let guard = Guard::new(
         OfAgent(api.commands.clone()),
-        OF_NODE,
+        calls,
         openapi::PATH_OF_NODE,
         api.audit.clone(),
     );
-    let pages = (page != PagePlace::Nowhere).then(|| page::start(&api, &guard));
+    let views = (settings.page != PagePlace::Nowhere).then(|| page::start(&api, &guard));
     let calls = guarded(api::over_network(api), guard);
-    match pages {
+    match views {
         Some(views) => with_page(&NODE, views, calls),
         None => calls,
     }
@@ -165,4 +171,56 @@ async fn connection(tcp: TcpStream, source: IpAddr, router: Router, place: Conne
         tracing::debug!(%error, "a connection of the API ended");
     }
     drop(place);
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use axum::http::Request;
+
+    use super::*;
+    use crate::os::audit::Audit;
+
+    /// The status of the answer to a request without a token.
+    async fn status_of(is_on_network: bool, page: PagePlace, method: &str, path: &str) -> u16 {
+        // Nobody receives the commands, and no call without a token sends one.
+        let (commands, _) = mpsc::channel(1);
+        let api = LocalApi {
+            commands,
+            audit: Audit::none(),
+            tasks: Tasks::new("test"),
+        };
+        let settings = ApiSettings {
+            socket: "/run/meshd/meshd.sock".into(),
+            is_on_network,
+            page,
+        };
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .extension(Source([127, 0, 0, 1].into()))
+            .body(Body::empty());
+        let router = TowerToHyperService::new(router(api, &settings));
+        let answer = router.call(request.expect("a valid request")).await;
+        answer.expect("it never fails").status().as_u16()
+    }
+
+    #[tokio::test]
+    async fn the_page_is_served_where_it_is_on_and_brings_no_call_that_changes_something() {
+        let own = PagePlace::At(SocketAddr::from(([127, 0, 0, 1], 7448)));
+        let drain = ("POST", "/v1/services/web/drain");
+        for (is_on_network, place, (method, path), expected) in [
+            (false, own, ("GET", "/page"), 200),
+            (false, own, ("GET", "/page/view/nodes"), 401),
+            (false, own, ("GET", "/v1/events"), 401),
+            (false, own, drain, 404),
+            (true, PagePlace::WithApi, ("GET", "/page"), 200),
+            (true, PagePlace::WithApi, drain, 401),
+            (true, PagePlace::Nowhere, ("GET", "/page"), 404),
+            (true, PagePlace::Nowhere, drain, 401),
+        ] {
+            let status = status_of(is_on_network, place, method, path).await;
+            assert_eq!(status, expected, "{place:?} {path}");
+        }
+    }
 }
