@@ -302,3 +302,41 @@ fn long_texts_of_a_member_are_cut() {
         assert!(size < MAX_VIEW, "{size} bytes");
     }
 }
+
+/// The relative luminance of a colour such as `#0e1217` (WCAG 2.2).
+fn luminance(colour: &str) -> f64 {
+    let part = |from: usize| {
+        let digits = &colour[from..from + 2];
+        let value = u8::from_str_radix(digits, 16).expect("hexadecimal digits");
+        let value = f64::from(value) / 255.0;
+        if value <= 0.04045 {
+            value / 12.92
+        } else {
+            ((value + 0.055) / 1.055).powf(2.4)
+        }
+    };
+    0.2126 * part(1) + 0.7152 * part(3) + 0.0722 * part(5)
+}
+
+#[test]
+fn each_colour_of_a_text_has_enough_contrast_in_both_schemes() {
+    let style = include_str!("style.css");
+    let schemes: Vec<&str> = style.split(":root {").skip(1).collect();
+    assert_eq!(schemes.len(), 2, "a light scheme and a dark one");
+    for scheme in schemes {
+        let colour = |name: &str| {
+            let start = format!("--{name}: ");
+            let found = scheme
+                .lines()
+                .find_map(|line| line.trim().strip_prefix(&start));
+            luminance(found.unwrap_or_else(|| panic!("{name} has no colour")))
+        };
+        for text in ["text", "quiet", "link", "bad", "warning", "good"] {
+            for back in ["back", "raised"] {
+                let (a, b) = (colour(text), colour(back));
+                let contrast = (a.max(b) + 0.05) / (a.min(b) + 0.05);
+                assert!(contrast >= 4.5, "{text} on {back}: {contrast:.2}");
+            }
+        }
+    }
+}
