@@ -14,9 +14,12 @@ let stream = null;
 // Whether a view is requested now, and whether the mesh has changed in the meantime.
 let waiting = false;
 let again = false;
+// The route of the view that the token does not permit. It is not requested again, since each refusal is an event of the server.
+let barred = "";
 
 const REFRESH_MS = 5000;
 const RETRY_MS = 1000;
+const ANSWER_MS = 20000;
 const TYPING_MS = 250;
 
 const at = (id) => document.getElementById(id);
@@ -63,6 +66,7 @@ async function show(isOpened) {
   if (token === "") return;
   const number = ++asked;
   waiting = true;
+  barred = "";
   mark();
   try {
     await showAs(number, isOpened);
@@ -78,13 +82,13 @@ async function show(isOpened) {
 // Shows the view again. A view that is on its way arrives first, so that many changes do not hold the page up.
 function refresh() {
   if (waiting) again = true;
-  else show(false);
+  else if (barred !== route()) show(false);
 }
 
 async function showAs(number, isOpened) {
   let response, text;
   try {
-    response = await ask(pathOfView(), {});
+    response = await ask(pathOfView(), {}, AbortSignal.timeout(ANSWER_MS));
     text = response.ok ? await response.text() : await reasonOf(response);
   } catch {
     if (number === asked) fail("This server does not answer. The page tries again.");
@@ -99,6 +103,7 @@ async function showAs(number, isOpened) {
   if (!response.ok) {
     // A server that is busy for a moment keeps the view on the screen.
     if (response.status !== 429) place("");
+    if (response.status === 403) barred = route();
     fail(text);
     return;
   }
