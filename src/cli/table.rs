@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::exit::CliError;
 use super::style::{HEADING, Output};
+pub(super) use crate::model::text::age;
 use crate::protocol::local::Unpublished;
 
 /// Prints one JSON document.
@@ -95,16 +96,6 @@ pub(super) fn later(published: bool, unpublished: Option<&Unpublished>) -> Strin
     }
 }
 
-/// A duration in seconds, with the largest unit of which there are two.
-pub(super) fn age(seconds: u64) -> String {
-    match seconds {
-        0..120 => format!("{seconds} s"),
-        120..7_200 => format!("{} min", seconds / 60),
-        7_200..172_800 => format!("{} h", seconds / 3_600),
-        _ => format!("{} d", seconds / 86_400),
-    }
-}
-
 /// The lines of a table.
 pub(super) fn lines(headings: &[&str], rows: &[Vec<String>]) -> Vec<String> {
     let width = |column: usize| {
@@ -157,14 +148,6 @@ mod tests {
         assert_eq!(
             fitted(&headings, &rows, Output::PLAIN),
             lines(&headings, &rows)
-        );
-    }
-
-    #[test]
-    fn ages_have_the_unit_that_says_enough() {
-        assert_eq!(
-            [3, 119, 120, 7_200, 172_800].map(age),
-            ["3 s", "119 s", "2 min", "2 h", "2 d"]
         );
     }
 

@@ -50,6 +50,34 @@ pub fn nearest<T: AsRef<str>>(
     near.map(|(_, known)| known)
 }
 
+/// A duration in seconds, with the largest unit of which there are two.
+#[must_use]
+pub fn age(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7_200 => format!("{} min", seconds / 60),
+        7_200..172_800 => format!("{} h", seconds / 3_600),
+        _ => format!("{} d", seconds / 86_400),
+    }
+}
+
+/// A number of bytes, with the unit that leaves up to four digits.
+#[must_use]
+pub fn bytes(count: u64) -> String {
+    let mut value = count as f64;
+    for unit in ["B", "KiB", "MiB", "GiB"] {
+        if value < 1024.0 {
+            return if unit == "B" {
+                format!("{count} B")
+            } else {
+                format!("{value:.1} {unit}")
+            };
+        }
+        value /= 1024.0;
+    }
+    format!("{value:.1} TiB")
+}
+
 /// Whether `c` is a control character, or an invisible one that separates lines, joins characters, carries other text or sets
 /// the direction (UAX #9; `Default_Ignorable_Code_Point` in UAX #44).
 fn is_harmful(c: char) -> bool {
@@ -116,5 +144,21 @@ mod tests {
         assert_eq!(message(&whole), whole);
         let cut = message(&"\u{e4}".repeat(MAX_MESSAGE + 1));
         assert_eq!(cut, format!("{whole}\u{2026}"));
+    }
+
+    #[test]
+    fn ages_have_the_unit_that_says_enough() {
+        assert_eq!(
+            [3, 119, 120, 7_200, 172_800].map(age),
+            ["3 s", "119 s", "2 min", "2 h", "2 d"]
+        );
+    }
+
+    #[test]
+    fn bytes_are_shown_with_their_unit() {
+        assert_eq!(
+            [0, 1023, 1536, 5 << 30].map(bytes),
+            ["0 B", "1023 B", "1.5 KiB", "5.0 GiB"]
+        );
     }
 }

@@ -6,6 +6,7 @@ use super::table::{
     Filter, MAX_ROWS, Tone, ago, date, heading, left_out, mark, optional, round_trip, table, text,
 };
 use crate::model::Label;
+use crate::model::text::bytes;
 use crate::protocol::admin::{NodeList, NodeRow};
 use crate::protocol::local::{PeerState, PeerStatus, Status};
 
@@ -209,25 +210,6 @@ fn slowness(peer: &PeerStatus) -> f64 {
     peer.rtt_ms.unwrap_or(f64::INFINITY)
 }
 
-/// A number of bytes in the unit that fits.
-#[must_use]
-pub fn bytes(count: u64) -> String {
-    const UNITS: [&str; 4] = ["kB", "MB", "GB", "TB"];
-    if count < 1000 {
-        return format!("{count} B");
-    }
-    let mut value = count;
-    let mut found = "B";
-    for unit in UNITS {
-        if value < 1000 {
-            break;
-        }
-        value /= 1000;
-        found = unit;
-    }
-    format!("{value} {found}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -274,14 +256,5 @@ mod tests {
             &Filter::parse("not connected"),
         );
         assert_eq!(some.into_string().matches("rowheader").count(), 1);
-    }
-
-    #[test]
-    fn bytes_have_the_unit_that_fits() {
-        assert_eq!(bytes(0), "0 B");
-        assert_eq!(bytes(999), "999 B");
-        assert_eq!(bytes(1_500), "1 kB");
-        assert_eq!(bytes(12_000_000), "12 MB");
-        assert_eq!(bytes(u64::MAX), "18446744 TB");
     }
 }

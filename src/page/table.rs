@@ -5,7 +5,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use maud::{Markup, html};
 
-use crate::model::text::printable;
+use crate::model::text::{age, printable};
 use crate::model::time::{UnixSeconds, utc};
 
 /// The maximum number of rows of a table. More rows cost the browser and the person more than a filter does.
@@ -154,13 +154,8 @@ pub fn date(at: UnixSeconds) -> String {
 /// How long ago something was.
 #[must_use]
 pub fn ago(seconds: f64) -> String {
-    if seconds < 120.0 {
-        format!("{seconds:.0} s ago")
-    } else if seconds < 7200.0 {
-        format!("{:.0} min ago", seconds / 60.0)
-    } else {
-        format!("{:.0} h ago", seconds / 3600.0)
-    }
+    // The cast is exact enough for an age, and saturates.
+    format!("{} ago", age(seconds.round() as u64))
 }
 
 /// A round trip, or a dash.

@@ -2,8 +2,9 @@
 
 use maud::{Markup, html};
 
-use super::nodes::{bytes, shown};
+use super::nodes::shown;
 use super::table::{Tone, ago, heading, mark, optional, round_trip, table, text};
+use crate::model::text::bytes;
 use crate::protocol::local::{PathKind, PathRow, PathState, Why};
 
 /// The path to a node, all others that are known, and what to do.

@@ -3,6 +3,7 @@
 use crate::cli::style::{BAD, GOOD, Output, WARNING};
 use crate::cli::table;
 use crate::model::Label;
+use crate::model::text::bytes;
 use crate::protocol::local::{NodeState, NodeStatus, PeerState, PeerStatus, PolicyStatus, Status};
 
 const HEADINGS: [&str; 10] = [
@@ -233,22 +234,6 @@ fn age(seconds: f64) -> String {
     table::age(seconds.round() as u64)
 }
 
-/// A number of bytes, with the unit that leaves up to four digits.
-fn bytes(count: u64) -> String {
-    let mut value = count as f64;
-    for unit in ["B", "KiB", "MiB", "GiB"] {
-        if value < 1024.0 {
-            return if unit == "B" {
-                format!("{count} B")
-            } else {
-                format!("{value:.1} {unit}")
-            };
-        }
-        value /= 1024.0;
-    }
-    format!("{value:.1} TiB")
-}
-
 /// A status for tests: the peers by name, state and age of their last packet, and the number of problems.
 #[cfg(test)]
 pub(super) fn sample(peers: &[(&str, &str, Option<f64>)], problems: usize) -> Status {
@@ -347,13 +332,5 @@ z: no answer to 5 probes"
             "policy       version 7 tries another policy since 2 h ago: nothing is denied by it, and `meshctl policy denied` lists what would be"
         );
         assert!(shown(tried(None)).contains(" at present: nothing is denied by it"));
-    }
-
-    #[test]
-    fn bytes_are_shown_with_their_unit() {
-        assert_eq!(
-            [0, 1023, 1536, 5 << 30].map(bytes),
-            ["0 B", "1023 B", "1.5 KiB", "5.0 GiB"]
-        );
     }
 }
