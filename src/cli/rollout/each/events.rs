@@ -116,7 +116,10 @@ impl fmt::Display for Event {
                 write!(f, "{}: gets clients again", names(nodes))
             }
             Self::StillDrained { node, why } => {
-                write!(f, "{node}: still drained, as it does not answer: {why}")
+                write!(
+                    f,
+                    "{node}: may still be drained, as it was not published: {why}"
+                )
             }
             Self::Reverted { node } => write!(f, "{node}: rolled back"),
             Self::NotReverted { node, why } => write!(f, "{node}: not rolled back: {why}"),

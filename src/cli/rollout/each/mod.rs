@@ -381,7 +381,7 @@ impl Rollout {
             parts.push("no node is drained".to_owned());
         } else {
             parts.push(format!(
-                "STILL DRAINED: {}; run `meshctl service undrain {}` there",
+                "may still be drained: {}; run `meshctl service undrain {}` there",
                 listed(course.drained(), MAX_NAMED),
                 self.order.service
             ));

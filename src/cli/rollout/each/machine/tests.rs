@@ -1,5 +1,7 @@
 //! Rollouts in a small world: nodes that are drained, that run commands and that fail, on a clock of its own.
 
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 
 use super::super::order::Way;
@@ -114,7 +116,7 @@ impl World {
             .is_some_and(|n| label(n) == *node && fault(n) == self.fault)
     }
 
-    fn usable(&self) -> std::collections::BTreeSet<Label> {
+    fn usable(&self) -> BTreeSet<Label> {
         let nodes = self.nodes.iter();
         nodes
             .filter(|(_, node)| node.is_healthy && !node.is_drained && node.is_alive)
@@ -531,7 +533,7 @@ fn a_rollout_that_is_resumed_from_any_part_of_its_journal_has_the_same_end() {
 }
 
 fn a_fault() -> impl Strategy<Value = Fault> {
-    let kinds = [
+    let kinds: [fn(usize) -> Fault; 8] = [
         |_| Fault::Nothing,
         Fault::Drain,
         Fault::Acknowledge,
