@@ -77,14 +77,20 @@ impl Fleet {
         service: &ServiceName,
         nodes: &[Label],
     ) -> Result<Self, CliError> {
-        let token_file = globals.api_token_file.as_deref();
         let mut clients = BTreeMap::new();
+        let mut opened: Option<Remote> = None;
         for node in nodes {
-            let client = if *node == mesh.node.name {
-                globals.daemon()
-            } else {
-                remote(globals, mesh, node, token_file)?
-            };
+            let mut client = globals.daemon();
+            if *node != mesh.node.name {
+                let token = token_file(globals, node)?;
+                let url = url_of(mesh, node)?;
+                let remote = match &opened {
+                    Some(opened) => opened.at(url),
+                    None => Remote::open(url, token)?,
+                };
+                client = client.over(Some(remote.clone()));
+                opened = Some(remote);
+            }
             clients.insert(node.clone(), client.within(CALL_TIMEOUT));
         }
         Ok(Self {
@@ -237,31 +243,28 @@ impl Fleet {
     }
 }
 
-fn remote(
-    globals: &Globals,
-    mesh: &Mesh,
-    node: &Label,
-    token_file: Option<&Path>,
-) -> Result<Client, CliError> {
-    let Some(token_file) = token_file else {
+fn token_file<'a>(globals: &'a Globals, node: &Label) -> Result<&'a Path, CliError> {
+    globals.api_token_file.as_deref().ok_or_else(|| {
         let text = format!(
             "the API of {node} needs a token; make one with `meshctl api-token create --name rollout --scope drain`, and name its file with --api-token-file"
         );
-        return Err(CliError::new(ErrorCode::BadRequest, text));
-    };
-    let peer = mesh.status.peers.iter().find(|peer| peer.name == *node);
-    let Some(peer) = peer else {
-        let names = mesh.status.peers.iter().map(|peer| &peer.name);
+        CliError::new(ErrorCode::BadRequest, text)
+    })
+}
+
+/// The API of a node, at its address in the mesh.
+fn url_of(mesh: &Mesh, node: &Label) -> Result<ApiUrl, CliError> {
+    let peers = &mesh.status.peers;
+    let Some(peer) = peers.iter().find(|peer| peer.name == *node) else {
+        let names = peers.iter().map(|peer| &peer.name);
         let text = format!(
-            "{node} is not a node of this mesh; there are {}",
+            "{node} is not a node of this mesh; the others are {}",
             listed(names, MAX_NAMED)
         );
         return Err(CliError::new(ErrorCode::NotFound, text));
     };
-    let url = ApiUrl::Node {
+    Ok(ApiUrl::Node {
         host: peer.address_v4.to_string(),
         port: PORT,
-    };
-    let remote = Remote::open(url, token_file)?;
-    Ok(globals.daemon().over(Some(remote)))
+    })
 }

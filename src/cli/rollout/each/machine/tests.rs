@@ -477,7 +477,8 @@ fn a_fault_of_the_machine_itself_stops_the_rollout() {
 /// Rollouts that die at any moment, and are resumed from what the journal has: what the end is, and whether it was always safe.
 fn resumed_everywhere(order: &Order, fault: Fault) -> Vec<(bool, Vec<bool>, usize)> {
     let nodes = order.nodes.len();
-    let (mut world, mut entries) = (World::new(nodes, fault), Vec::new());
+    let mut world = World::new(nodes, fault);
+    let mut entries: Vec<Entry> = Vec::new();
     let mut machine = Machine::new(order.clone(), Course::default());
     let mut ends = Vec::new();
     let mut resume = |entries: &[Entry], world: &World| {
