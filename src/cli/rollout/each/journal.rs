@@ -3,14 +3,14 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use super::course::Entry;
 use super::order::Order;
 use crate::cli::exit::CliError;
 use crate::model::ServiceName;
-use crate::os::file::{FileError, open_regular, private_dir, sync_parent};
+use crate::os::file::{FileError, exposure, open_regular, private_dir, sync_parent};
 use crate::protocol::api::ErrorCode;
 use crate::protocol::local::SCHEMA;
 
@@ -184,6 +184,7 @@ fn read_if_there(path: &Path) -> Result<Option<Recorded>, CliError> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed("read", path, error)),
     };
+    check_owner(&file, path)?;
     let mut text = String::new();
     let read = file.take(MAX_JOURNAL).read_to_string(&mut text);
     read.map_err(|error| failed("read", path, error))?;
@@ -195,6 +196,22 @@ fn read_if_there(path: &Path) -> Result<Option<Recorded>, CliError> {
         let text = format!("{} is not a journal of a rollout: {why}", path.display());
         CliError::new(ErrorCode::Configuration, text)
     })
+}
+
+/// Checks that nobody else can have written the journal: its commands run with the rights of this user.
+fn check_owner(file: &File, path: &Path) -> Result<(), CliError> {
+    let found = file
+        .metadata()
+        .map_err(|error| failed("look at", path, error))?;
+    let why = if found.uid() == nix::unistd::geteuid().as_raw() {
+        exposure(&found, path).map(|exposed| format!("{}; {}", exposed.why, exposed.fix))
+    } else {
+        Some(format!(
+            "{} belongs to another user, whose commands would run with your rights; run this as that user",
+            path.display()
+        ))
+    };
+    why.map_or(Ok(()), |why| Err(CliError::new(ErrorCode::Permission, why)))
 }
 
 /// Parses a journal. A last line without its end was not on disk before its step, so it counts for nothing.
@@ -231,6 +248,8 @@ fn failed(action: &'static str, path: &Path, error: std::io::Error) -> CliError 
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::super::order::Way;
     use super::*;
     use crate::model::Label;
@@ -272,6 +291,23 @@ mod tests {
         assert_eq!(recorded.order, order());
         assert_eq!(recorded.entries, entries);
         assert_eq!(recorded.length, whole as u64);
+    }
+
+    #[test]
+    fn a_journal_that_others_can_change_is_not_read() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("journal");
+        std::fs::write(&path, line(&order()).expect("a line")).expect("our directory");
+        let set = |mode| {
+            let mode = std::fs::Permissions::from_mode(mode);
+            std::fs::set_permissions(&path, mode).expect("our file");
+        };
+        set(0o666);
+        let error = read_if_there(&path).expect_err("others can change it");
+        assert_eq!(error.code, ErrorCode::Permission.exit_code());
+        assert!(error.message.contains("chmod 600"), "{}", error.message);
+        set(0o600);
+        assert!(read_if_there(&path).is_ok_and(|read| read.is_some()));
     }
 
     #[test]
