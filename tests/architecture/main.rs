@@ -79,6 +79,7 @@ const PURE: &[&str] = &[
     "firewall",
     "cli/rollout/each/course.rs",
     "cli/rollout/each/events.rs",
+    "cli/rollout/each/machine",
     "cli/rollout/each/machine.rs",
     "cli/rollout/each/order.rs",
     "cli/rollout/each/view.rs",

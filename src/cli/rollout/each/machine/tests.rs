@@ -1,10 +1,14 @@
 //! Rollouts in a small world: nodes that are drained, that run commands and that fail, on a clock of its own.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use proptest::prelude::*;
 
+use super::super::super::ANSWER_LIFETIME;
+use super::super::super::resolvers::Resolver;
 use super::super::order::Way;
+use super::super::view::Own;
 use super::*;
 use crate::model::ServiceName;
 use crate::protocol::local::SCHEMA;
