@@ -298,13 +298,13 @@ impl Machine {
             };
             return;
         }
-        let mut groups = self.order.groups().map(|group| {
+        let open = |group: &[Label]| -> Vec<Label> {
             let open = group
                 .iter()
                 .filter(|node| course.version(node) != Version::New);
-            open.cloned().collect::<Vec<Label>>()
-        });
-        let next = groups.find(|open| !open.is_empty());
+            open.cloned().collect()
+        };
+        let next = self.order.groups().map(open).find(|open| !open.is_empty());
         match next {
             Some(group) => {
                 self.group = group;

@@ -23,8 +23,11 @@ impl Machine {
     pub(super) fn check(&mut self, view: &View, since: Instant, now: Instant) {
         let is_late = now.saturating_duration_since(since) >= AWAY_TIMEOUT;
         if !self.course.is_back() {
-            let mut changed = self.course.with_version(Version::New);
-            let lost = changed.find(|node| !view.usable.contains(*node)).cloned();
+            let lost = self
+                .course
+                .with_version(Version::New)
+                .find(|node| !view.usable.contains(*node))
+                .cloned();
             if let Some(node) = lost {
                 if is_late {
                     let why = "it does not serve any more since it was changed".to_owned();
