@@ -73,15 +73,10 @@ impl fmt::Display for Event {
                 resolvers,
                 silent,
             } => {
-                let nodes = names(nodes);
-                write!(f, "{nodes}: {resolvers} node(s) send no new clients")?;
-                if silent.is_empty() {
-                    return Ok(());
-                }
-                let silent = names(silent);
+                let (nodes, silent) = (names(nodes), without_dns(silent));
                 write!(
                     f,
-                    "; no DNS on {silent}: assumed to have received the drain"
+                    "{nodes}: {resolvers} node(s) send no new clients{silent}"
                 )
             }
             Self::Waiting { seconds } => write!(
@@ -126,6 +121,15 @@ impl fmt::Display for Event {
             Self::Done { nodes } => write!(f, "{nodes} node(s) have the new version; done"),
         }
     }
+}
+
+/// The end of a line about nodes whose DNS does not answer.
+fn without_dns(silent: &[Label]) -> String {
+    if silent.is_empty() {
+        return String::new();
+    }
+    let silent = listed(silent, MAX_NAMED);
+    format!("; no DNS on {silent}: assumed to have received the drain")
 }
 
 /// An event as `--json` prints it.
