@@ -33,7 +33,9 @@ impl Interrupt {
         let hangup = self.hangup.as_mut();
         let hung_up = async {
             match hangup {
-                Some(hangup) => drop(hangup.recv().await),
+                Some(hangup) => {
+                    let _ = hangup.recv().await;
+                }
                 None => std::future::pending().await,
             }
         };
