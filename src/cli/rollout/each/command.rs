@@ -107,7 +107,7 @@ async fn show(output: Option<impl AsyncRead + Unpin>, node: &Label) {
         return;
     };
     let mut line = Vec::new();
-    let mut buffer = [0; 1024];
+    let mut buffer = [0u8; 1024];
     while let Ok(length @ 1..) = output.read(&mut buffer).await {
         for byte in buffer.get(..length).unwrap_or_default() {
             if *byte == b'\n' {
