@@ -113,7 +113,7 @@ struct Globals {
         help_heading = GLOBAL_OPTIONS
     )]
     api: Option<ApiUrl>,
-    /// A file with the API token for --api
+    /// A file with the API token for --api, or for rollout --each
     #[arg(
         long,
         global = true,
@@ -141,6 +141,7 @@ impl Globals {
         let wrong = |text: &str| Err(CliError::new(ErrorCode::BadRequest, text));
         match (&self.api, &self.api_token_file) {
             (None, None) => Ok(()),
+            (None, Some(_)) if command.calls_other_nodes() => Ok(()),
             (None, Some(_)) => wrong(
                 "--api-token-file is for --api; give both, such as --api https://coord.example.com",
             ),
@@ -193,7 +194,7 @@ enum Command {
     /// List the services of the mesh, add and change those of this node
     #[command(subcommand)]
     Service(service::Command),
-    /// Drain this node's containers, run a command that replaces them, and publish the new ones when they are healthy
+    /// Drain this node's containers, run a command that replaces them, and publish the new ones when they are healthy; with --each on all nodes
     Rollout(rollout::RolloutArguments),
     /// Show what this node's DNS answers, and why
     Resolve(resolve::ResolveArguments),
@@ -213,6 +214,11 @@ enum Command {
 }
 
 impl Command {
+    /// Whether the command finds out by itself which API it calls, so that it needs a token without `--api`.
+    fn calls_other_nodes(&self) -> bool {
+        matches!(self, Self::Rollout(arguments) if arguments.calls_other_nodes())
+    }
+
     /// Whether all that the command needs can be asked of the API over the network.
     fn works_over_network(&self) -> bool {
         match self {

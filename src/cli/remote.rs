@@ -117,6 +117,14 @@ impl Remote {
         Ok(Self { url, token })
     }
 
+    /// The API at `url`, with the same token.
+    pub(super) fn at(&self, url: ApiUrl) -> Self {
+        Self {
+            url,
+            token: self.token.clone(),
+        }
+    }
+
     /// Sends one request.
     ///
     /// # Errors

@@ -30,9 +30,9 @@ use crate::os::{unix_server, web};
 use crate::page::policy::PolicyFacts;
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::local::{
-    AddService, Checkup, ContainerList, DeniedList, Join, Joined, KeyRotated, Left, Netcheck, Ping,
-    Pong, RemoveService, Rename, Renamed, Resolve, Resolved, ServiceChanged, ServiceList, Status,
-    SystemList, Why, WhyRequest,
+    AddService, Checkup, ContainerList, DeniedList, Join, Joined, KeyRotated, Left, Netcheck,
+    OwnInstances, Ping, Pong, RemoveService, Rename, Renamed, Resolve, Resolved, ServiceChanged,
+    ServiceList, Status, SystemList, Why, WhyRequest,
 };
 use crate::protocol::web::openapi;
 
@@ -68,6 +68,8 @@ pub enum Command {
     AddService(AddService, Reply<ServiceChanged>),
     /// Remove a service of this node.
     RemoveService(RemoveService, Reply<ServiceChanged>),
+    /// Return the instances of one service on this node.
+    Instances(String, Reply<OwnInstances>),
     /// Drain or undrain a service.
     Drain(String, bool, Reply<ServiceChanged>),
     /// Measure one round trip to a peer.
@@ -162,6 +164,7 @@ fn shared() -> Router<LocalApi> {
         )
         .route("/v1/services/{name}/drain", post(drain))
         .route("/v1/services/{name}/undrain", post(undrain))
+        .route("/v1/services/{name}/instances", get(instances))
         .route("/v1/resolve", post(resolve))
         .route("/v1/why", post(why))
         .route("/v1/netcheck", get(netcheck))
@@ -252,6 +255,10 @@ async fn drain(agent: Agent, by: By, UrlPath(name): UrlPath<String>) -> Response
 async fn undrain(agent: Agent, by: By, UrlPath(name): UrlPath<String>) -> Response {
     let call = (LocalCall::UndrainService, Some(name.clone()));
     change(agent, by, call, |reply| Command::Drain(name, false, reply)).await
+}
+
+async fn instances(agent: Agent, UrlPath(name): UrlPath<String>) -> Response {
+    call(agent, |reply| Command::Instances(name, reply)).await
 }
 
 async fn containers(agent: Agent) -> Response {

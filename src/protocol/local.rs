@@ -13,6 +13,7 @@
 //! | `POST /v1/services` | [`AddService`] | [`ServiceChanged`] |
 //! | `DELETE /v1/services/NAME`, `.../NAME/PORT`, `.../NAME/PORT/PROTOCOL` | | [`ServiceChanged`] |
 //! | `POST /v1/services/NAME/drain`, `.../undrain` | | [`ServiceChanged`] |
+//! | `GET /v1/services/NAME/instances` | | [`OwnInstances`] |
 //! | `GET /v1/containers` | | [`ContainerList`] |
 //! | `GET /v1/sd/prometheus`, `/v1/traefik`, `/v1/caddy` | | the formats of other programs: [`crate::discovery`] |
 //! | `POST /v1/ping` | [`Ping`] | [`Pong`] |
@@ -23,11 +24,13 @@
 //! | `GET /v1/policy/denied` | | [`DeniedList`] |
 //! | `GET /v1/metrics` | | text (Prometheus text format 0.0.4) |
 
+mod instances;
 mod paths;
 mod policy;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+pub use instances::{OwnInstance, OwnInstances};
 pub use paths::{
     CallCheck, EndpointSource, Ipv6State, LocalAddress, NatCheck, NatFiltering, NatMapping,
     Netcheck, PathKind, PathRow, PathState, PortMappingCheck, PortMappingState, RelayCheck,
@@ -550,6 +553,15 @@ impl Check {
             fall: Self::default_fall(),
             status: Self::default_status(),
         }
+    }
+
+    /// The milliseconds within which failures in a row make a service unhealthy whose program does not work any more.
+    #[must_use]
+    pub fn notices_within(&self) -> u64 {
+        // The interval is varied by up to a tenth.
+        let interval = self.interval_ms.saturating_add(self.interval_ms / 10);
+        let one = interval.saturating_add(self.timeout_ms);
+        one.saturating_mul(self.fall.into())
     }
 
     /// Parses one HTTP status or a range of them: `204`, `200-299`.

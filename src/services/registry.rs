@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::checks::{Outcome, Target};
 use crate::model::address::Block;
 use crate::model::{Label, PublicHost, PublicKey, ServiceName};
-use crate::protocol::local::{Check, Problem, ServiceChange};
+use crate::protocol::local::{Check, OwnInstance, Problem, ServiceChange};
 use crate::records::kinds::{Health, Instance, Port, Protocol, Service, Source, default_weight};
 
 /// The maximum number of services of one node.
@@ -270,6 +270,22 @@ impl Registry {
         self.entries.keys().any(|(key, _)| key.name == *name)
     }
 
+    /// The instances of `service`, with their health also while it is drained. `node_name` is part of their labels.
+    pub fn own_instances(
+        &self,
+        node_name: &Label,
+        service: &ServiceName,
+    ) -> impl Iterator<Item = OwnInstance> {
+        let entries = self.entries.values().filter(move |entry| {
+            service.project.is_none() && entry.registered.key.name == service.name
+        });
+        entries.map(move |entry| OwnInstance {
+            id: instance_label(node_name, &entry.registered.key),
+            health: entry.health,
+            check_ms: entry.registered.check.as_ref().map(Check::notices_within),
+        })
+    }
+
     /// Handles a verdict of a check.
     pub fn set_health(&mut self, key: &InstanceKey, outcome: &Outcome) {
         let health = if outcome.is_ok() {
@@ -502,6 +518,32 @@ mod tests {
                     .collect()
             })
             .unwrap_or_default()
+    }
+
+    #[test]
+    fn the_health_of_a_drained_service_is_still_known() {
+        let mut registry = Registry::default();
+        let web = registered("web", 80, true);
+        registry.add(web.clone(), &block()).expect("room");
+        let service = ServiceName::from(label("web"));
+        registry
+            .set_drained(&service, true, &BTreeSet::new())
+            .expect("it is registered");
+        registry.set_health(&web.key, &Ok(()));
+        assert_eq!(
+            health(&registry, "web"),
+            [("n1-80".into(), Health::Draining)]
+        );
+        let own: Vec<OwnInstance> = registry.own_instances(&label("n1"), &service).collect();
+        assert_eq!(
+            own,
+            [OwnInstance {
+                id: label("n1-80"),
+                health: Health::Healthy,
+                // Two tries fail in a row: each after 5.5 seconds at most, and each takes 2 seconds.
+                check_ms: Some(15_000),
+            }]
+        );
     }
 
     #[test]

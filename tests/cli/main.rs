@@ -3,6 +3,7 @@
 
 mod bugreport;
 mod daemon;
+mod each;
 mod failures;
 mod node_commands;
 mod program;

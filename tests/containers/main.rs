@@ -24,4 +24,5 @@ mod presence;
 mod projects;
 mod promptness;
 mod rolling;
+mod rollouts;
 mod routers;

@@ -64,16 +64,18 @@ const DOCUMENTS: [(&str, &str, &str); 18] = [
     ),
 ];
 /// The types of requests and answers of the API over the network that no command prints, and the files of their schemas.
-const MESSAGES: [(&str, &str); 5] = [
+const MESSAGES: [(&str, &str); 6] = [
     ("AddService", "add-service"),
+    ("OwnInstances", "own-instances"),
     ("Resolve", "resolve"),
     ("Resolved", "resolved"),
     ("ServiceChanged", "service-changed"),
     ("WhyRequest", "why-request"),
 ];
 /// The files of the types.
-const SOURCES: [&str; 17] = [
+const SOURCES: [&str; 18] = [
     "src/protocol/local.rs",
+    "src/protocol/local/instances.rs",
     "src/protocol/local/paths.rs",
     "src/protocol/local/policy.rs",
     "src/protocol/admin.rs",

@@ -2,37 +2,20 @@
 //! This is the answer that its clients get, and it does not depend on the coordinator.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::time::Duration;
 
-use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
-use hickory_proto::rr::{Name, RecordType};
-use tokio::net::UdpSocket;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use super::super::Client;
 use super::super::exit::CliError;
+use super::resolvers::{Expect, Resolver, query_node};
 use crate::model::{Label, ServiceName};
-use crate::os::random;
 use crate::protocol::local::{PeerState, Status};
 
 /// How long all nodes may take to receive the drain. It usually takes milliseconds.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(15);
+pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a node may be silent before it counts as a node without DNS.
-const SILENCE_TIMEOUT: Duration = Duration::from_secs(4);
-/// The time limit of one reply.
-const REPLY_TIMEOUT: Duration = Duration::from_millis(700);
-
-/// What a node's DNS answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum DrainState {
-    /// The node sends no new clients to the instances.
-    Drained,
-    /// The node still sends new clients to an instance.
-    Behind,
-    /// The node does not answer.
-    Silent,
-}
+pub(super) const SILENCE_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Waits until the DNS of every reachable node sends no new clients to `instances`. Returns messages about the result.
 ///
@@ -48,19 +31,18 @@ pub(super) async fn wait(
     let mut answering: BTreeSet<Label> = BTreeSet::new();
     loop {
         let status: Status = daemon.get("/v1/status").await?;
-        let mut open: BTreeMap<Label, DrainState> = BTreeMap::new();
+        let mut open: BTreeMap<Label, Resolver> = BTreeMap::new();
         for peer in &status.peers {
             if peer.state == PeerState::Unreachable || drained.contains(&peer.name) {
                 continue;
             }
-            let server = SocketAddr::new(peer.address_v4.into(), 53);
-            let state = query_all(server, instances, domain).await;
+            let state = query_node(peer.address_v4, instances, domain, Expect::Drained).await;
             match state {
-                DrainState::Drained => drop(drained.insert(peer.name.clone())),
-                DrainState::Behind => drop(answering.insert(peer.name.clone())),
-                DrainState::Silent => {}
+                Resolver::Reached => drop(drained.insert(peer.name.clone())),
+                Resolver::Behind => drop(answering.insert(peer.name.clone())),
+                Resolver::Silent => {}
             }
-            if state != DrainState::Drained {
+            if state != Resolver::Reached {
                 open.insert(peer.name.clone(), state);
             }
         }
@@ -93,58 +75,4 @@ pub(super) async fn wait(
         }
         sleep(Duration::from_millis(100)).await;
     }
-}
-
-/// The result for all instances: [`DrainState::Drained`] only if it holds for each of them.
-async fn query_all(
-    server: SocketAddr,
-    instances: &BTreeSet<(Label, ServiceName)>,
-    domain: &str,
-) -> DrainState {
-    for (instance, service) in instances {
-        let name = format!("{instance}.{service}.svc.{domain}.");
-        let state = match query(server, &name).await {
-            Some(reply) => state_in(&reply),
-            None => DrainState::Silent,
-        };
-        if state != DrainState::Drained {
-            return state;
-        }
-    }
-    DrainState::Drained
-}
-
-/// The meaning of a reply with an instance's TXT record.
-fn state_in(reply: &Message) -> DrainState {
-    let sends_clients = reply.answers.iter().any(|record| {
-        let text = record.data.to_string();
-        !text.contains("health=draining")
-    });
-    match reply.metadata.response_code {
-        ResponseCode::NoError if sends_clients => DrainState::Behind,
-        ResponseCode::NoError | ResponseCode::NXDomain => DrainState::Drained,
-        _ => DrainState::Silent,
-    }
-}
-
-async fn query(server: SocketAddr, name: &str) -> Option<Message> {
-    let id = random::u32().ok()?.to_be_bytes();
-    let id = u16::from_be_bytes([id[0], id[1]]);
-    let mut query = Message::new(id, MessageType::Query, OpCode::Query);
-    query.add_query(Query::query(Name::from_ascii(name).ok()?, RecordType::TXT));
-    let bytes = query.to_vec().ok()?;
-    let exchange = async {
-        let socket = UdpSocket::bind(("0.0.0.0", 0)).await.ok()?;
-        socket.connect(server).await.ok()?;
-        socket.send(&bytes).await.ok()?;
-        let mut buffer = vec![0; 4096];
-        loop {
-            let length = socket.recv(&mut buffer).await.ok()?;
-            let reply = buffer.get(..length).and_then(|r| Message::from_vec(r).ok());
-            if let Some(reply) = reply.filter(|reply| reply.metadata.id == id) {
-                return Some(reply);
-            }
-        }
-    };
-    timeout(REPLY_TIMEOUT, exchange).await.ok().flatten()
 }

@@ -1,17 +1,21 @@
 //! `meshctl rollout`: drains the services, waits until all nodes know it and clients have dropped earlier DNS answers,
-//! runs the command, waits until the new containers are healthy, and publishes them.
+//! runs the command, waits until the new containers are healthy, and publishes them. With `--each` it does this from one place for
+//! all nodes of a service ([`each`]).
 
 mod acknowledged;
+mod each;
+mod interrupt;
 mod plan;
+mod resolvers;
 
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::process::ExitStatus;
 use std::time::Duration;
 
 use clap::Args;
 use clap_complete::ArgValueCandidates;
 use tokio::process::Command;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep};
 
 use super::exit::CliError;
@@ -21,6 +25,8 @@ use crate::os::arguments;
 use crate::os::progress::ProgressLine;
 use crate::protocol::api::ErrorCode;
 use crate::protocol::local::{ContainerList, ServiceChanged, ServiceList, Status};
+use each::EachArguments;
+use interrupt::Interrupt;
 use plan::{Progress, RolloutPlan};
 
 /// How long clients may keep an answer: its TTL, and a second for delayed ones.
@@ -34,24 +40,49 @@ const POLL_INTERVAL: Duration = Duration::from_millis(300);
 Examples:
   meshctl rollout -- docker compose up -d
   meshctl rollout web --timeout 10m -- docker compose up -d web
+  meshctl rollout web --each 'ssh {node} docker compose -f /srv/web.yml up -d' --plan
+  meshctl rollout web --each 'ssh {node} /srv/deploy 2.1' --rollback 'ssh {node} /srv/deploy 2.0' --canary 1 --soak 60s --api-token-file rollout.token
+  meshctl rollout web --resume
 
-If the command fails, the containers that still run get clients again.")]
+If the command fails, the containers that still run get clients again.
+
+With --each, the commands run on this machine, which has to be a node of the mesh. The other nodes need `[api] enabled = true`, and
+--api-token-file names the token for them, which has the scope drain. The first failure stops the rollout, and --rollback takes the
+changed nodes back, newest first.")]
 pub(super) struct RolloutArguments {
-    /// Services of this node's containers, as `web` or `web.project` [default: all of them]
+    /// Services of this node's containers, as `web` or `web.project` [default: all of them]; with --each one service of the mesh
     #[arg(value_name = "SERVICE", value_parser = arguments::service, add = ArgValueCandidates::new(names::own_services))]
     services: Vec<ServiceName>,
     /// Continue even if no other node serves the service
     #[arg(long)]
     force: bool,
-    /// The time limit for the new containers to become healthy
+    /// The time limit for the new containers to become healthy; with --each also that of each command
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = arguments::duration("1s", "1d", "90s or 5m"), allow_hyphen_values = true)]
     timeout: Duration,
+    #[command(flatten)]
+    each: EachArguments,
     /// The command that replaces the containers, such as docker compose up -d
-    #[arg(last = true, required = true, value_name = "COMMAND")]
+    #[arg(last = true, required_unless_present_any = ["each", "resume"], conflicts_with_all = ["each", "resume"], value_name = "COMMAND")]
     command: Vec<OsString>,
 }
 
+impl RolloutArguments {
+    /// Whether the rollout calls the API of other nodes, for which it needs a token.
+    pub(super) fn calls_other_nodes(&self) -> bool {
+        self.each.is_asked()
+    }
+}
+
 pub(super) async fn run(arguments: RolloutArguments, globals: &Globals) -> Result<u8, CliError> {
+    if arguments.each.is_asked() {
+        let asked = each::Asked {
+            arguments: &arguments.each,
+            services: &arguments.services,
+            force: arguments.force,
+            timeout: arguments.timeout,
+        };
+        return Box::pin(each::run(asked, globals)).await;
+    }
     let daemon = globals.daemon();
     let containers: ContainerList = daemon.get("/v1/containers").await?;
     let list: ServiceList = daemon.get("/v1/services").await?;
@@ -196,28 +227,6 @@ impl Rollout {
     }
 }
 
-/// The signals that request this program to end. Before it ends, it has to undrain the services.
-struct Interrupt {
-    terminal: Signal,
-    terminate: Signal,
-}
-
-impl Interrupt {
-    fn new() -> Result<Self, CliError> {
-        Ok(Self {
-            terminal: signal(SignalKind::interrupt()).map_err(CliError::failed)?,
-            terminate: signal(SignalKind::terminate()).map_err(CliError::failed)?,
-        })
-    }
-
-    async fn received(&mut self) {
-        tokio::select! {
-            _ = self.terminal.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
-}
-
 fn interrupted() -> CliError {
     CliError::failed("interrupted")
 }
@@ -245,6 +254,7 @@ async fn wait_until_healthy(
     }
 }
 
+/// Writes a line to stderr. If the terminal is gone, the rollout continues: it must not leave services drained.
 fn say(text: &str) {
-    eprintln!("{text}");
+    let _ = writeln!(std::io::stderr(), "{text}");
 }

@@ -54,6 +54,10 @@ impl Agent {
             Command::Drain(name, is_drained, reply) => {
                 self.change_services(reply, || ServiceChange::drain(&name, is_drained));
             }
+            Command::Instances(name, reply) => {
+                let found = self.node();
+                let _ = reply.send(found.and_then(|node| report::own_instances(node, &name)));
+            }
             Command::Services(reply) => answer(self.node(), reply, report::services),
             Command::Targets(reply) => answer(self.node(), reply, report::targets),
             Command::Sites(reply) => answer(self.node(), reply, report::sites),

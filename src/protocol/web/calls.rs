@@ -51,6 +51,7 @@ const ADD_SERVICE: Document = document!("AddService", "add-service");
 const DENIED: Document = document!("DeniedList", "policy-denied");
 const NETCHECK: Document = document!("Netcheck", "netcheck");
 const NODES: Document = document!("NodeList", "nodes");
+const OWN_INSTANCES: Document = document!("OwnInstances", "own-instances");
 const RESOLVE: Document = document!("Resolve", "resolve");
 const RESOLVED: Document = document!("Resolved", "resolved");
 const SERVICE_CHANGED: Document = document!("ServiceChanged", "service-changed");
@@ -144,6 +145,12 @@ pub const OF_NODE: &[ApiCall] = &[
     drain(
         "/v1/services/{name}/undrain",
         "Sends clients to a service of the node again.",
+    ),
+    read(
+        "/v1/services/{name}/instances",
+        Scope::Drain,
+        OWN_INSTANCES,
+        "Lists the instances of a service on the node, with their health also while the service is drained.",
     ),
 ];
 
@@ -322,6 +329,8 @@ mod tests {
         assert_eq!(scope_of("DELETE", name), Some(Scope::ServicesWrite));
         let drain = format!("{name}/drain");
         assert_eq!(scope_of("POST", &drain), Some(Scope::Drain));
+        let instances = format!("{name}/instances");
+        assert_eq!(scope_of("GET", &instances), Some(Scope::Drain));
         // This is a service whose port is `drain`, which no service has.
         assert_eq!(scope_of("DELETE", &drain), Some(Scope::ServicesWrite));
     }

@@ -1,0 +1,270 @@
+//! Calls the nodes of a rollout: this one over its socket, the others over their API in the mesh.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::time::{Instant, sleep};
+
+use super::super::resolvers::{Expect, Resolver, query_node};
+use super::machine::{Look, Results};
+use super::view::{Own, View};
+use crate::cli::exit::CliError;
+use crate::cli::remote::{ApiUrl, Remote};
+use crate::cli::{Client, Globals};
+use crate::model::text::listed;
+use crate::model::{Label, ServiceName};
+use crate::protocol::api::ErrorCode;
+use crate::protocol::local::{
+    NodeStatus, OwnInstances, PeerState, ServiceChanged, ServiceList, ServiceRow, Status,
+};
+use crate::protocol::web::PORT;
+
+/// The time limit of a call to a node.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long this node's meshd may not answer. Its own command may restart it.
+const RESTART_TIMEOUT: Duration = Duration::from_secs(30);
+const RETRY_INTERVAL: Duration = Duration::from_millis(500);
+/// The maximum number of nodes that a message names.
+const MAX_NAMED: usize = 5;
+
+/// The nodes of a rollout.
+#[derive(Debug)]
+pub(super) struct Fleet {
+    local: Client,
+    service: ServiceName,
+    domain: String,
+    nodes: BTreeMap<Label, Client>,
+}
+
+/// The mesh as this node sees it.
+pub(super) struct Mesh {
+    pub(super) node: NodeStatus,
+    pub(super) status: Status,
+    pub(super) services: Vec<ServiceRow>,
+}
+
+/// Asks this node's meshd for the mesh.
+///
+/// # Errors
+/// It does not answer, or has not joined a mesh.
+pub(super) async fn mesh(local: &Client) -> Result<Mesh, CliError> {
+    let status: Status = local.get("/v1/status").await?;
+    let list: ServiceList = local.get("/v1/services").await?;
+    let Some(node) = status.node.clone() else {
+        return Err(CliError::new(
+            ErrorCode::Conflict,
+            "this node is not in a mesh; run `meshctl join -` with a token first",
+        ));
+    };
+    Ok(Mesh {
+        node,
+        status,
+        services: list.services,
+    })
+}
+
+impl Fleet {
+    /// Prepares calls to `nodes`, and sends none.
+    ///
+    /// # Errors
+    /// There is no token, or a node is not in the mesh.
+    pub(super) fn open(
+        globals: &Globals,
+        mesh: &Mesh,
+        service: &ServiceName,
+        nodes: &[Label],
+    ) -> Result<Self, CliError> {
+        let mut clients = BTreeMap::new();
+        let mut opened: Option<Remote> = None;
+        for node in nodes {
+            let mut client = globals.daemon();
+            if *node != mesh.node.name {
+                let token = token_file(globals, node)?;
+                let url = url_of(mesh, node)?;
+                let remote = match &opened {
+                    Some(opened) => opened.at(url),
+                    None => Remote::open(url, token)?,
+                };
+                client = client.over(Some(remote.clone()));
+                opened = Some(remote);
+            }
+            clients.insert(node.clone(), client.within(CALL_TIMEOUT));
+        }
+        Ok(Self {
+            local: globals.daemon().within(CALL_TIMEOUT),
+            service: service.clone(),
+            domain: mesh.node.domain.to_string(),
+            nodes: clients,
+        })
+    }
+
+    /// Checks that each of `nodes` answers, and permits the calls.
+    ///
+    /// # Errors
+    /// A node does not.
+    pub(super) async fn check(&self, nodes: &[Label]) -> Result<(), CliError> {
+        let answers = join_all(nodes.iter().map(|node| self.instances(node))).await;
+        for (node, answer) in nodes.iter().zip(answers) {
+            answer.map_err(|error| CliError {
+                message: format!("{node}: {}", error.message),
+                ..error
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Looks at the mesh. A meshd that restarts is waited for.
+    ///
+    /// # Errors
+    /// This node's meshd does not answer.
+    pub(super) async fn look(&self, look: &Look) -> Result<View, CliError> {
+        let end = Instant::now() + RESTART_TIMEOUT;
+        let mesh = loop {
+            match mesh(&self.local).await {
+                Ok(mesh) => break mesh,
+                Err(error) if Instant::now() >= end => return Err(error),
+                Err(_) => sleep(RETRY_INTERVAL).await,
+            }
+        };
+        let answers = join_all(look.nodes.iter().map(|node| self.instances(node))).await;
+        let answers: BTreeMap<&Label, Result<OwnInstances, CliError>> =
+            look.nodes.iter().zip(answers).collect();
+        let resolvers = match look.expect {
+            None => BTreeMap::new(),
+            Some(expect) => {
+                let instances = self.instances_of(&mesh, &answers, expect);
+                self.resolvers(&mesh, &instances, expect).await
+            }
+        };
+        let own = answers.into_iter().map(|(node, answer)| {
+            let own = match answer {
+                Ok(own) => Own::of(&own),
+                Err(error) => Own::Away(error.message),
+            };
+            (node.clone(), own)
+        });
+        Ok(View {
+            usable: self.usable(&mesh),
+            own: own.collect(),
+            resolvers,
+        })
+    }
+
+    /// Drains or publishes the service on `nodes`.
+    pub(super) async fn set_drained(&self, nodes: &[Label], drained: bool) -> Results {
+        let verb = if drained { "drain" } else { "undrain" };
+        let path = format!("/v1/services/{}/{verb}", self.service);
+        let calls = nodes.iter().map(|node| self.change(node, &path, drained));
+        let results = join_all(calls).await;
+        nodes.iter().cloned().zip(results).collect()
+    }
+
+    async fn change(&self, node: &Label, path: &str, drained: bool) -> Result<(), String> {
+        let client = self.client(node).map_err(|error| error.message)?;
+        let changed: Result<ServiceChanged, CliError> =
+            client.post(path, &serde_json::json!({})).await;
+        match changed {
+            Ok(changed) if drained && !changed.published => Err(
+                "the coordinator is not reachable from there, so the other nodes would not know"
+                    .to_owned(),
+            ),
+            Ok(_) => Ok(()),
+            Err(error) => Err(error.message),
+        }
+    }
+
+    async fn instances(&self, node: &Label) -> Result<OwnInstances, CliError> {
+        let path = format!("/v1/services/{}/instances", self.service);
+        self.client(node)?.get(&path).await
+    }
+
+    fn client(&self, node: &Label) -> Result<&Client, CliError> {
+        let client = self.nodes.get(node);
+        client.ok_or_else(|| CliError::failed(format!("{node} is not a node of this rollout")))
+    }
+
+    fn rows<'a>(&self, mesh: &'a Mesh) -> impl Iterator<Item = &'a ServiceRow> {
+        let service = self.service.clone();
+        let rows = mesh.services.iter();
+        rows.filter(move |row| row.name == service.name && row.project == service.project)
+    }
+
+    fn usable(&self, mesh: &Mesh) -> BTreeSet<Label> {
+        let instances = self.rows(mesh).flat_map(|row| &row.instances);
+        instances
+            .filter(|instance| instance.reachable && instance.health.is_usable())
+            .map(|instance| instance.node.clone())
+            .collect()
+    }
+
+    /// The instances for which the DNS of all nodes is queried.
+    fn instances_of(
+        &self,
+        mesh: &Mesh,
+        answers: &BTreeMap<&Label, Result<OwnInstances, CliError>>,
+        expect: Expect,
+    ) -> BTreeSet<(Label, ServiceName)> {
+        let own = answers.values().flatten().flat_map(|own| &own.instances);
+        let own = own
+            .filter(|instance| expect == Expect::Drained || instance.health.is_usable())
+            .map(|instance| instance.id.clone());
+        // A drained instance may be gone on its node, and not yet elsewhere.
+        let rows = self.rows(mesh).flat_map(|row| &row.instances);
+        let known = rows
+            .filter(|row| expect == Expect::Drained && answers.contains_key(&row.node))
+            .map(|row| row.id.clone());
+        own.chain(known)
+            .map(|id| (id, self.service.clone()))
+            .collect()
+    }
+
+    async fn resolvers(
+        &self,
+        mesh: &Mesh,
+        instances: &BTreeSet<(Label, ServiceName)>,
+        expect: Expect,
+    ) -> BTreeMap<Label, Resolver> {
+        let reached = mesh.status.peers.iter();
+        let reached = reached
+            .filter(|peer| peer.state != PeerState::Unreachable)
+            .map(|peer| (&peer.name, peer.address_v4));
+        let all: Vec<(&Label, Ipv4Addr)> = reached
+            .chain([(&mesh.node.name, mesh.node.address_v4)])
+            .collect();
+        let queries = all
+            .iter()
+            .map(|(_, address)| query_node(*address, instances, &self.domain, expect));
+        let states = join_all(queries).await;
+        let names = all.iter().map(|(name, _)| (*name).clone());
+        names.zip(states).collect()
+    }
+}
+
+fn token_file<'a>(globals: &'a Globals, node: &Label) -> Result<&'a Path, CliError> {
+    globals.api_token_file.as_deref().ok_or_else(|| {
+        let text = format!(
+            "the API of {node} needs a token; make one with `meshctl api-token create --name rollout --scope drain`, and name its file with --api-token-file"
+        );
+        CliError::new(ErrorCode::BadRequest, text)
+    })
+}
+
+/// The API of a node, at its address in the mesh.
+fn url_of(mesh: &Mesh, node: &Label) -> Result<ApiUrl, CliError> {
+    let peers = &mesh.status.peers;
+    let Some(peer) = peers.iter().find(|peer| peer.name == *node) else {
+        let names = peers.iter().map(|peer| &peer.name);
+        let text = format!(
+            "{node} is not a node of this mesh; the others are {}",
+            listed(names, MAX_NAMED)
+        );
+        return Err(CliError::new(ErrorCode::NotFound, text));
+    };
+    Ok(ApiUrl::Node {
+        host: peer.address_v4.to_string(),
+        port: PORT,
+    })
+}

@@ -1,0 +1,28 @@
+//! The instances of one service on this node, for programs that drain it and replace its instances.
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::Label;
+use crate::records::kinds::Health;
+
+/// The document of `GET /v1/services/NAME/instances`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnInstances {
+    pub schema: u32,
+    /// Whether the service is drained on this node.
+    pub drained: bool,
+    /// The instances in the order of their labels.
+    pub instances: Vec<OwnInstance>,
+}
+
+/// One instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnInstance {
+    /// The label of the instance.
+    pub id: Label,
+    /// Its health, independent of whether the service is drained. A container that received its stop signal is draining.
+    pub health: Health,
+    /// The milliseconds within which its health check notices that the program does not work any more. It is null for a
+    /// container, whose health begins anew with each start, and for an instance without a check.
+    pub check_ms: Option<u64>,
+}
