@@ -70,7 +70,8 @@ impl OneHost {
         });
         let subjects: Vec<Subject> = subjects.collect();
         let table = Table::compile(policy.as_ref(), &subjects);
-        let addresses: BTreeSet<Ipv4Addr> = places.iter().map(|(address, _)| *address).collect();
+        let addresses = places.iter().map(|(address, _)| IpAddr::V4(*address));
+        let addresses: BTreeSet<IpAddr> = addresses.collect();
         let mappings = places.iter().skip(1).map(|(instance, container)| {
             let mapped = Mapped {
                 container: *container,
