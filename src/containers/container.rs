@@ -1,7 +1,7 @@
 //! One exposed container: its address, its state, and the instance that is published for it. Pure.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::inspect::{EngineHealth, Inspected, Published, Status};
@@ -45,15 +45,48 @@ pub enum State {
 /// How a container is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attachment {
-    /// By an instance address, which is mapped to the container's own address.
-    Mapped {
-        /// The instance address.
-        address: Ipv4Addr,
-        /// The address on its bridge. The two are the same if the engine assigns mesh addresses.
-        container: Ipv4Addr,
-    },
+    /// By instance addresses, which are mapped to the container's own addresses.
+    Mapped(Places),
     /// By the host's addresses.
     Host,
+}
+
+/// Where a container is reached, in one family at least.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Places {
+    pub v4: Option<Place<Ipv4Addr>>,
+    pub v6: Option<Place<Ipv6Addr>>,
+}
+
+/// An instance address, and what it is mapped to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place<A> {
+    /// The instance address.
+    pub address: A,
+    /// The address on its bridge. The two are the same if the engine assigns mesh addresses.
+    pub container: A,
+}
+
+impl Places {
+    /// The places of both families, that of IPv4 first.
+    fn all(&self) -> impl Iterator<Item = Place<IpAddr>> + use<> {
+        let v4 = self.v4.map(|place| Place {
+            address: place.address.into(),
+            container: place.container.into(),
+        });
+        let v6 = self.v6.map(|place| Place {
+            address: place.address.into(),
+            container: place.container.into(),
+        });
+        v4.into_iter().chain(v6)
+    }
+
+    /// Whether one of these addresses is the container's own one.
+    pub(super) fn is_at(&self, v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>) -> bool {
+        let own_v4 = self.v4.map(|place| place.container);
+        let own_v6 = self.v6.map(|place| place.container);
+        (v4.is_some() && v4 == own_v4) || (v6.is_some() && v6 == own_v6)
+    }
 }
 
 /// The mappings that the kernel applies.
@@ -61,7 +94,7 @@ pub enum Attachment {
 pub enum AppliedMappings {
     /// The kernel maps these instance addresses to containers' own addresses. A container that is not mapped yet is not
     /// published.
-    Mapped(BTreeMap<Ipv4Addr, Ipv4Addr>),
+    Mapped(BTreeMap<IpAddr, IpAddr>),
     /// The kernel cannot map addresses. Containers are reached at the ports that they publish on the host.
     Unavailable,
 }
@@ -285,6 +318,14 @@ impl Container {
         }
     }
 
+    /// Where it is reached. A container in the host's network has no place of its own.
+    pub(super) fn places(&self) -> Places {
+        match self.attachment {
+            Attachment::Mapped(places) => places,
+            Attachment::Host => Places::default(),
+        }
+    }
+
     pub(super) fn is_mapped(&self) -> bool {
         self.state != State::Gone
     }
@@ -299,7 +340,8 @@ impl Container {
             return None;
         }
         let address = match self.attachment {
-            Attachment::Mapped { container, .. } => IpAddr::V4(container),
+            // A container that has both families is probed over IPv4.
+            Attachment::Mapped(places) => places.all().next()?.container,
             Attachment::Host => node,
         };
         Some(SocketAddr::new(address, port.get()))
@@ -349,10 +391,14 @@ impl Container {
         let ports = self.exposed.ports.clone();
         match (self.attachment, applied) {
             (Attachment::Host, _) => Some((node.to_vec(), ports)),
-            (Attachment::Mapped { address, container }, AppliedMappings::Mapped(mapped)) => {
-                (mapped.get(&address) == Some(&container)).then(|| (vec![address.into()], ports))
+            (Attachment::Mapped(places), AppliedMappings::Mapped(mapped)) => {
+                let is_mapped =
+                    |place: &Place<IpAddr>| mapped.get(&place.address) == Some(&place.container);
+                let there = places.all().filter(is_mapped);
+                let there: Vec<IpAddr> = there.map(|place| place.address).collect();
+                (!there.is_empty()).then_some((there, ports))
             }
-            (Attachment::Mapped { .. }, AppliedMappings::Unavailable) => {
+            (Attachment::Mapped(_), AppliedMappings::Unavailable) => {
                 let own = *node.first()?;
                 let ports: Vec<Port> = ports
                     .into_iter()
