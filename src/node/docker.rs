@@ -2,7 +2,7 @@
 //! and the problems.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
@@ -18,6 +18,7 @@ use crate::containers::{
     network,
 };
 use crate::model::ServiceName;
+use crate::model::address::Block;
 use crate::os::audit::Audit;
 use crate::protocol::local::{Check, CheckProbe, ContainerRow, Problem};
 use crate::services::Checker;
@@ -216,11 +217,27 @@ impl Docker {
         self.containers.mappings()
     }
 
+    /// The mappings to apply for IPv6.
+    pub(super) fn mappings_v6(&self) -> BTreeMap<Ipv6Addr, Mapping<Ipv6Addr>> {
+        if self.is_rootless() {
+            return BTreeMap::new();
+        }
+        self.containers.mappings_v6()
+    }
+
     pub(super) fn bridges(&self) -> BTreeMap<String, Vec<ipnet::Ipv4Net>> {
         if self.is_rootless() {
             return BTreeMap::new();
         }
         self.containers.bridges()
+    }
+
+    /// The subnets of IPv6 of the same bridges.
+    pub(super) fn bridges_v6(&self) -> BTreeMap<String, Vec<ipnet::Ipv6Net>> {
+        if self.is_rootless() {
+            return BTreeMap::new();
+        }
+        self.containers.bridges_v6()
     }
 
     /// The network whose containers have mesh addresses of their own, if it exists.
@@ -311,7 +328,7 @@ pub(super) fn context(
     config: &config::DockerSettings,
     node: &crate::model::Label,
     addresses: &[IpAddr],
-    block: ipnet::Ipv4Net,
+    block: Block,
     network: Option<network::NativePlan>,
 ) -> NodeContext {
     NodeContext {

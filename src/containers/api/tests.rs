@@ -178,7 +178,7 @@ fn the_ipv6_addresses_and_subnets_of_docker_and_podman_are_read() {
         let endpoint = networks.remove("shop");
         endpoint.map(|endpoint| (endpoint.v4.is_some(), endpoint.v6))
     };
-    let v6 = "fd00:18::3".parse().ok();
+    let v6: Option<std::net::Ipv6Addr> = "fd00:18::3".parse().ok();
     // Docker 20.10 and 28.5, and Podman, have these fields alike. Only later versions of Docker have networks of IPv6 alone.
     let both = "{\"IPAddress\":\"172.18.0.3\",\"GlobalIPv6Address\":\"fd00:18::3\",\"GlobalIPv6PrefixLen\":64}";
     let v4 = "{\"IPAddress\":\"172.18.0.3\",\"GlobalIPv6Address\":\"\"}";
