@@ -119,7 +119,7 @@ fn the_page_of_ports_has_the_ports_of_the_code() {
         ),
         (
             "config/coordinator.toml",
-            ["0.0.0.0:7443", "127.0.0.1:9561"],
+            ["[::]:7443", "127.0.0.1:9561"],
         ),
     ] {
         let text = read(file);
