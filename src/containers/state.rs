@@ -197,7 +197,7 @@ impl Containers {
                 let own = self
                     .networks
                     .own_addresses(inspected, exposed.network.as_deref())?;
-                Attachment::Mapped(self.place(inspected, own, now)?)
+                Attachment::Mapped(place(self, inspected, own, now)?)
             }
         };
         match self.held.get_mut(id) {
@@ -218,34 +218,6 @@ impl Containers {
             held.handle_stop_signal(now);
         }
         Ok(())
-    }
-
-    /// The instance addresses of a container with these addresses. A container with IPv6 alone has a lease too, which keeps its number
-    /// in the block.
-    fn place(
-        &mut self,
-        inspected: &Inspected,
-        own: OwnAddresses,
-        now: Instant,
-    ) -> Result<Places, Refusal> {
-        let id = &inspected.id;
-        let native = match own.v4 {
-            Some(v4) if self.networks.is_native(inspected, v4)? => Some(v4),
-            _ => None,
-        };
-        self.end_former_holder(id, own, now);
-        let address = if let Some(native) = native {
-            self.leases.release(id, now);
-            native
-        } else {
-            self.leases.lease(id, now).map_err(Refusal::Full)?
-        };
-        let address_v6 = self.context.block.instance_v6(address);
-        let v6 = own.v6.zip(address_v6);
-        Ok(Places {
-            v4: own.v4.map(|container| Place { address, container }),
-            v6: v6.map(|(container, address)| Place { address, container }),
-        })
     }
 
     /// An engine may give the address of a container that ended to the next one at once. So the container that had the
@@ -371,46 +343,13 @@ impl Containers {
     /// The mappings to apply, by instance address.
     #[must_use]
     pub fn mappings(&self) -> BTreeMap<Ipv4Addr, Mapping> {
-        self.mappings_of(|places| places.v4)
-    }
-
-    /// The mappings to apply for IPv6, by instance address.
-    #[must_use]
-    pub fn mappings_v6(&self) -> BTreeMap<Ipv6Addr, Mapping<Ipv6Addr>> {
-        self.mappings_of(|places| places.v6)
-    }
-
-    fn mappings_of<A: Ord>(
-        &self,
-        place: impl Fn(Places) -> Option<Place<A>>,
-    ) -> BTreeMap<A, Mapping<A>> {
-        let held = self.held.values().filter(|held| held.is_mapped());
-        held.filter_map(|held| {
-            let Attachment::Mapped(places) = held.attachment else {
-                return None;
-            };
-            let Place { address, container } = place(places)?;
-            let mapping = Mapping {
-                container,
-                pid: held.process.pid,
-                name: held.name.clone(),
-                ports: open_ports(held, self.context.rules),
-            };
-            Some((address, mapping))
-        })
-        .collect()
+        mappings_of(self, |places| places.v4)
     }
 
     /// The bridges of the engine's networks, with their subnets.
     #[must_use]
     pub fn bridges(&self) -> BTreeMap<String, Vec<Ipv4Net>> {
         self.networks.bridges()
-    }
-
-    /// The same bridges, with their subnets of IPv6.
-    #[must_use]
-    pub fn bridges_v6(&self) -> BTreeMap<String, Vec<Ipv6Net>> {
-        self.networks.bridges_v6()
     }
 
     /// The addresses to probe.
@@ -489,6 +428,65 @@ impl Containers {
             .chain(self.unused.problems(self.held.values()))
             .collect()
     }
+}
+
+/// The mappings of `containers` to apply for IPv6, by instance address.
+#[must_use]
+pub fn mappings_v6(containers: &Containers) -> BTreeMap<Ipv6Addr, Mapping<Ipv6Addr>> {
+    mappings_of(containers, |places| places.v6)
+}
+
+/// The mappings of one family.
+fn mappings_of<A: Ord>(
+    containers: &Containers,
+    place: impl Fn(Places) -> Option<Place<A>>,
+) -> BTreeMap<A, Mapping<A>> {
+    let held = containers.held.values();
+    let mapped = held.filter(|held| held.is_mapped()).filter_map(|held| {
+        let Place { address, container } = place(held.places())?;
+        let mapping = Mapping {
+            container,
+            pid: held.process.pid,
+            name: held.name.clone(),
+            ports: open_ports(held, containers.context.rules),
+        };
+        Some((address, mapping))
+    });
+    mapped.collect()
+}
+
+/// The bridges of the engine's networks, with their subnets of IPv6.
+#[must_use]
+pub fn bridges_v6(containers: &Containers) -> BTreeMap<String, Vec<Ipv6Net>> {
+    containers.networks.bridges_v6()
+}
+
+/// The instance addresses of a container with these addresses. A container with IPv6 alone has a lease too, which keeps its number in the
+/// block.
+fn place(
+    containers: &mut Containers,
+    inspected: &Inspected,
+    own: OwnAddresses,
+    now: Instant,
+) -> Result<Places, Refusal> {
+    let id = &inspected.id;
+    let native = match own.v4 {
+        Some(v4) if containers.networks.is_native(inspected, v4)? => Some(v4),
+        _ => None,
+    };
+    containers.end_former_holder(id, own, now);
+    let address = if let Some(native) = native {
+        containers.leases.release(id, now);
+        native
+    } else {
+        containers.leases.lease(id, now).map_err(Refusal::Full)?
+    };
+    let address_v6 = containers.context.block.instance_v6(address);
+    let v6 = own.v6.zip(address_v6);
+    Ok(Places {
+        v4: own.v4.map(|container| Place { address, container }),
+        v6: v6.map(|(container, address)| Place { address, container }),
+    })
 }
 
 /// Checks that the container's Compose service does not have the same DNS name as another one: the two would become one

@@ -68,7 +68,8 @@ impl StaleConnections {
     ) -> Option<Self> {
         let prefix_v6 = old.0.v6.as_ref().map(|v6| IpNet::V6(v6.prefix));
         let local = new.1.local().filter(|it| old.1.local() != Some(*it));
-        let local_v6 = (new.1.local_v6()).filter(|it| old.1.local_v6() != Some(*it));
+        let local_v6 = new.1.local_v6();
+        let local_v6 = local_v6.filter(|it| old.1.local_v6() != Some(*it));
         let mut stale = Self {
             prefixes: [IpNet::V4(old.0.prefix)]
                 .into_iter()

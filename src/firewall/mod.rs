@@ -11,8 +11,8 @@
 //! - A second table `meshd` does the same for the IPv6 addresses of instances. Service addresses are of IPv4 only.
 //! - With a policy, the same tables enforce it between the containers of this host, since packets between them do not pass through
 //!   the tunnel.
-//! - One rule in the engine's chain `DOCKER-USER`, of each family that has this chain, accepts mapped connections. An accept in a table of our own would not
-//!   be enough, because it does not override a drop in another table.
+//! - One rule in the engine's chain `DOCKER-USER`, of each family that has this chain, accepts mapped connections. An accept in a
+//!   table of our own would not be enough, because it does not override a drop in another table.
 //! - Guards drop packets with a source address that does not belong to their sender, whether they come from hosts on
 //!   the local network, from containers, or from another container on the same bridge.
 //! - Where the engine itself assigns mesh addresses, a route leads to its bridge, and the bridge answers ARP requests

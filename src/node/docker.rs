@@ -222,7 +222,7 @@ impl Docker {
         if self.is_rootless() {
             return BTreeMap::new();
         }
-        self.containers.mappings_v6()
+        containers::mappings_v6(&self.containers)
     }
 
     pub(super) fn bridges(&self) -> BTreeMap<String, Vec<ipnet::Ipv4Net>> {
@@ -237,7 +237,7 @@ impl Docker {
         if self.is_rootless() {
             return BTreeMap::new();
         }
-        self.containers.bridges_v6()
+        containers::bridges_v6(&self.containers)
     }
 
     /// The network whose containers have mesh addresses of their own, if it exists.

@@ -296,13 +296,15 @@ fn into_network(raw: RawNetwork) -> EngineNetwork {
             .is_some_and(|labels| labels.0.get(owner).is_some_and(|by| by == value)),
         options,
         bridge: bridge.filter(|name| is_plain_interface(name)),
-        subnets: (all.iter())
+        subnets: all
+            .iter()
             .filter_map(|net| match net {
                 IpNet::V4(v4) => Some(v4.trunc()),
                 IpNet::V6(_) => None,
             })
             .collect(),
-        subnets_v6: (all.iter())
+        subnets_v6: all
+            .iter()
             .filter_map(|net| match net {
                 IpNet::V6(v6) if has_ipv6 => Some(v6.trunc()),
                 _ => None,

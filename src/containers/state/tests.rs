@@ -104,7 +104,7 @@ impl World {
 
     /// The mappings of a kernel that has applied all of them.
     fn applied(&self) -> AppliedMappings {
-        let (v4, v6) = (self.containers.mappings(), self.containers.mappings_v6());
+        let (v4, v6) = (self.containers.mappings(), mappings_v6(&self.containers));
         let v4 = v4.into_iter();
         let v4 = v4.map(|(address, m)| (address.into(), m.container.into()));
         let v6 = v6.into_iter();
@@ -865,7 +865,7 @@ fn with_addresses(n: u32, v4: Option<&str>, v6: Option<&str>) -> Inspected {
 
 impl World {
     fn mapped_v6(&self) -> Vec<String> {
-        let mappings = self.containers.mappings_v6();
+        let mappings = mappings_v6(&self.containers);
         let mappings = mappings.iter();
         mappings
             .map(|(address, mapping)| format!("{address} {}", mapping.container))
