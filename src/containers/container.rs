@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU16;
 use std::time::{Duration, Instant};
 
 use super::inspect::{EngineHealth, Inspected, Published, Status};
@@ -113,9 +114,17 @@ pub struct Container {
     state: State,
     /// The result of its HEALTHCHECK.
     engine_health: Option<EngineHealth>,
-    /// Whether the last probe could connect.
-    probe: Option<bool>,
+    probes: Probes,
     history: History,
+}
+
+/// Whether the last probes could connect.
+#[derive(Debug, Clone, Copy, Default)]
+struct Probes {
+    /// At the address that decides about the health.
+    main: Option<bool>,
+    /// At the IPv6 address of a container that has an IPv4 address too.
+    v6: Option<bool>,
 }
 
 /// The first process of a container.
@@ -160,7 +169,7 @@ impl Container {
             published: inspected.published.clone(),
             state: State::Starting,
             engine_health: inspected.health,
-            probe: None,
+            probes: Probes::default(),
             history: History {
                 started: now,
                 ends: Vec::new(),
@@ -185,7 +194,7 @@ impl Container {
         attachment: Attachment,
     ) {
         if self.attachment != attachment {
-            self.probe = None;
+            self.probes = Probes::default();
         }
         self.attachment = attachment;
         self.name.clone_from(&inspected.name);
@@ -242,8 +251,13 @@ impl Container {
 
     /// Handles a new result of a probe.
     pub(super) fn handle_probe(&mut self, accepts: bool) {
-        self.probe = Some(accepts);
+        self.probes.main = Some(accepts);
         self.update_readiness();
+    }
+
+    /// Handles a new result of a probe at [`Container::probe_target_v6`].
+    pub(super) fn handle_probe_v6(&mut self, accepts: bool) {
+        self.probes.v6 = Some(accepts);
     }
 
     /// Checks the time limits of draining and of starting. Returns whether the published instances or the mappings
@@ -285,7 +299,7 @@ impl Container {
         }
         let verdict = match self.exposed.health {
             HealthSource::None => return Health::Unknown,
-            HealthSource::Tcp(_) => self.probe,
+            HealthSource::Tcp(_) => self.probes.main,
             HealthSource::Engine => match self.engine_health {
                 Some(EngineHealth::Healthy) => Some(true),
                 Some(EngineHealth::Unhealthy) => Some(false),
@@ -333,18 +347,37 @@ impl Container {
     /// The address to probe, if the container's health is determined by a TCP connection. `node` is the address of the
     /// host.
     pub(super) fn probe_target(&self, node: IpAddr) -> Option<SocketAddr> {
-        let HealthSource::Tcp(port) = self.exposed.health else {
-            return None;
-        };
-        if !matches!(self.state, State::Starting | State::Ready) || self.paused {
-            return None;
-        }
+        let port = self.probed_port()?;
         let address = match self.attachment {
-            // A container that has both families is probed over IPv4.
+            // IPv4 decides about a container that has both families.
             Attachment::Mapped(places) => places.all().next()?.container,
             Attachment::Host => node,
         };
         Some(SocketAddr::new(address, port.get()))
+    }
+
+    /// The IPv6 address to probe, if the container has an IPv4 address too.
+    pub(super) fn probe_target_v6(&self) -> Option<SocketAddr> {
+        let port = self.probed_port()?;
+        let places = self.places();
+        let v6 = places.v6.filter(|_| places.v4.is_some())?;
+        Some(SocketAddr::new(v6.container.into(), port.get()))
+    }
+
+    /// The port to probe, if the container's health is determined by a TCP connection.
+    fn probed_port(&self) -> Option<NonZeroU16> {
+        let HealthSource::Tcp(port) = self.exposed.health else {
+            return None;
+        };
+        let runs = matches!(self.state, State::Starting | State::Ready) && !self.paused;
+        runs.then_some(port)
+    }
+
+    /// Whether the IPv6 address of a container at `places` is published. A program may listen on IPv4 alone. So an IPv6 address beside
+    /// one of IPv4 is published only after a probe connected there, if the container is probed at all.
+    fn serves_v6(&self, places: Places) -> bool {
+        let is_probed = matches!(self.exposed.health, HealthSource::Tcp(_));
+        !is_probed || places.v4.is_none() || self.probes.v6 == Some(true)
     }
 
     /// The instance to publish, if there is one. `drained` says whether an operator drained the service. `node` are the
@@ -394,7 +427,9 @@ impl Container {
             (Attachment::Mapped(places), AppliedMappings::Mapped(mapped)) => {
                 let is_mapped =
                     |place: &Place<IpAddr>| mapped.get(&place.address) == Some(&place.container);
+                let serves_v6 = self.serves_v6(places);
                 let there = places.all().filter(is_mapped);
+                let there = there.filter(|place| place.address.is_ipv4() || serves_v6);
                 let there: Vec<IpAddr> = there.map(|place| place.address).collect();
                 (!there.is_empty()).then_some((there, ports))
             }

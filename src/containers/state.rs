@@ -455,6 +455,21 @@ fn mappings_of<A: Ord>(
     mapped.collect()
 }
 
+/// The IPv6 addresses to probe of containers that have IPv4 addresses too.
+#[must_use]
+pub fn probes_v6(containers: &Containers) -> Vec<(ContainerId, SocketAddr)> {
+    let held = containers.held.iter();
+    held.filter_map(|(id, held)| Some((id.clone(), held.probe_target_v6()?)))
+        .collect()
+}
+
+/// Handles a result of a probe of [`probes_v6`].
+pub fn handle_probe_v6(containers: &mut Containers, id: &ContainerId, accepts: bool) {
+    if let Some(held) = containers.held.get_mut(id) {
+        held.handle_probe_v6(accepts);
+    }
+}
+
 /// The bridges of the engine's networks, with their subnets of IPv6.
 #[must_use]
 pub fn bridges_v6(containers: &Containers) -> BTreeMap<String, Vec<Ipv6Net>> {

@@ -30,10 +30,18 @@ const INVENTORY_TIMEOUT: Duration = Duration::from_secs(10);
 /// The time limit of a probe in milliseconds. The container is on this machine.
 const PROBE_TIMEOUT: u64 = 1_000;
 
+/// A probe of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Probe {
+    pub(super) id: ContainerId,
+    /// Whether it is at the IPv6 address of a container that has an IPv4 address too.
+    pub(super) is_v6: bool,
+}
+
 /// The containers of this node.
 pub(super) struct Docker {
     containers: Containers,
-    prober: Checker<ContainerId>,
+    prober: Checker<Probe>,
     required: bool,
     engine: Option<Engine>,
     fault: Option<EngineFault>,
@@ -50,7 +58,7 @@ pub(super) struct Docker {
 /// The receivers of events.
 pub(super) struct DockerEvents {
     pub(super) reports: mpsc::Receiver<Report>,
-    pub(super) probes: mpsc::Receiver<(ContainerId, Outcome)>,
+    pub(super) probes: mpsc::Receiver<(Probe, Outcome)>,
 }
 
 impl Docker {
@@ -133,9 +141,13 @@ impl Docker {
     }
 
     /// Handles results of probes.
-    pub(super) fn handle_probes(&mut self, verdicts: Vec<(ContainerId, Outcome)>) {
-        for (id, outcome) in verdicts {
-            self.containers.handle_probe(&id, outcome.is_ok());
+    pub(super) fn handle_probes(&mut self, verdicts: Vec<(Probe, Outcome)>) {
+        for (Probe { id, is_v6 }, outcome) in verdicts {
+            if is_v6 {
+                containers::handle_probe_v6(&mut self.containers, &id, outcome.is_ok());
+            } else {
+                self.containers.handle_probe(&id, outcome.is_ok());
+            }
         }
     }
 
@@ -144,13 +156,17 @@ impl Docker {
             timeout_ms: PROBE_TIMEOUT,
             ..Check::new(CheckProbe::Tcp)
         };
-        let targets = self.containers.probes().into_iter().map(|(id, address)| {
+        let main = self.containers.probes().into_iter();
+        let main = main.map(|(id, address)| (Probe { id, is_v6: false }, address));
+        let v6 = containers::probes_v6(&self.containers).into_iter();
+        let v6 = v6.map(|(id, address)| (Probe { id, is_v6: true }, address));
+        let targets = main.chain(v6).map(|(probe, address)| {
             let target = Target {
                 address,
                 check: check.clone(),
                 eager: true,
             };
-            (id, target)
+            (probe, target)
         });
         self.prober.set(targets.collect());
     }

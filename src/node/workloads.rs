@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use super::change_times::ChangeTimes;
 use super::config::Config;
-use super::docker::Docker;
+use super::docker::{Docker, Probe};
 use super::host::Ipv6;
 use super::state::Identity;
 use crate::containers::{AppliedMappings, ContainerId, Mapping, Offer, Report, network};
@@ -84,11 +84,14 @@ impl Workloads {
     }
 
     /// Verdicts of the probes of containers. Returns whether this node follows an engine.
-    pub(super) fn handle_probes(&mut self, verdicts: Vec<(ContainerId, Outcome)>) -> bool {
+    pub(super) fn handle_probes(&mut self, verdicts: Vec<(Probe, Outcome)>) -> bool {
         let Some(docker) = &mut self.docker else {
             return false;
         };
-        self.times.handle_probes(&verdicts, Instant::now());
+        let main = verdicts.iter().filter(|(probe, _)| !probe.is_v6);
+        let main = main.map(|(probe, outcome)| (probe.id.clone(), outcome.clone()));
+        let main: Vec<(ContainerId, Outcome)> = main.collect();
+        self.times.handle_probes(&main, Instant::now());
         docker.handle_probes(verdicts);
         true
     }

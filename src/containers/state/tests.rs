@@ -893,13 +893,14 @@ fn a_container_with_both_families_has_the_same_number_in_both_parts_of_the_block
         ["10.210.1.2 172.18.0.3", "10.210.1.3 172.18.0.4"]
     );
     assert_eq!(world.mapped_v6(), ["fd00:1:2:1::2 fd00:18::3"]);
-    // It is probed where it is reached by IPv4.
+    // IPv4 decides about its health.
     let targets = world.containers.probes();
     let targets: Vec<String> = targets.iter().map(|(_, at)| at.to_string()).collect();
     assert_eq!(targets, ["172.18.0.3:80", "172.18.0.4:80"]);
     for n in [1, 2] {
         world.containers.handle_probe(&id(n), true);
     }
+    handle_probe_v6(&mut world.containers, &id(1), true);
     assert_eq!(
         world.addresses(&world.applied()),
         [
@@ -913,10 +914,33 @@ fn a_container_with_both_families_has_the_same_number_in_both_parts_of_the_block
 }
 
 #[test]
+fn an_ipv6_address_beside_an_ipv4_one_is_published_only_if_the_program_listens_there() {
+    let mut world = World::new();
+    world.inspected(&with_addresses(1, Some("172.18.0.3"), Some("fd00:18::3")));
+    world.inspected(&with_addresses(2, Some("172.18.0.4"), None));
+    let targets = probes_v6(&world.containers);
+    let targets: Vec<String> = targets.iter().map(|(_, at)| at.to_string()).collect();
+    assert_eq!(targets, ["[fd00:18::3]:80"]);
+    // It says nothing about the health.
+    handle_probe_v6(&mut world.containers, &id(1), true);
+    assert_eq!(world.addresses(&world.applied()), Vec::<Vec<String>>::new());
+    for (listens, count) in [(false, 1), (true, 2), (false, 1)] {
+        world.containers.handle_probe(&id(1), true);
+        handle_probe_v6(&mut world.containers, &id(1), listens);
+        let addresses = world.addresses(&world.applied());
+        assert_eq!(addresses[0].len(), count, "{addresses:?}");
+        assert_eq!(world.published("web"), [healthy("n1-shop-web-1")]);
+    }
+    world.happened(1, Action::Kill(15));
+    assert!(probes_v6(&world.containers).is_empty());
+}
+
+#[test]
 fn an_ipv6_address_is_published_only_while_the_kernel_maps_it() {
     let mut world = World::new();
     world.inspected(&with_addresses(1, Some("172.18.0.3"), Some("fd00:18::3")));
     world.containers.handle_probe(&id(1), true);
+    handle_probe_v6(&mut world.containers, &id(1), true);
     let v4 = ("10.210.1.2", "172.18.0.3");
     let other = ("fd00:1:2:1::2", "fd00:18::9");
     let mapped = |pairs: &[(&str, &str)]| {
