@@ -82,11 +82,20 @@ impl Places {
         v4.into_iter().chain(v6)
     }
 
+    /// The container's own address that decides about its health: that of IPv4, if there is one.
+    fn main(&self) -> Option<IpAddr> {
+        self.all().next().map(|place| place.container)
+    }
+
+    /// The container's own IPv6 address.
+    fn own_v6(&self) -> Option<Ipv6Addr> {
+        self.v6.map(|place| place.container)
+    }
+
     /// Whether one of these addresses is the container's own one.
     pub(super) fn is_at(&self, v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>) -> bool {
         let own_v4 = self.v4.map(|place| place.container);
-        let own_v6 = self.v6.map(|place| place.container);
-        (v4.is_some() && v4 == own_v4) || (v6.is_some() && v6 == own_v6)
+        (v4.is_some() && v4 == own_v4) || (v6.is_some() && v6 == self.own_v6())
     }
 }
 
@@ -193,10 +202,16 @@ impl Container {
         exposed: Exposed,
         attachment: Attachment,
     ) {
-        if self.attachment != attachment {
-            self.probes = Probes::default();
-        }
+        let before = self.places();
         self.attachment = attachment;
+        let now = self.places();
+        // A probe whose address stays goes on, and reports nothing until its verdict changes.
+        if before.main() != now.main() {
+            self.probes.main = None;
+        }
+        if before.own_v6() != now.own_v6() {
+            self.probes.v6 = None;
+        }
         self.name.clone_from(&inspected.name);
         self.exposed = exposed;
         self.process.pid = inspected.pid;
@@ -349,8 +364,7 @@ impl Container {
     pub(super) fn probe_target(&self, node: IpAddr) -> Option<SocketAddr> {
         let port = self.probed_port()?;
         let address = match self.attachment {
-            // IPv4 decides about a container that has both families.
-            Attachment::Mapped(places) => places.all().next()?.container,
+            Attachment::Mapped(places) => places.main()?,
             Attachment::Host => node,
         };
         Some(SocketAddr::new(address, port.get()))
