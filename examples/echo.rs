@@ -18,8 +18,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{
-    IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream,
-    ToSocketAddrs as _, UdpSocket,
+    IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _, UdpSocket,
 };
 use std::time::{Duration, Instant};
 
@@ -386,21 +385,15 @@ fn exchange(server: SocketAddr, from: u16, question: &[u8]) -> io::Result<()> {
     Err(last)
 }
 
-/// RFC 791, RFC 768; the kernel fills in the length and the checksum of IP, and UDP needs none.
-fn claim(source: Ipv4Addr, destination: Ipv4Addr, port: u16, count: u32) -> io::Result<()> {
-    let socket = socket2::Socket::new(
-        socket2::Domain::IPV4,
-        socket2::Type::RAW,
-        Some(socket2::Protocol::from(libc::IPPROTO_RAW)),
-    )?;
-    let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0];
-    packet.extend(source.octets());
-    packet.extend(destination.octets());
-    packet.extend([0x30, 0x39]);
-    packet.extend(port.to_be_bytes());
-    packet.extend([0, 13, 0, 0]);
-    packet.extend(b"claim");
-    let to = SocketAddr::V4(SocketAddrV4::new(destination, 0));
+fn claim(source: IpAddr, destination: IpAddr, port: u16, count: u32) -> io::Result<()> {
+    let (domain, packet) = match (source, destination) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => (socket2::Domain::IPV4, packet_v4(from, to, port)),
+        (IpAddr::V6(from), IpAddr::V6(to)) => (socket2::Domain::IPV6, packet_v6(from, to, port)),
+        _ => return Err(io::Error::other("the addresses are of different families")),
+    };
+    let raw = socket2::Protocol::from(libc::IPPROTO_RAW);
+    let socket = socket2::Socket::new(domain, socket2::Type::RAW, Some(raw))?;
+    let to = SocketAddr::new(destination, 0);
     let mut sent = 0;
     for number in 0..count {
         // A full queue, or a router that says no, is no reason to stop.
@@ -411,4 +404,52 @@ fn claim(source: Ipv4Addr, destination: Ipv4Addr, port: u16, count: u32) -> io::
     }
     println!("{sent}");
     Ok(())
+}
+
+/// A datagram (RFC 768) from port 12345.
+fn datagram(port: u16) -> Vec<u8> {
+    let mut datagram = vec![0x30, 0x39];
+    datagram.extend(port.to_be_bytes());
+    datagram.extend([0, 13, 0, 0]);
+    datagram.extend(b"claim");
+    datagram
+}
+
+/// RFC 791; the kernel fills in the length and the checksum of IP, and UDP needs none.
+fn packet_v4(source: Ipv4Addr, destination: Ipv4Addr, port: u16) -> Vec<u8> {
+    let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0];
+    packet.extend(source.octets());
+    packet.extend(destination.octets());
+    packet.extend(datagram(port));
+    packet
+}
+
+/// RFC 8200. Over IPv6 a datagram needs a checksum.
+fn packet_v6(source: Ipv6Addr, destination: Ipv6Addr, port: u16) -> Vec<u8> {
+    let mut addresses = source.octets().to_vec();
+    addresses.extend(destination.octets());
+    let mut datagram = datagram(port);
+    let summed = [&addresses[..], &[0, 0, 0, 13, 0, 0, 0, 17], &datagram].concat();
+    let checksum = checksum(&summed);
+    datagram[6..8].copy_from_slice(&checksum.to_be_bytes());
+    let head = [0x60, 0, 0, 0, 0, 13, 17, 64];
+    [&head[..], &addresses, &datagram].concat()
+}
+
+/// RFC 1071.
+fn checksum(bytes: &[u8]) -> u16 {
+    let words = bytes.chunks(2).map(|pair| match pair {
+        [high, low] => u16::from_be_bytes([*high, *low]),
+        _ => pair
+            .first()
+            .map_or(0, |high| u16::from_be_bytes([*high, 0])),
+    });
+    let mut sum: u32 = words.map(u32::from).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    match !(sum as u16) {
+        0 => 0xffff,
+        sum => sum,
+    }
 }

@@ -336,6 +336,13 @@ impl Hosts {
         last.and_then(|a| a.parse().ok()).expect("an address")
     }
 
+    /// The IPv6 address of a container on its one network.
+    pub(crate) fn container_address_v6(&self, n: usize, name: &str) -> Ipv6Addr {
+        let format = "{{range .NetworkSettings.Networks}}{{.GlobalIPv6Address}}{{end}}";
+        let address = self.docker(n, &["inspect", "-f", format, name]);
+        address.parse().expect("an address")
+    }
+
     /// Asks a server, from a host (`container` empty) or a container, what it calls the caller.
     pub(crate) fn ask(
         &self,
