@@ -461,10 +461,9 @@ impl<K: Kernel> Work<K> {
         for call in &steps.calls {
             self.kernel.iptables(program, call).await?;
         }
-        match wanted.filter(|_| steps.has_docker) {
-            Some(rule) => drop(self.applied.rules.insert(program, rule)),
-            None => drop(self.applied.rules.remove(program)),
-        }
+        self.applied.rules.remove(program);
+        let added = wanted.filter(|_| steps.has_docker);
+        self.applied.rules.extend(added.map(|rule| (program, rule)));
         Ok(())
     }
 
