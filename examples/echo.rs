@@ -4,6 +4,7 @@
 //!                                        UDP: the same in one datagram, and `report` counts datagrams by source;
 //!                                        goes on for so long after it is asked to end
 //!     echo ask tcp|udp NAME:PORT         prints what the server calls us, after 1 MiB there and back
+//!     echo ask tcp4|udp4|tcp6|udp6 NAME:PORT     the same, at an address of this family
 //!     echo ask bulk NAME:PORT MEBIBYTES  the same with more, over TCP
 //!     echo ask udp ADDRESS:PORT from PORT        one datagram there and back, from a port of one's own
 //!     echo look NAME:PORT                prints the addresses of a name
@@ -17,8 +18,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{
-    IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, ToSocketAddrs as _,
-    UdpSocket,
+    IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _, UdpSocket,
 };
 use std::time::{Duration, Instant};
 
@@ -36,6 +36,10 @@ fn main() -> io::Result<()> {
         ["ask", "tcp", server] => ask_tcp(look_up(server)?, BULK),
         ["ask", "bulk", server, size] => ask_tcp(look_up(server)?, parse::<usize>(size)? << 20),
         ["ask", "udp", server] => ask_udp(look_up(server)?),
+        ["ask", "tcp4", server] => ask_tcp(look_up_in(server, SocketAddr::is_ipv4)?, BULK),
+        ["ask", "tcp6", server] => ask_tcp(look_up_in(server, SocketAddr::is_ipv6)?, BULK),
+        ["ask", "udp4", server] => ask_udp(look_up_in(server, SocketAddr::is_ipv4)?),
+        ["ask", "udp6", server] => ask_udp(look_up_in(server, SocketAddr::is_ipv6)?),
         ["look", server] => {
             let mut addresses: Vec<IpAddr> = server.to_socket_addrs()?.map(|at| at.ip()).collect();
             addresses.dedup();
@@ -67,10 +71,22 @@ fn parse<T: std::str::FromStr>(text: &str) -> io::Result<T> {
 }
 
 fn look_up(server: &str) -> io::Result<SocketAddr> {
+    look_up_in(server, |_| true)
+}
+
+fn look_up_in(server: &str, of_family: fn(&SocketAddr) -> bool) -> io::Result<SocketAddr> {
     server
         .to_socket_addrs()?
-        .next()
+        .find(of_family)
         .ok_or_else(|| io::Error::other("the name has no address"))
+}
+
+/// Any address of this machine from which `server` can be asked.
+fn any_for(server: SocketAddr) -> IpAddr {
+    match server {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    }
 }
 
 fn serve(port: u16, linger: Duration) -> io::Result<()> {
@@ -83,8 +99,13 @@ fn serve(port: u16, linger: Duration) -> io::Result<()> {
         std::thread::sleep(linger);
         std::process::exit(0);
     });
-    let datagrams = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?;
-    let streams = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?;
+    // Both families, or IPv4 where there is no other.
+    let any = [
+        SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)),
+        SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)),
+    ];
+    let datagrams = UdpSocket::bind(&any[..])?;
+    let streams = TcpListener::bind(&any[..])?;
     std::thread::spawn(move || serve_datagrams(&datagrams));
     for stream in streams.incoming() {
         let stream = stream?;
@@ -94,7 +115,7 @@ fn serve(port: u16, linger: Duration) -> io::Result<()> {
 }
 
 fn echo(mut stream: TcpStream) -> io::Result<()> {
-    let caller = stream.peer_addr()?.ip();
+    let caller = stream.peer_addr()?.ip().to_canonical();
     stream.write_all(format!("{caller}\n").as_bytes())?;
     let mut reader = stream.try_clone()?;
     io::copy(&mut reader, &mut stream)?;
@@ -115,9 +136,9 @@ fn serve_datagrams(socket: &UdpSocket) -> io::Result<()> {
                 let _ = socket.send_to(bulk, caller);
                 continue;
             }
-            _ => format!("{}\n", caller.ip()),
+            _ => format!("{}\n", caller.ip().to_canonical()),
         };
-        *counts.entry(caller.ip()).or_default() += 1;
+        *counts.entry(caller.ip().to_canonical()).or_default() += 1;
         let _ = socket.send_to(answer.as_bytes(), caller);
     }
 }
@@ -152,7 +173,7 @@ fn ask_tcp(server: SocketAddr, size: usize) -> io::Result<()> {
 
 /// 1 MiB in datagrams, each of which comes back, then what the server calls us.
 fn ask_udp(server: SocketAddr) -> io::Result<()> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    let socket = UdpSocket::bind((any_for(server), 0))?;
     socket.connect(server)?;
     socket.set_read_timeout(Some(Duration::from_millis(300)))?;
     let mut datagram = [7; 1024];
@@ -241,7 +262,7 @@ fn flow(server: SocketAddr, length: Duration) -> io::Result<()> {
     const PAUSE: Duration = Duration::from_millis(100);
     let end = Instant::now() + length;
     let datagrams = std::thread::spawn(move || -> io::Result<Gaps> {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        let socket = UdpSocket::bind((any_for(server), 0))?;
         socket.connect(server)?;
         let mut gaps = Gaps::new();
         let mut buffer = [0; 64];
@@ -343,7 +364,7 @@ impl std::fmt::Display for Gaps {
 }
 
 fn exchange(server: SocketAddr, from: u16, question: &[u8]) -> io::Result<()> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, from))?;
+    let socket = UdpSocket::bind((any_for(server), from))?;
     socket.connect(server)?;
     socket.set_read_timeout(Some(Duration::from_millis(500)))?;
     let mut buffer = [0; 2048];
@@ -364,21 +385,15 @@ fn exchange(server: SocketAddr, from: u16, question: &[u8]) -> io::Result<()> {
     Err(last)
 }
 
-/// RFC 791, RFC 768; the kernel fills in the length and the checksum of IP, and UDP needs none.
-fn claim(source: Ipv4Addr, destination: Ipv4Addr, port: u16, count: u32) -> io::Result<()> {
-    let socket = socket2::Socket::new(
-        socket2::Domain::IPV4,
-        socket2::Type::RAW,
-        Some(socket2::Protocol::from(libc::IPPROTO_RAW)),
-    )?;
-    let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0];
-    packet.extend(source.octets());
-    packet.extend(destination.octets());
-    packet.extend([0x30, 0x39]);
-    packet.extend(port.to_be_bytes());
-    packet.extend([0, 13, 0, 0]);
-    packet.extend(b"claim");
-    let to = SocketAddr::V4(SocketAddrV4::new(destination, 0));
+fn claim(source: IpAddr, destination: IpAddr, port: u16, count: u32) -> io::Result<()> {
+    let (domain, packet) = match (source, destination) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => (socket2::Domain::IPV4, packet_v4(from, to, port)),
+        (IpAddr::V6(from), IpAddr::V6(to)) => (socket2::Domain::IPV6, packet_v6(from, to, port)),
+        _ => return Err(io::Error::other("the addresses are of different families")),
+    };
+    let raw = socket2::Protocol::from(libc::IPPROTO_RAW);
+    let socket = socket2::Socket::new(domain, socket2::Type::RAW, Some(raw))?;
+    let to = SocketAddr::new(destination, 0);
     let mut sent = 0;
     for number in 0..count {
         // A full queue, or a router that says no, is no reason to stop.
@@ -389,4 +404,52 @@ fn claim(source: Ipv4Addr, destination: Ipv4Addr, port: u16, count: u32) -> io::
     }
     println!("{sent}");
     Ok(())
+}
+
+/// A datagram (RFC 768) from port 12345.
+fn datagram(port: u16) -> Vec<u8> {
+    let mut datagram = vec![0x30, 0x39];
+    datagram.extend(port.to_be_bytes());
+    datagram.extend([0, 13, 0, 0]);
+    datagram.extend(b"claim");
+    datagram
+}
+
+/// RFC 791; the kernel fills in the length and the checksum of IP, and UDP needs none.
+fn packet_v4(source: Ipv4Addr, destination: Ipv4Addr, port: u16) -> Vec<u8> {
+    let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0];
+    packet.extend(source.octets());
+    packet.extend(destination.octets());
+    packet.extend(datagram(port));
+    packet
+}
+
+/// RFC 8200. Over IPv6 a datagram needs a checksum.
+fn packet_v6(source: Ipv6Addr, destination: Ipv6Addr, port: u16) -> Vec<u8> {
+    let mut addresses = source.octets().to_vec();
+    addresses.extend(destination.octets());
+    let mut datagram = datagram(port);
+    let summed = [&addresses[..], &[0, 0, 0, 13, 0, 0, 0, 17], &datagram].concat();
+    let checksum = checksum(&summed);
+    datagram[6..8].copy_from_slice(&checksum.to_be_bytes());
+    let head = [0x60, 0, 0, 0, 0, 13, 17, 64];
+    [&head[..], &addresses, &datagram].concat()
+}
+
+/// RFC 1071.
+fn checksum(bytes: &[u8]) -> u16 {
+    let words = bytes.chunks(2).map(|pair| match pair {
+        [high, low] => u16::from_be_bytes([*high, *low]),
+        _ => pair
+            .first()
+            .map_or(0, |high| u16::from_be_bytes([*high, 0])),
+    });
+    let mut sum: u32 = words.map(u32::from).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    match !(sum as u16) {
+        0 => 0xffff,
+        sum => sum,
+    }
 }

@@ -7,14 +7,22 @@ use std::time::Instant;
 
 use libfuzzer_sys::fuzz_target;
 use meshd::containers::state::{Containers, NodeContext};
-use meshd::containers::{Expose, Rules, api};
+use meshd::containers::{Expose, Rules, api, mappings_v6};
 use meshd::model::Label;
+use meshd::model::address::Block;
+
+fn block() -> Block {
+    Block {
+        v4: "10.210.1.0/24".parse().expect("a literal"),
+        v6: "fd00:1:2:1::/64".parse().expect("a literal"),
+    }
+}
 
 fn containers(now: Instant) -> Containers {
     let context = NodeContext {
         node: Label::parse("n1").expect("a literal"),
         addresses: vec!["10.210.1.1".parse().expect("a literal")],
-        block: "10.210.1.0/24".parse().expect("a literal"),
+        block: block(),
         rules: Rules {
             expose: Expose::All,
             ..Rules::default()
@@ -46,6 +54,10 @@ fuzz_target!(|bytes: &[u8]| {
                     .values()
                     .all(|address| address.octets()[..3] == [10, 210, 1])
             );
+            let v6 = mappings_v6(&containers);
+            assert!(v6.keys().all(|address| block().v6.contains(address)));
+            let distinct: BTreeSet<_> = v6.values().map(|mapping| mapping.container).collect();
+            assert_eq!(distinct.len(), v6.len());
             containers.problems(now);
             containers.rows(&BTreeSet::new());
         }

@@ -1,7 +1,8 @@
 //! One exposed container: its address, its state, and the instance that is published for it. Pure.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU16;
 use std::time::{Duration, Instant};
 
 use super::inspect::{EngineHealth, Inspected, Published, Status};
@@ -45,15 +46,57 @@ pub enum State {
 /// How a container is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attachment {
-    /// By an instance address, which is mapped to the container's own address.
-    Mapped {
-        /// The instance address.
-        address: Ipv4Addr,
-        /// The address on its bridge. The two are the same if the engine assigns mesh addresses.
-        container: Ipv4Addr,
-    },
+    /// By instance addresses, which are mapped to the container's own addresses.
+    Mapped(Places),
     /// By the host's addresses.
     Host,
+}
+
+/// Where a container is reached, in one family at least.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Places {
+    pub v4: Option<Place<Ipv4Addr>>,
+    pub v6: Option<Place<Ipv6Addr>>,
+}
+
+/// An instance address, and what it is mapped to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place<A> {
+    /// The instance address.
+    pub address: A,
+    /// The address on its bridge. The two are the same if the engine assigns mesh addresses.
+    pub container: A,
+}
+
+impl Places {
+    /// The places of both families, that of IPv4 first.
+    fn all(&self) -> impl Iterator<Item = Place<IpAddr>> + use<> {
+        let v4 = self.v4.map(|place| Place {
+            address: place.address.into(),
+            container: place.container.into(),
+        });
+        let v6 = self.v6.map(|place| Place {
+            address: place.address.into(),
+            container: place.container.into(),
+        });
+        v4.into_iter().chain(v6)
+    }
+
+    /// The container's own address that decides about its health: that of IPv4, if there is one.
+    fn main(&self) -> Option<IpAddr> {
+        self.all().next().map(|place| place.container)
+    }
+
+    /// The container's own IPv6 address.
+    fn own_v6(&self) -> Option<Ipv6Addr> {
+        self.v6.map(|place| place.container)
+    }
+
+    /// Whether one of these addresses is the container's own one.
+    pub(super) fn is_at(&self, v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>) -> bool {
+        let own_v4 = self.v4.map(|place| place.container);
+        (v4.is_some() && v4 == own_v4) || (v6.is_some() && v6 == self.own_v6())
+    }
 }
 
 /// The mappings that the kernel applies.
@@ -61,7 +104,7 @@ pub enum Attachment {
 pub enum AppliedMappings {
     /// The kernel maps these instance addresses to containers' own addresses. A container that is not mapped yet is not
     /// published.
-    Mapped(BTreeMap<Ipv4Addr, Ipv4Addr>),
+    Mapped(BTreeMap<IpAddr, IpAddr>),
     /// The kernel cannot map addresses. Containers are reached at the ports that they publish on the host.
     Unavailable,
 }
@@ -80,9 +123,17 @@ pub struct Container {
     state: State,
     /// The result of its HEALTHCHECK.
     engine_health: Option<EngineHealth>,
-    /// Whether the last probe could connect.
-    probe: Option<bool>,
+    probes: Probes,
     history: History,
+}
+
+/// Whether the last probes could connect.
+#[derive(Debug, Clone, Copy, Default)]
+struct Probes {
+    /// At the address that decides about the health.
+    main: Option<bool>,
+    /// At the IPv6 address of a container that has an IPv4 address too.
+    v6: Option<bool>,
 }
 
 /// The first process of a container.
@@ -127,7 +178,7 @@ impl Container {
             published: inspected.published.clone(),
             state: State::Starting,
             engine_health: inspected.health,
-            probe: None,
+            probes: Probes::default(),
             history: History {
                 started: now,
                 ends: Vec::new(),
@@ -151,10 +202,16 @@ impl Container {
         exposed: Exposed,
         attachment: Attachment,
     ) {
-        if self.attachment != attachment {
-            self.probe = None;
-        }
+        let before = self.places();
         self.attachment = attachment;
+        let now = self.places();
+        // A probe whose address stays goes on, and reports nothing until its verdict changes.
+        if before.main() != now.main() {
+            self.probes.main = None;
+        }
+        if before.own_v6() != now.own_v6() {
+            self.probes.v6 = None;
+        }
         self.name.clone_from(&inspected.name);
         self.exposed = exposed;
         self.process.pid = inspected.pid;
@@ -209,8 +266,13 @@ impl Container {
 
     /// Handles a new result of a probe.
     pub(super) fn handle_probe(&mut self, accepts: bool) {
-        self.probe = Some(accepts);
+        self.probes.main = Some(accepts);
         self.update_readiness();
+    }
+
+    /// Handles a new result of a probe at [`Container::probe_target_v6`].
+    pub(super) fn handle_probe_v6(&mut self, accepts: bool) {
+        self.probes.v6 = Some(accepts);
     }
 
     /// Checks the time limits of draining and of starting. Returns whether the published instances or the mappings
@@ -252,7 +314,7 @@ impl Container {
         }
         let verdict = match self.exposed.health {
             HealthSource::None => return Health::Unknown,
-            HealthSource::Tcp(_) => self.probe,
+            HealthSource::Tcp(_) => self.probes.main,
             HealthSource::Engine => match self.engine_health {
                 Some(EngineHealth::Healthy) => Some(true),
                 Some(EngineHealth::Unhealthy) => Some(false),
@@ -285,6 +347,14 @@ impl Container {
         }
     }
 
+    /// Where it is reached. A container in the host's network has no place of its own.
+    pub(super) fn places(&self) -> Places {
+        match self.attachment {
+            Attachment::Mapped(places) => places,
+            Attachment::Host => Places::default(),
+        }
+    }
+
     pub(super) fn is_mapped(&self) -> bool {
         self.state != State::Gone
     }
@@ -292,17 +362,36 @@ impl Container {
     /// The address to probe, if the container's health is determined by a TCP connection. `node` is the address of the
     /// host.
     pub(super) fn probe_target(&self, node: IpAddr) -> Option<SocketAddr> {
-        let HealthSource::Tcp(port) = self.exposed.health else {
-            return None;
-        };
-        if !matches!(self.state, State::Starting | State::Ready) || self.paused {
-            return None;
-        }
+        let port = self.probed_port()?;
         let address = match self.attachment {
-            Attachment::Mapped { container, .. } => IpAddr::V4(container),
+            Attachment::Mapped(places) => places.main()?,
             Attachment::Host => node,
         };
         Some(SocketAddr::new(address, port.get()))
+    }
+
+    /// The IPv6 address to probe, if the container has an IPv4 address too.
+    pub(super) fn probe_target_v6(&self) -> Option<SocketAddr> {
+        let port = self.probed_port()?;
+        let places = self.places();
+        let v6 = places.v6.filter(|_| places.v4.is_some())?;
+        Some(SocketAddr::new(v6.container.into(), port.get()))
+    }
+
+    /// The port to probe, if the container's health is determined by a TCP connection.
+    fn probed_port(&self) -> Option<NonZeroU16> {
+        let HealthSource::Tcp(port) = self.exposed.health else {
+            return None;
+        };
+        let runs = matches!(self.state, State::Starting | State::Ready) && !self.paused;
+        runs.then_some(port)
+    }
+
+    /// Whether the IPv6 address of a container at `places` is published. A program may listen on IPv4 alone. So an IPv6 address beside
+    /// one of IPv4 is published only after a probe connected there, if the container is probed at all.
+    fn serves_v6(&self, places: Places) -> bool {
+        let is_probed = matches!(self.exposed.health, HealthSource::Tcp(_));
+        !is_probed || places.v4.is_none() || self.probes.v6 == Some(true)
     }
 
     /// The instance to publish, if there is one. `drained` says whether an operator drained the service. `node` are the
@@ -349,10 +438,16 @@ impl Container {
         let ports = self.exposed.ports.clone();
         match (self.attachment, applied) {
             (Attachment::Host, _) => Some((node.to_vec(), ports)),
-            (Attachment::Mapped { address, container }, AppliedMappings::Mapped(mapped)) => {
-                (mapped.get(&address) == Some(&container)).then(|| (vec![address.into()], ports))
+            (Attachment::Mapped(places), AppliedMappings::Mapped(mapped)) => {
+                let is_mapped =
+                    |place: &Place<IpAddr>| mapped.get(&place.address) == Some(&place.container);
+                let serves_v6 = self.serves_v6(places);
+                let there = places.all().filter(is_mapped);
+                let there = there.filter(|place| place.address.is_ipv4() || serves_v6);
+                let there: Vec<IpAddr> = there.map(|place| place.address).collect();
+                (!there.is_empty()).then_some((there, ports))
             }
-            (Attachment::Mapped { .. }, AppliedMappings::Unavailable) => {
+            (Attachment::Mapped(_), AppliedMappings::Unavailable) => {
                 let own = *node.first()?;
                 let ports: Vec<Port> = ports
                     .into_iter()

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU16;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::labels::{Facts, Labels};
@@ -87,10 +87,11 @@ pub enum Network {
     Attached(BTreeMap<String, Endpoint>),
 }
 
-/// The endpoint of a container in one network.
+/// The endpoint of a container in one network. It has an address of one family at least.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
-    pub address: Ipv4Addr,
+    pub v4: Option<Ipv4Addr>,
+    pub v6: Option<Ipv6Addr>,
     /// The network's id.
     pub network: String,
 }
@@ -149,6 +150,8 @@ pub struct EngineNetwork {
     /// The bridge device of the network.
     pub bridge: Option<String>,
     pub subnets: Vec<Ipv4Net>,
+    /// The subnets of IPv6, if the network has IPv6.
+    pub subnets_v6: Vec<Ipv6Net>,
     /// The range that the engine leases addresses from, if it is smaller than the subnet.
     pub range: Option<Ipv4Net>,
     /// The address of the host in the network.

@@ -23,4 +23,7 @@ pub use container::AppliedMappings;
 pub use engine::{EngineTask, Report};
 pub use inspect::ContainerId;
 pub use labels::{Expose, OpenPorts, Rules};
-pub use state::{Containers, Mapping, NodeContext, Offer, take_newly_refused, why_unused};
+pub use state::{
+    Containers, Mapping, NodeContext, Offer, bridges_v6, handle_probe_v6, mappings_v6, probes_v6,
+    take_newly_refused, why_unused,
+};

@@ -19,7 +19,7 @@ pub(super) enum Refusal {
     Shared,
     #[error("it is not on the network `{0}` of its label mesh.network")]
     NotAttached(String),
-    #[error("it has no IPv4 address on any network")]
+    #[error("it has no address on any network")]
     NoAddress,
     #[error("its network `{0}` is internal: the engine routes nothing into or out of it")]
     Internal(String),

@@ -10,16 +10,16 @@
 //! continue; only the next run of the container is exposed again.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::time::Instant;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
 use self::names::{contested, contested_names, served};
-use self::networks::Networks;
+use self::networks::{Networks, OwnAddresses};
 use self::unused::UnusedLabels;
-use super::container::{AppliedMappings, Attachment, Container, State};
+use super::container::{AppliedMappings, Attachment, Container, Place, Places, State};
 use super::inspect::{
     Action, ContainerId, EngineNetwork, Inspected, Network, SIGKILL, SIGTERM, Status,
 };
@@ -27,6 +27,7 @@ use super::labels::{self, OpenPorts, Rules, printable};
 use super::leases::Leases;
 use super::network;
 use super::refusal::Refusal;
+use crate::model::address::Block;
 use crate::model::{Label, ServiceName};
 use crate::protocol::local::{ContainerRow, ContainerState, Problem};
 use crate::records::kinds::{Health, Instance, Protocol};
@@ -42,8 +43,8 @@ pub struct NodeContext {
     pub node: Label,
     /// The node's mesh addresses.
     pub addresses: Vec<IpAddr>,
-    /// The node's block, from which instance addresses are leased.
-    pub block: Ipv4Net,
+    /// The node's block, from which instance addresses are leased. An instance has the same host in both parts of it.
+    pub block: Block,
     /// The settings about labels.
     pub rules: Rules,
     /// The network whose containers have mesh addresses of their own, if it is configured.
@@ -52,9 +53,9 @@ pub struct NodeContext {
 
 /// A mapping that the kernel is to apply.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mapping {
+pub struct Mapping<A = Ipv4Addr> {
     /// The container's own address.
-    pub container: Ipv4Addr,
+    pub container: A,
     /// The container's first process.
     pub pid: Option<u32>,
     /// The container's name.
@@ -99,7 +100,7 @@ impl Containers {
         let networks = Networks::new(context.network);
         let leased = match context.network {
             Some(network) => network.rest(),
-            None => context.block,
+            None => context.block.v4,
         };
         Self {
             leases: Leases::new(leased, leases, now),
@@ -193,18 +194,10 @@ impl Containers {
             Network::Isolated => return Err(Refusal::Isolated),
             Network::Shared => return Err(Refusal::Shared),
             Network::Attached(_) => {
-                let container = self
+                let own = self
                     .networks
-                    .own_address(inspected, exposed.network.as_deref())?;
-                let native = self.networks.is_native(inspected, container)?;
-                self.end_former_holder(id, container, now);
-                let address = if native {
-                    self.leases.release(id, now);
-                    container
-                } else {
-                    self.leases.lease(id, now).map_err(Refusal::Full)?
-                };
-                Attachment::Mapped { address, container }
+                    .own_addresses(inspected, exposed.network.as_deref())?;
+                Attachment::Mapped(place(self, inspected, own, now)?)
             }
         };
         match self.held.get_mut(id) {
@@ -229,8 +222,8 @@ impl Containers {
 
     /// An engine may give the address of a container that ended to the next one at once. So the container that had the
     /// address before has ended, even if its event has not arrived yet.
-    fn end_former_holder(&mut self, id: &ContainerId, address: Ipv4Addr, now: Instant) {
-        let same = |held: &Container| matches!(held.attachment, Attachment::Mapped { container, .. } if container == address);
+    fn end_former_holder(&mut self, id: &ContainerId, own: OwnAddresses, now: Instant) {
+        let same = |held: &Container| matches!(held.attachment, Attachment::Mapped(places) if places.is_at(own.v4, own.v6));
         let ended: Vec<ContainerId> = self
             .held
             .iter()
@@ -350,22 +343,7 @@ impl Containers {
     /// The mappings to apply, by instance address.
     #[must_use]
     pub fn mappings(&self) -> BTreeMap<Ipv4Addr, Mapping> {
-        self.held
-            .values()
-            .filter(|held| held.is_mapped())
-            .filter_map(|held| match held.attachment {
-                Attachment::Host => None,
-                Attachment::Mapped { address, container } => Some((
-                    address,
-                    Mapping {
-                        container,
-                        pid: held.process.pid,
-                        name: held.name.clone(),
-                        ports: open_ports(held, self.context.rules),
-                    },
-                )),
-            })
-            .collect()
+        mappings_of(self, |places| places.v4)
     }
 
     /// The bridges of the engine's networks, with their subnets.
@@ -418,10 +396,8 @@ impl Containers {
                 name: printable(&held.name),
                 instance: held.label.clone(),
                 services: served(held, &contested).cloned().collect(),
-                address: match held.attachment {
-                    Attachment::Mapped { address, .. } => Some(address),
-                    Attachment::Host => None,
-                },
+                address: held.places().v4.map(|place| place.address),
+                address_v6: held.places().v6.map(|place| place.address),
                 state: match held.state() {
                     State::Starting => ContainerState::Starting,
                     State::Ready => ContainerState::Ready,
@@ -452,6 +428,80 @@ impl Containers {
             .chain(self.unused.problems(self.held.values()))
             .collect()
     }
+}
+
+/// The mappings of `containers` to apply for IPv6, by instance address.
+#[must_use]
+pub fn mappings_v6(containers: &Containers) -> BTreeMap<Ipv6Addr, Mapping<Ipv6Addr>> {
+    mappings_of(containers, |places| places.v6)
+}
+
+/// The mappings of one family.
+fn mappings_of<A: Ord>(
+    containers: &Containers,
+    place: impl Fn(Places) -> Option<Place<A>>,
+) -> BTreeMap<A, Mapping<A>> {
+    let held = containers.held.values();
+    let mapped = held.filter(|held| held.is_mapped()).filter_map(|held| {
+        let Place { address, container } = place(held.places())?;
+        let mapping = Mapping {
+            container,
+            pid: held.process.pid,
+            name: held.name.clone(),
+            ports: open_ports(held, containers.context.rules),
+        };
+        Some((address, mapping))
+    });
+    mapped.collect()
+}
+
+/// The IPv6 addresses to probe of containers that have IPv4 addresses too.
+#[must_use]
+pub fn probes_v6(containers: &Containers) -> Vec<(ContainerId, SocketAddr)> {
+    let held = containers.held.iter();
+    held.filter_map(|(id, held)| Some((id.clone(), held.probe_target_v6()?)))
+        .collect()
+}
+
+/// Handles a result of a probe of [`probes_v6`].
+pub fn handle_probe_v6(containers: &mut Containers, id: &ContainerId, accepts: bool) {
+    if let Some(held) = containers.held.get_mut(id) {
+        held.handle_probe_v6(accepts);
+    }
+}
+
+/// The bridges of the engine's networks, with their subnets of IPv6.
+#[must_use]
+pub fn bridges_v6(containers: &Containers) -> BTreeMap<String, Vec<Ipv6Net>> {
+    containers.networks.bridges_v6()
+}
+
+/// The instance addresses of a container with these addresses. A container with IPv6 alone has a lease too, which keeps its number in the
+/// block.
+fn place(
+    containers: &mut Containers,
+    inspected: &Inspected,
+    own: OwnAddresses,
+    now: Instant,
+) -> Result<Places, Refusal> {
+    let id = &inspected.id;
+    let native = match own.v4 {
+        Some(v4) if containers.networks.is_native(inspected, v4)? => Some(v4),
+        _ => None,
+    };
+    containers.end_former_holder(id, own, now);
+    let address = if let Some(native) = native {
+        containers.leases.release(id, now);
+        native
+    } else {
+        containers.leases.lease(id, now).map_err(Refusal::Full)?
+    };
+    let address_v6 = containers.context.block.instance_v6(address);
+    let v6 = own.v6.zip(address_v6);
+    Ok(Places {
+        v4: own.v4.map(|container| Place { address, container }),
+        v6: v6.map(|(container, address)| Place { address, container }),
+    })
 }
 
 /// Checks that the container's Compose service does not have the same DNS name as another one: the two would become one

@@ -39,7 +39,7 @@ pub struct Arguments {
     /// Configuration file [default: /etc/meshd/coordinator.toml, if it exists]
     #[arg(long, global = true, value_name = "FILE", value_parser = arguments::path)]
     config: Option<PathBuf>,
-    /// Where nodes connect (TCP, TLS) [default: 0.0.0.0:7443]
+    /// Where nodes connect (TCP, TLS) [default: [::]:7443]
     #[arg(long, value_name = "ADDR:PORT", value_parser = arguments::socket_address)]
     listen: Option<SocketAddr>,
     /// How nodes reach this coordinator; goes into join tokens
@@ -200,7 +200,7 @@ impl Config {
             listen: arguments
                 .listen
                 .or(file.listen)
-                .unwrap_or_else(|| default("0.0.0.0:7443")),
+                .unwrap_or_else(|| default("[::]:7443")),
             public_urls: file.public_urls,
             state_dir: arguments
                 .state_dir

@@ -5,7 +5,7 @@
 //! sender sends extends it. A connection serves one request. The API for programs with tokens ([`super::web`]) has paths of its own.
 
 use std::convert::Infallible;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -70,7 +70,7 @@ pub(super) async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
         ),
         std::io::ErrorKind::PermissionDenied => Failure::new(
             ErrorCode::Permission,
-            format!("this program may not listen on {address}: ports below 1024 need root or CAP_NET_BIND_SERVICE; set another `listen`, such as 0.0.0.0:7443, or give its unit that right (`systemctl edit mesh-coordinator` with AmbientCapabilities=CAP_NET_BIND_SERVICE, CapabilityBoundingSet=CAP_NET_BIND_SERVICE and PrivateUsers=no)"),
+            format!("this program may not listen on {address}: ports below 1024 need root or CAP_NET_BIND_SERVICE; set another `listen`, such as [::]:7443, or give its unit that right (`systemctl edit mesh-coordinator` with AmbientCapabilities=CAP_NET_BIND_SERVICE, CapabilityBoundingSet=CAP_NET_BIND_SERVICE and PrivateUsers=no)"),
         ),
         _ => Failure::new(
             ErrorCode::Configuration,
@@ -79,11 +79,23 @@ pub(super) async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
     })
 }
 
+/// Listens on `address`. `[::]` stands for all addresses of both families, and for those of IPv4 on a machine without IPv6.
 fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
-    let socket = match address {
-        SocketAddr::V4(_) => TcpSocket::new_v4(),
-        SocketAddr::V6(_) => TcpSocket::new_v6(),
-    }?;
+    let (socket, address) = match address {
+        SocketAddr::V4(_) => (TcpSocket::new_v4()?, address),
+        SocketAddr::V6(v6) => match TcpSocket::new_v6() {
+            Ok(socket) => {
+                // Without this, the sysctl `net.ipv6.bindv6only` decides.
+                SockRef::from(&socket).set_only_v6(false)?;
+                (socket, address)
+            }
+            Err(_) if v6.ip().is_unspecified() => {
+                let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, v6.port()));
+                (TcpSocket::new_v4()?, any)
+            }
+            Err(error) => return Err(error),
+        },
+    };
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
@@ -128,7 +140,7 @@ pub(super) async fn serve(
                 continue;
             }
         };
-        let Some(slot) = slots.arrive(peer.ip()) else {
+        let Some(slot) = slots.arrive(peer.ip().to_canonical()) else {
             continue;
         };
         let (acceptor, routers, stop) = (acceptor.clone(), routers.clone(), stop.clone());

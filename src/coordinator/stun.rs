@@ -8,9 +8,11 @@ use std::net::{IpAddr, SocketAddr, UdpSocket as StdSocket};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{setsockopt, sockopt};
+use socket2::{Domain, Socket, Type};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
+use crate::model::address::link_of;
 use crate::model::rate::{Quota, Rate};
 use crate::os::batch::{self, Message, Mode, Receiver, WithAncillary};
 use crate::protocol::stun::{MAX_MESSAGE, REQUEST, parse_request, write_answer};
@@ -32,7 +34,7 @@ const BATCH: usize = 16;
 
 /// Binds the UDP port. Without it everything else goes on, because most nodes learn their addresses from their peers.
 pub(super) fn bind(listen: SocketAddr) -> Option<UdpSocket> {
-    let bound = StdSocket::bind(listen).and_then(|socket| {
+    let bound = open(listen).and_then(|socket| {
         socket.set_nonblocking(true)?;
         // The answer has to leave from the address to which the request was sent.
         let reports = match listen {
@@ -47,6 +49,16 @@ pub(super) fn bind(listen: SocketAddr) -> Option<UdpSocket> {
             tracing::info!(%listen, %error, "STUN requests are not answered, because the UDP port cannot be opened; nodes that no peer reaches do not learn their address");
         })
         .ok()
+}
+
+/// A socket at `listen`, which is for both families if it is for all addresses of IPv6.
+fn open(listen: SocketAddr) -> io::Result<StdSocket> {
+    let socket = Socket::new(Domain::for_address(listen), Type::DGRAM, None)?;
+    if listen.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    socket.bind(&listen.into())?;
+    Ok(socket.into())
 }
 
 /// Answers requests until the program ends.
@@ -84,7 +96,7 @@ fn answer(
         };
         let mut out = [0; REQUEST];
         let asked = datagram.bytes.len();
-        if limits.take(from.ip(), now)
+        if limits.take(link_of(from.ip()), now)
             && let Some(length) = write_answer(&transaction, from, asked, &mut out)
         {
             let parts = [IoSlice::new(&out[..length])];
@@ -114,13 +126,24 @@ mod tests {
 
     #[tokio::test]
     async fn a_node_learns_its_address_and_other_datagrams_are_not_answered() {
-        for listen in ["127.0.0.1:0", "0.0.0.0:0"] {
+        let all = [
+            ("127.0.0.1:0", "127.0.0.1"),
+            ("0.0.0.0:0", "127.0.0.1"),
+            ("[::]:0", "127.0.0.1"),
+            ("[::]:0", "::1"),
+        ];
+        for (listen, at) in all {
+            let at: IpAddr = at.parse().expect("a literal");
+            if StdSocket::bind((at, 0)).is_err() {
+                // This machine has no IPv6.
+                continue;
+            }
             let server = bind(listen.parse().expect("a literal")).expect("loopback");
             let port = server.local_addr().expect("bound").port();
             let server = tokio::spawn(serve(server));
-            let node = UdpSocket::bind("127.0.0.1:0").await.expect("loopback");
+            let node = UdpSocket::bind((at, 0)).await.expect("loopback");
             // An answer from another address than the one that was asked would not arrive.
-            node.connect(("127.0.0.1", port)).await.expect("loopback");
+            node.connect((at, port)).await.expect("loopback");
             let transaction = *b"transaction1";
             let asked = request(&transaction);
             for datagram in [&b"hello"[..], &asked[..20], &[0; 1400], &asked] {

@@ -16,8 +16,8 @@ pub(super) struct Applied {
     /// For each family the script, and the table as the kernel listed it afterwards. None if another program may have changed it before
     /// that.
     pub(super) tables: BTreeMap<&'static str, (String, Option<String>)>,
-    /// The rule in the engine's chain.
-    pub(super) rule: Option<Rule>,
+    /// The rule in the engine's chain, by the program that put it there.
+    pub(super) rules: BTreeMap<&'static str, Rule>,
     /// The engine's network to which there is a route, and the source address of packets to it.
     pub(super) native: Option<(Native, Ipv4Addr)>,
     /// The ports that were set to hairpin mode: index and name.
@@ -42,15 +42,18 @@ impl Applied {
                 "ip" => {
                     "maps instance and service addresses, rejects packets to addresses without a target, drops packets with forged mesh addresses"
                 }
-                "ip6" => "drops IPv6 packets with forged mesh addresses",
+                "ip6" => {
+                    "maps IPv6 instance addresses, rejects packets to addresses without a target, drops IPv6 packets with forged mesh addresses"
+                }
                 _ => "drops packets of containers with the address of another container",
             };
             entry("rule", format!("nftables table {family} {TABLE}"), why);
         }
-        if let Some(rule) = self.rule {
+        for (program, rule) in &self.rules {
+            let words = rule.words().join(" ");
             entry(
                 "rule",
-                format!("iptables {} {}", docker_user::CHAIN, rule.words().join(" ")),
+                format!("{program} {} {words}", docker_user::CHAIN),
                 "lets connections to instance addresses pass the container engine's rules",
             );
         }

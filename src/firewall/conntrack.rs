@@ -8,12 +8,12 @@
 //! the rules may be removed for a moment by another program.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::FirewallState;
-use super::netfilter::{FAMILY_HEADER, message};
+use super::netfilter::{ALL_FAMILIES, FAMILY_HEADER, IPV4, message_of};
 use super::ruleset::{LocalRules, ValidState};
 use crate::model::Protocol;
 use crate::os::netlink::{attribute, attributes, push_attribute};
@@ -37,23 +37,27 @@ const ADDRESSES: u16 = 1;
 const PROTOCOL: u16 = 2;
 const SOURCE: u16 = 1;
 const DESTINATION: u16 = 2;
+const SOURCE_V6: u16 = 3;
+const DESTINATION_V6: u16 = 4;
 const NUMBER: u16 = 1;
 const DESTINATION_PORT: u16 = 3;
 /// IP protocol numbers.
 const ICMP: u8 = 1;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
+const ICMP_V6: u8 = 58;
 
 /// The connections that must be deleted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct StaleConnections {
-    prefix: Ipv4Net,
-    instances: BTreeSet<Ipv4Addr>,
-    containers: BTreeSet<Ipv4Addr>,
+    /// The prefixes of the mesh.
+    prefixes: Vec<IpNet>,
+    instances: BTreeSet<IpAddr>,
+    containers: BTreeSet<IpAddr>,
     /// Pairs of a service address and an instance to which that address no longer leads.
-    balanced: BTreeSet<(Ipv4Addr, Ipv4Addr)>,
-    /// The policy of this host, if it changed.
-    local: Option<LocalRules>,
+    balanced: BTreeSet<(IpAddr, IpAddr)>,
+    /// The policy of this host for each family for which it changed.
+    local: Vec<LocalRules>,
 }
 
 impl StaleConnections {
@@ -62,23 +66,31 @@ impl StaleConnections {
         old: (&FirewallState, &ValidState),
         new: (&FirewallState, &ValidState),
     ) -> Option<Self> {
+        let prefix_v6 = old.0.v6.as_ref().map(|v6| IpNet::V6(v6.prefix));
+        let local = new.1.local().filter(|it| old.1.local() != Some(*it));
+        let local_v6 = new.1.local_v6();
+        let local_v6 = local_v6.filter(|it| old.1.local_v6() != Some(*it));
         let mut stale = Self {
-            prefix: old.0.prefix,
+            prefixes: [IpNet::V4(old.0.prefix)]
+                .into_iter()
+                .chain(prefix_v6)
+                .collect(),
             instances: BTreeSet::new(),
             containers: BTreeSet::new(),
             balanced: BTreeSet::new(),
-            local: (new.1.local().filter(|local| old.1.local() != Some(*local))).cloned(),
+            local: local.into_iter().chain(local_v6).cloned().collect(),
         };
+        let containers = new.1.containers();
         for (instance, container) in old.1.containers() {
-            let process = |state: &FirewallState| state.mappings.get(instance).and_then(|m| m.pid);
-            let stays = new.1.containers().get(instance) == Some(container)
+            let process = |state: &FirewallState| state.process_at(instance);
+            let stays = containers.get(&instance) == Some(&container)
                 && match (process(old.0), process(new.0)) {
                     (Some(before), Some(after)) => before == after,
                     _ => true,
                 };
             if !stays {
-                stale.instances.insert(*instance);
-                stale.containers.insert(*container);
+                stale.instances.insert(instance);
+                stale.containers.insert(container);
             }
         }
         for (service, targets) in old.1.services() {
@@ -88,34 +100,31 @@ impl StaleConnections {
                 targets
                     .iter()
                     .filter(left)
-                    .map(|target| (*service, *target)),
+                    .map(|target| (IpAddr::V4(*service), IpAddr::V4(*target))),
             );
         }
         let has_any =
-            !stale.instances.is_empty() || !stale.balanced.is_empty() || stale.local.is_some();
+            !stale.instances.is_empty() || !stale.balanced.is_empty() || !stale.local.is_empty();
         has_any.then_some(stale)
     }
 
     /// The message that deletes the connection that `body` describes, if the connection is stale. `body` is the body of
     /// a message of the dump.
     pub(super) fn deletion(&self, body: &[u8], sequence: u32) -> Option<Vec<u8>> {
-        let connection = body.get(FAMILY_HEADER..)?;
+        let (family, connection) = (*body.first()?, body.get(FAMILY_HEADER..)?);
         let original = attribute(connection, ORIGINAL)?;
         let reply = attribute(connection, REPLY)?;
-        let (to, back_from, back_to) = (
-            address(original, DESTINATION)?,
-            address(reply, SOURCE)?,
-            address(reply, DESTINATION)?,
-        );
+        let (to, back_from, back_to) =
+            (destination(original)?, source(reply)?, destination(reply)?);
         let denies = |local: &LocalRules| {
-            let ends = address(original, SOURCE).map(|from| (from, to, back_from));
+            let ends = source(original).map(|from| (from, to, back_from));
             ends.is_some_and(|ends| !local.allows(ends, asked(original)))
         };
         let ends = self.instances.contains(&to)
             || self.instances.contains(&back_to)
-            || (self.prefix.contains(&to) && self.containers.contains(&back_from))
+            || (self.is_of_mesh(to) && self.containers.contains(&back_from))
             || (protocol(original) == Some(UDP) && self.balanced.contains(&(to, back_from)))
-            || self.local.as_ref().is_some_and(denies);
+            || self.local.iter().any(denies);
         ends.then(|| {
             let mut identity = Vec::new();
             push_attribute(&mut identity, ORIGINAL | NESTED, original);
@@ -124,21 +133,41 @@ impl StaleConnections {
                     push_attribute(&mut identity, kind, value);
                 }
             }
-            message(DELETE, ACKNOWLEDGED, sequence, &identity)
+            message_of(family, DELETE, ACKNOWLEDGED, sequence, &identity)
         })
+    }
+
+    fn is_of_mesh(&self, address: IpAddr) -> bool {
+        self.prefixes.iter().any(|prefix| prefix.contains(&address))
+    }
+
+    /// The request for all connections among which there may be stale ones.
+    pub(super) fn dump(&self) -> Vec<u8> {
+        let families = match self.prefixes.as_slice() {
+            [IpNet::V4(_)] => IPV4,
+            _ => ALL_FAMILIES,
+        };
+        message_of(families, GET, DUMP, 1, &[])
     }
 }
 
-/// The request for all IPv4 connections.
-pub(super) fn dump() -> Vec<u8> {
-    message(GET, DUMP, 1, &[])
+fn source(tuple: &[u8]) -> Option<IpAddr> {
+    address(tuple, SOURCE, SOURCE_V6)
 }
 
-fn address(tuple: &[u8], which: u16) -> Option<Ipv4Addr> {
-    let bytes: [u8; 4] = attribute(attribute(tuple, ADDRESSES)?, which)?
-        .try_into()
-        .ok()?;
-    Some(bytes.into())
+fn destination(tuple: &[u8]) -> Option<IpAddr> {
+    address(tuple, DESTINATION, DESTINATION_V6)
+}
+
+/// The address of either family in a tuple.
+fn address(tuple: &[u8], v4: u16, v6: u16) -> Option<IpAddr> {
+    let addresses = attribute(tuple, ADDRESSES)?;
+    if let Some(bytes) = attribute(addresses, v4) {
+        let bytes: [u8; 4] = bytes.try_into().ok()?;
+        return Some(Ipv4Addr::from(bytes).into());
+    }
+    let bytes: [u8; 16] = attribute(addresses, v6)?.try_into().ok()?;
+    Some(Ipv6Addr::from(bytes).into())
 }
 
 fn protocol(tuple: &[u8]) -> Option<u8> {
@@ -154,7 +183,7 @@ fn asked(original: &[u8]) -> Asked {
     match (protocol(original), port) {
         (Some(TCP), Some(port)) => Asked::Port(Protocol::Tcp, port),
         (Some(UDP), Some(port)) => Asked::Port(Protocol::Udp, port),
-        (Some(ICMP), _) => Asked::Icmp,
+        (Some(ICMP | ICMP_V6), _) => Asked::Icmp,
         _ => Asked::Other,
     }
 }
@@ -164,7 +193,8 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::firewall::{LocalPolicy, Mapped};
+    use crate::firewall::netfilter::IPV6;
+    use crate::firewall::{LocalPolicy, Mapped, StateV6};
     use crate::os::netlink::messages;
     use crate::policy::PortSet;
 
@@ -194,6 +224,31 @@ mod tests {
                 .collect(),
             native: None,
             policy: None,
+            v6: None,
+        }
+    }
+
+    /// The same, with the counterparts in IPv6 of these last bytes of addresses, each with its process.
+    fn state_v6(mappings: &[(u16, u32)]) -> FirewallState {
+        let at = |net: u16, last: u16| Ipv6Addr::from([0xfd00, net, 2, 1, 0, 0, 0, last]);
+        let mappings = mappings.iter().map(|(last, pid)| {
+            let mapped = Mapped {
+                container: at(17, *last),
+                pid: Some(*pid),
+                name: "db".into(),
+                ports: None,
+            };
+            (at(1, *last), mapped)
+        });
+        FirewallState {
+            v6: Some(StateV6 {
+                prefix: "fd00:1:2::/48".parse().expect("a literal"),
+                block: "fd00:1:2:1::/64".parse().expect("a literal"),
+                node: at(1, 1),
+                networks: BTreeMap::new(),
+                mappings: mappings.collect(),
+            }),
+            ..state(&[], &[])
         }
     }
 
@@ -203,18 +258,25 @@ mod tests {
 
     /// The body of a message that describes a connection with these sources and destinations in both directions.
     fn connection(protocol: u8, addresses: [&str; 4]) -> Vec<u8> {
+        let push = |ips: &mut Vec<u8>, kinds: [u16; 2], text: &str| {
+            let [v4, v6] = kinds;
+            match text.parse::<IpAddr>().expect("a literal") {
+                IpAddr::V4(address) => push_attribute(ips, v4, &address.octets()),
+                IpAddr::V6(address) => push_attribute(ips, v6, &address.octets()),
+            }
+        };
         let tuple = |source: &str, destination: &str| {
-            let bytes = |text: &str| text.parse::<Ipv4Addr>().expect("a literal").octets();
             let (mut ips, mut proto, mut tuple) = (Vec::new(), Vec::new(), Vec::new());
-            push_attribute(&mut ips, SOURCE, &bytes(source));
-            push_attribute(&mut ips, DESTINATION, &bytes(destination));
+            push(&mut ips, [SOURCE, SOURCE_V6], source);
+            push(&mut ips, [DESTINATION, DESTINATION_V6], destination);
             push_attribute(&mut proto, NUMBER, &[protocol]);
             push_attribute(&mut tuple, ADDRESSES | NESTED, &ips);
             push_attribute(&mut tuple, PROTOCOL | NESTED, &proto);
             tuple
         };
         let [source, destination, back_from, back_to] = addresses;
-        let mut body = vec![2, 0, 0, 0];
+        let is_v6 = source.contains(':');
+        let mut body = vec![if is_v6 { IPV6 } else { IPV4 }, 0, 0, 0];
         push_attribute(&mut body, ORIGINAL | NESTED, &tuple(source, destination));
         push_attribute(&mut body, REPLY | NESTED, &tuple(back_from, back_to));
         push_attribute(&mut body, ID, &[1, 2, 3, 4]);
@@ -260,6 +322,36 @@ mod tests {
             !ends(["172.17.0.2", "192.0.2.1", "192.0.2.1", "198.51.100.1"]),
             "to the world"
         );
+    }
+
+    #[test]
+    fn connections_over_ipv6_are_deleted_as_those_over_ipv4_are() {
+        let old = state_v6(&[(2, 5), (3, 6)]);
+        assert_eq!(between(&old, &old), None);
+        let stale = between(&old, &state_v6(&[(2, 9), (3, 6)])).expect("another process");
+        let deletion = |addresses| stale.deletion(&connection(TCP, addresses), 1);
+        let [other, instance, container] = ["fd00:1:2:2::1", "fd00:1:2:1::2", "fd00:11:2:1::2"];
+        let to_it = deletion([other, instance, container, other]).expect("it ends");
+        let sent = messages(&to_it).next().expect("whole");
+        assert_eq!(sent.body.first(), Some(&IPV6));
+        assert!(deletion([container, other, other, instance]).is_some());
+        let [kept, at] = ["fd00:1:2:1::3", "fd00:11:2:1::3"];
+        assert!(deletion([other, kept, at, other]).is_none());
+        let v4 = ["10.210.2.1", "10.210.1.2", "172.17.0.2", "10.210.2.1"];
+        assert!(deletion(v4).is_none());
+        // The first byte after the header is the family of the connections that are asked for.
+        let family = |stale: &StaleConnections| {
+            let dump = stale.dump();
+            messages(&dump)
+                .next()
+                .and_then(|it| it.body.first().copied())
+        };
+        assert_eq!(family(&stale), Some(ALL_FAMILIES));
+        let v4_only = between(
+            &state(&[("10.210.1.2", "172.17.0.2", 5)], &[]),
+            &state(&[], &[]),
+        );
+        assert_eq!(family(&v4_only.expect("it went")), Some(IPV4));
     }
 
     #[test]

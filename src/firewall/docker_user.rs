@@ -1,5 +1,5 @@
 //! Computes the changes to the one rule in the container engine's chains, which accepts translated connections to mesh
-//! addresses. Pure.
+//! addresses. Pure. An engine has its chains for IPv4, and perhaps again for IPv6.
 //!
 //! Engines up to version 26 append a `RETURN` to `DOCKER-USER` whenever a network is created, so the rule has to be the
 //! first one.
@@ -9,8 +9,11 @@
 //! it. Rules of `FORWARD` before this jump would drop packets between bridges, so the jump is kept in front of those to the engine's
 //! other chains.
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
+/// The programs that list and change the rules of the engine, one for each family.
+pub(super) const IPTABLES: &str = "iptables";
+pub(super) const IP6TABLES: &str = "ip6tables";
 /// The engine's chain for the rules of other programs.
 pub(super) const CHAIN: &str = "DOCKER-USER";
 /// The comment that identifies our rule.
@@ -19,8 +22,8 @@ const COMMENT: &str = "meshd";
 /// The wanted rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Rule {
-    /// The IPv4 prefix of the mesh.
-    pub(super) prefix: Ipv4Net,
+    /// The prefix of the mesh. Its family is that of the rule.
+    pub(super) prefix: IpNet,
     /// Whether the rule accepts connections that were not translated, because containers have mesh addresses of their
     /// own.
     pub(super) native: bool,
@@ -196,6 +199,19 @@ mod tests {
         assert_eq!(calls(others, prefix()).len(), 1);
         let none = steps("-P FORWARD ACCEPT\n-N ufw-user-forward\n", prefix());
         assert_eq!((none.has_docker, none.calls.len()), (false, 0));
+    }
+
+    #[test]
+    fn the_rule_for_ipv6_has_the_prefix_of_ipv6() {
+        let v6 = prefix().map(|rule| Rule {
+            prefix: "fd00:1:2::/48".parse().expect("a literal"),
+            ..rule
+        });
+        let ours = OURS.replace("10.210.0.0/16", "fd00:1:2::/48");
+        let docker = "-N DOCKER-USER\n-A FORWARD -j DOCKER-USER\n";
+        let insert = ours.replace("-A DOCKER-USER", "-I DOCKER-USER 1");
+        assert_eq!(calls(docker, v6), [insert]);
+        assert!(calls(&format!("{docker}{ours}\n"), v6).is_empty());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The firewall's access to the machine, behind a trait: the programs `nft` and `iptables`, netlink, and one sysctl.
+//! The firewall's access to the machine, behind a trait: the programs `nft`, `iptables` and `ip6tables`, netlink, and sysctls.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -10,7 +10,7 @@ use rtnetlink::sys::{SocketAddr, protocols};
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
-use super::conntrack::{self, StaleConnections};
+use super::conntrack::StaleConnections;
 use super::error::KernelError;
 use super::native;
 use super::netfilter::{self, Affected, affected};
@@ -28,6 +28,7 @@ const NOTIFICATIONS: u32 = 7;
 const DONE: u16 = 3;
 const ERROR: u16 = 2;
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
+const FORWARDING_V6: &str = "/proc/sys/net/ipv6/conf/all/forwarding";
 
 /// The machine, or its replacement in tests.
 pub(super) trait Kernel: Send + 'static {
@@ -41,11 +42,17 @@ pub(super) trait Kernel: Send + 'static {
     ) -> impl Future<Output = Result<Option<String>, KernelError>> + Send;
     /// The number of transactions of nftables so far, modulo 2^32. The kernel skips 0. None if it cannot be read.
     fn generation(&mut self) -> Option<u32>;
-    /// Returns the filter table of IPv4 as `iptables -S` lists it.
-    fn filter(&mut self) -> impl Future<Output = Result<String, KernelError>> + Send;
-    /// Runs `iptables` once.
-    fn iptables(&mut self, call: &[String])
-    -> impl Future<Output = Result<(), KernelError>> + Send;
+    /// Returns the filter table of a family as `program -S` lists it.
+    fn filter(
+        &mut self,
+        program: &'static str,
+    ) -> impl Future<Output = Result<String, KernelError>> + Send;
+    /// Runs `iptables` or `ip6tables` once.
+    fn iptables(
+        &mut self,
+        program: &'static str,
+        call: &[String],
+    ) -> impl Future<Output = Result<(), KernelError>> + Send;
     /// Finds the bridges and the bridge ports of the containers.
     fn ports(
         &mut self,
@@ -73,6 +80,8 @@ pub(super) trait Kernel: Send + 'static {
     fn forwards(&mut self) -> Result<bool, KernelError>;
     /// Sets whether the machine forwards IPv4.
     fn set_forwards(&mut self, on: bool) -> Result<(), KernelError>;
+    /// Whether the machine forwards IPv6.
+    fn forwards_v6(&mut self) -> Result<bool, KernelError>;
     /// Deletes tracked connections and returns their number.
     fn delete_connections(
         &mut self,
@@ -127,16 +136,20 @@ impl Kernel for Machine {
         generation().ok()
     }
 
-    async fn filter(&mut self) -> Result<String, KernelError> {
-        run("iptables", &["-w", "5", "-S"], "").await
+    async fn filter(&mut self, program: &'static str) -> Result<String, KernelError> {
+        run(program, &["-w", "5", "-S"], "").await
     }
 
-    async fn iptables(&mut self, call: &[String]) -> Result<(), KernelError> {
+    async fn iptables(
+        &mut self,
+        program: &'static str,
+        call: &[String],
+    ) -> Result<(), KernelError> {
         let arguments: Vec<&str> = ["-w", "5"]
             .into_iter()
             .chain(call.iter().map(String::as_str))
             .collect();
-        run("iptables", &arguments, "").await.map(drop)
+        run(program, &arguments, "").await.map(drop)
     }
 
     async fn ports(&mut self, state: &FirewallState) -> Result<Ports, KernelError> {
@@ -158,14 +171,16 @@ impl Kernel for Machine {
     }
 
     fn forwards(&mut self) -> Result<bool, KernelError> {
-        let text = std::fs::read_to_string(FORWARDING);
-        let text = text.map_err(|error| KernelError::Failed(FORWARDING, error.to_string()))?;
-        Ok(text.trim() != "0")
+        is_on(FORWARDING)
     }
 
     fn set_forwards(&mut self, on: bool) -> Result<(), KernelError> {
         std::fs::write(FORWARDING, if on { "1" } else { "0" })
             .map_err(|error| KernelError::Failed(FORWARDING, error.to_string()))
+    }
+
+    fn forwards_v6(&mut self) -> Result<bool, KernelError> {
+        is_on(FORWARDING_V6)
     }
 
     async fn delete_connections(&mut self, stale: StaleConnections) -> Result<usize, KernelError> {
@@ -184,6 +199,13 @@ impl Kernel for Machine {
     fn notifications_error(&self) -> Option<String> {
         self.notifications.error()
     }
+}
+
+/// Whether a sysctl is not 0.
+fn is_on(path: &'static str) -> Result<bool, KernelError> {
+    let text = std::fs::read_to_string(path);
+    let text = text.map_err(|error| KernelError::Failed(path, error.to_string()))?;
+    Ok(text.trim() != "0")
 }
 
 /// Runs a program until it exits, and returns its output.
@@ -249,7 +271,7 @@ fn generation() -> io::Result<u32> {
 
 fn delete_stale(stale: &StaleConnections) -> io::Result<usize> {
     let socket = netfilter_socket()?;
-    socket.send(&conntrack::dump(), 0)?;
+    socket.send(&stale.dump(), 0)?;
     let mut deletions = Vec::new();
     'dump: loop {
         let (datagram, _) = socket.recv_from_full()?;

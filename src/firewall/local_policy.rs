@@ -4,14 +4,14 @@
 //! policy does not tell apart are one group. So the value is small, and two tables with the same rules for this host have equal values.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use crate::policy::{Class, PortSet, Table};
 
 /// The policy between the addresses of a host.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LocalPolicy {
-    groups: BTreeMap<Ipv4Addr, usize>,
+    groups: BTreeMap<IpAddr, usize>,
     /// What the first group may ask of the second one.
     allowed: BTreeMap<(usize, usize), PortSet>,
 }
@@ -19,7 +19,7 @@ pub struct LocalPolicy {
 impl LocalPolicy {
     /// The policy between `addresses`, which are this node's own one and those of its instances. None if there is no policy.
     #[must_use]
-    pub fn of(table: &Table, addresses: &BTreeSet<Ipv4Addr>) -> Option<Self> {
+    pub fn of(table: &Table, addresses: &BTreeSet<IpAddr>) -> Option<Self> {
         if table.allows_everything() {
             return None;
         }
@@ -28,7 +28,7 @@ impl LocalPolicy {
         let mut groups = BTreeMap::new();
         for address in addresses {
             let next = numbers.len();
-            let class = table.class(IpAddr::V4(*address));
+            let class = table.class(*address);
             groups.insert(*address, *numbers.entry(class).or_insert(next));
         }
         let classes: Vec<Class> = numbers.keys().copied().collect();
@@ -44,12 +44,15 @@ impl LocalPolicy {
 
     /// A policy by which an address may ask of another one what is listed.
     #[cfg(test)]
-    pub(super) fn allowing(pairs: &[(Ipv4Addr, Ipv4Addr, PortSet)]) -> Self {
-        let addresses: BTreeSet<Ipv4Addr> = pairs.iter().flat_map(|(a, b, _)| [*a, *b]).collect();
+    pub(super) fn allowing<A: Into<IpAddr> + Copy>(pairs: &[(A, A, PortSet)]) -> Self {
+        let pairs = pairs.iter();
+        let pairs = pairs.map(|(a, b, ports)| ((*a).into(), (*b).into(), ports));
+        let pairs: Vec<(IpAddr, IpAddr, &PortSet)> = pairs.collect();
+        let addresses: BTreeSet<IpAddr> = pairs.iter().flat_map(|(a, b, _)| [*a, *b]).collect();
         let groups: BTreeMap<_, _> = addresses.into_iter().zip(0..).collect();
         let allowed = pairs.iter().map(|(a, b, ports)| {
             let group = |of| groups.get(of).copied().unwrap_or_default();
-            ((group(a), group(b)), ports.clone())
+            ((group(a), group(b)), (*ports).clone())
         });
         Self {
             allowed: allowed.collect(),
@@ -58,7 +61,7 @@ impl LocalPolicy {
     }
 
     /// What `from` may ask of `to`. None if it may ask for nothing. An address may ask itself for everything.
-    pub(super) fn between(&self, from: Ipv4Addr, to: Ipv4Addr) -> Option<PortSet> {
+    pub(super) fn between(&self, from: IpAddr, to: IpAddr) -> Option<PortSet> {
         if from == to {
             return Some(PortSet::everything());
         }
@@ -77,8 +80,12 @@ mod tests {
         Label::parse(text).expect("a literal")
     }
 
-    fn address(last: u8) -> Ipv4Addr {
-        Ipv4Addr::new(10, 210, 1, last)
+    fn address(last: u8) -> IpAddr {
+        IpAddr::from([10, 210, 1, last])
+    }
+
+    fn address_v6(last: u8) -> IpAddr {
+        IpAddr::from([0xfd00, 1, 2, 1, 0, 0, 0, u16::from(last)])
     }
 
     fn subject(last: u8, service: Option<&str>) -> Subject {
@@ -92,7 +99,7 @@ mod tests {
             allow: Vec::new(),
         });
         Subject {
-            addresses: vec![address(last).into()],
+            addresses: vec![address(last), address_v6(last)],
             node: label("n1"),
             tags: Vec::new(),
             is_node: offered.is_none(),
@@ -109,7 +116,8 @@ mod tests {
             subject(4, Some("db")),
         ];
         let table = Table::compile(Some(&policy), &subjects);
-        LocalPolicy::of(&table, &(1..=4).map(address).collect())
+        let addresses = (1..=4).flat_map(|last| [address(last), address_v6(last)]);
+        LocalPolicy::of(&table, &addresses.collect())
     }
 
     #[test]
@@ -121,10 +129,14 @@ mod tests {
         for from in [2, 3] {
             let found = policy.between(address(from), address(4));
             assert_eq!(found.as_ref(), Some(&db));
+            let found = policy.between(address_v6(from), address_v6(4));
+            assert_eq!(found.as_ref(), Some(&db));
         }
         for (from, to) in [(1, 4), (4, 2), (2, 3), (2, 1), (9, 4), (2, 9)] {
             let found = policy.between(address(from), address(to));
             assert_eq!(found, None, "{from} to {to}");
+            let found = policy.between(address_v6(from), address_v6(to));
+            assert_eq!(found, None, "{from} to {to} over IPv6");
         }
         let own = policy.between(address(4), address(4));
         assert_eq!(own, Some(PortSet::everything()));

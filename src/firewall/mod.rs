@@ -8,10 +8,11 @@
 //! - A table `meshd` maps each instance address to its container, distributes connections to service addresses over the
 //!   instances, makes the instance address of an exposed container the source of its packets, and rejects packets to
 //!   addresses without a target and new connections to ports that a container does not declare.
-//! - With a policy, the same table enforces it between the containers of this host, since packets between them do not pass through
+//! - A second table `meshd` does the same for the IPv6 addresses of instances. Service addresses are of IPv4 only.
+//! - With a policy, the same tables enforce it between the containers of this host, since packets between them do not pass through
 //!   the tunnel.
-//! - One rule in the engine's chain `DOCKER-USER` accepts mapped connections. An accept in a table of our own would not
-//!   be enough, because it does not override a drop in another table.
+//! - One rule in the engine's chain `DOCKER-USER`, of each family that has this chain, accepts mapped connections. An accept in a
+//!   table of our own would not be enough, because it does not override a drop in another table.
 //! - Guards drop packets with a source address that does not belong to their sender, whether they come from hosts on
 //!   the local network, from containers, or from another container on the same bridge.
 //! - Where the engine itself assigns mesh addresses, a route leads to its bridge, and the bridge answers ARP requests
@@ -34,10 +35,10 @@ mod reconciler;
 mod ruleset;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU16;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 pub use local_policy::LocalPolicy;
 pub use reconciler::Firewall;
@@ -65,6 +66,49 @@ pub struct FirewallState {
     pub native: Option<Native>,
     /// What the policy allows between the addresses of this node. None: everything.
     pub policy: Option<LocalPolicy>,
+    /// The part for IPv6. None if the machine has no IPv6.
+    pub v6: Option<StateV6>,
+}
+
+/// The wanted configuration for IPv6.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StateV6 {
+    /// The IPv6 prefix of the mesh.
+    pub prefix: Ipv6Net,
+    /// This node's block.
+    pub block: Ipv6Net,
+    /// This node's address.
+    pub node: Ipv6Addr,
+    /// The subnets of the engine's networks. The bridges are among [`FirewallState::bridges`].
+    pub networks: BTreeMap<String, Vec<Ipv6Net>>,
+    /// The containers by instance address.
+    pub mappings: BTreeMap<Ipv6Addr, Mapped<Ipv6Addr>>,
+}
+
+impl FirewallState {
+    /// The own addresses of all containers, each with the container's first process.
+    fn processes(&self) -> impl Iterator<Item = (IpAddr, Option<u32>)> {
+        let v4 = self.mappings.values();
+        let v4 = v4.map(|mapped| (IpAddr::V4(mapped.container), mapped.pid));
+        let v6 = self.v6.iter().flat_map(|v6| v6.mappings.values());
+        v4.chain(v6.map(|mapped| (IpAddr::V6(mapped.container), mapped.pid)))
+    }
+
+    /// The first process of the container at an instance address.
+    fn process_at(&self, instance: IpAddr) -> Option<u32> {
+        match instance {
+            IpAddr::V4(v4) => self.mappings.get(&v4)?.pid,
+            IpAddr::V6(v6) => self.v6.as_ref()?.mappings.get(&v6)?.pid,
+        }
+    }
+
+    /// The subnets of the engine's networks, each with its bridge.
+    fn subnets(&self) -> impl Iterator<Item = (&String, IpNet)> {
+        let v4 = self.bridges.iter();
+        let v4 = v4.flat_map(|(name, nets)| nets.iter().map(move |net| (name, IpNet::V4(*net))));
+        let v6 = self.v6.iter().flat_map(|v6| &v6.networks);
+        v4.chain(v6.flat_map(|(name, nets)| nets.iter().map(move |net| (name, IpNet::V6(*net)))))
+    }
 }
 
 /// A network of the engine whose containers have mesh addresses of their own. The instance addresses in its range are
@@ -78,9 +122,9 @@ pub struct Native {
 
 /// The container behind an instance address.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mapped {
+pub struct Mapped<A = Ipv4Addr> {
     /// The container's own address.
-    pub container: Ipv4Addr,
+    pub container: A,
     /// The container's first process. The container's bridge port is found through it.
     pub pid: Option<u32>,
     /// The name that users see.

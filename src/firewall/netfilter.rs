@@ -23,8 +23,11 @@ const GENERATION_ID: u16 = 1;
 const REQUEST: u16 = 1;
 /// Attribute 1 is the table's name in all messages about tables, chains, rules, sets and elements.
 const TABLE_NAME: u16 = 1;
-/// `NFPROTO_IPV4`.
+/// `NFPROTO_IPV4` and `NFPROTO_IPV6`.
 pub(super) const IPV4: u8 = 2;
+pub(super) const IPV6: u8 = 10;
+/// `NFPROTO_UNSPEC`: all families.
+pub(super) const ALL_FAMILIES: u8 = 0;
 
 /// The table that a notification is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,8 +40,19 @@ pub(super) enum Affected {
     FilterTable,
 }
 
-/// A netfilter message with its attributes.
+/// A netfilter message about IPv4, with its attributes.
 pub(super) fn message(kind: u16, flags: u16, sequence: u32, attributes: &[u8]) -> Vec<u8> {
+    message_of(IPV4, kind, flags, sequence, attributes)
+}
+
+/// A netfilter message about an address family, with its attributes.
+pub(super) fn message_of(
+    family: u8,
+    kind: u16,
+    flags: u16,
+    sequence: u32,
+    attributes: &[u8],
+) -> Vec<u8> {
     let length = u32::try_from(HEADER + FAMILY_HEADER + attributes.len()).unwrap_or(u32::MAX);
     let mut message = Vec::new();
     message.extend_from_slice(&length.to_ne_bytes());
@@ -46,7 +60,7 @@ pub(super) fn message(kind: u16, flags: u16, sequence: u32, attributes: &[u8]) -
     message.extend_from_slice(&flags.to_ne_bytes());
     message.extend_from_slice(&sequence.to_ne_bytes());
     message.extend_from_slice(&0u32.to_ne_bytes());
-    message.extend_from_slice(&[IPV4, 0, 0, 0]);
+    message.extend_from_slice(&[family, 0, 0, 0]);
     message.extend_from_slice(attributes);
     message
 }
@@ -78,7 +92,7 @@ pub(super) fn affected(datagram: &[u8], table: &str) -> Affected {
         if name == Some(table.as_bytes()) {
             return Affected::OwnTable;
         }
-        if name == Some(b"filter") && body.first() == Some(&IPV4) {
+        if name == Some(b"filter") && matches!(body.first(), Some(&(IPV4 | IPV6))) {
             found = Affected::FilterTable;
         }
     }
@@ -111,6 +125,9 @@ mod tests {
             affected(&about(NEW_GENERATION, b"meshd\0"), "meshd"),
             Affected::Nothing
         );
+        let mut v6 = about(7, b"filter\0");
+        v6[HEADER] = IPV6;
+        assert_eq!(affected(&v6, "meshd"), Affected::FilterTable);
         let both = [about(1, b"filter\0"), about(1, b"meshd\0")].concat();
         assert_eq!(affected(&both, "meshd"), Affected::OwnTable);
         let foreign = message(0x0100, 0, 0, &[]);

@@ -6,7 +6,7 @@
 //! the container's address.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use rtnetlink::packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
@@ -34,7 +34,7 @@ pub(super) struct Port {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Ports {
     /// The ports by the container's own address.
-    pub(super) found: BTreeMap<Ipv4Addr, Port>,
+    pub(super) found: BTreeMap<IpAddr, Port>,
     /// The bridges of the wanted state that are not on this machine.
     pub(super) absent: Vec<String>,
     /// The tunnel device and the bridges for which IPv4 forwarding is off.
@@ -68,15 +68,12 @@ pub(super) async fn find(
     let ours = |name: &String| *name == state.interface || state.bridges.contains_key(name);
     let not_forwarding = devices.iter().filter(|d| ours(&d.name) && !d.forwards);
     ports.not_forwarding = not_forwarding.map(|d| d.name.clone()).collect();
-    for mapped in state.mappings.values() {
+    for (container, pid) in state.processes() {
         let holds = state
-            .bridges
-            .iter()
-            .flat_map(|(name, nets)| nets.iter().map(move |net| (name, net)))
-            .filter(|(_, net)| net.contains(&mapped.container))
+            .subnets()
+            .filter(|(_, net)| net.contains(&container))
             .max_by_key(|(_, net)| net.prefix_len());
-        let (Some(pid), Some(bridge)) = (mapped.pid, holds.and_then(|(name, _)| bridge(name)))
-        else {
+        let (Some(pid), Some(bridge)) = (pid, holds.and_then(|(name, _)| bridge(name))) else {
             continue;
         };
         let Some(namespace) = namespace_of(handle, pid).await else {
@@ -88,7 +85,7 @@ pub(super) async fn find(
         if let Some(device) = all().find(|d| d.bridge == Some(bridge)) {
             let others = all().filter(|d| d.index != device.index);
             ports.found.insert(
-                mapped.container,
+                container,
                 Port {
                     index: device.index,
                     name: device.name.clone(),

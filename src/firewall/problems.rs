@@ -48,6 +48,31 @@ pub(super) fn no_tables(error: &KernelError, node: Ipv4Addr) -> Problem {
     )
 }
 
+/// `is_guarded` is whether the rules without translation are in place.
+pub(super) fn no_tables_v6(error: &KernelError, is_guarded: bool) -> Problem {
+    let what = if is_guarded {
+        "containers have no IPv6 addresses in the mesh"
+    } else {
+        "hosts on the local network can send packets with IPv6 addresses of the mesh"
+    };
+    let fix = "use a kernel with nftables NAT for IPv6";
+    problem(what, error.to_string(), fix)
+}
+
+/// Forwarding of IPv6 is not turned on by meshd, because a host that forwards ignores router advertisements by default, and may lose
+/// its own addresses.
+pub(super) fn no_forwarding_v6(error: Option<&KernelError>) -> Problem {
+    let why = error.map_or_else(
+        || "net.ipv6.conf.all.forwarding is 0".to_owned(),
+        ToString::to_string,
+    );
+    problem(
+        "containers are not reached by IPv6: this machine does not forward IPv6 packets",
+        why,
+        "run `sysctl -w net.ipv6.conf.all.forwarding=1`, and put the setting into a file of /etc/sysctl.d; first set `accept_ra` to 2 for each interface that gets its address from a router",
+    )
+}
+
 /// `mark` is the packet mark that Docker has to accept.
 pub(super) fn docker_drops(mark: &str) -> Problem {
     problem(

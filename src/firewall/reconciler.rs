@@ -2,18 +2,17 @@
 //! waiting for the task.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use ipnet::Ipv6Net;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::FirewallState;
 use super::applied::Applied;
 use super::conntrack::StaleConnections;
-use super::docker_user::{self, Rule};
+use super::docker_user::{self, IP6TABLES, IPTABLES, Rule};
 use super::error::KernelError;
 use super::kernel::{Kernel, Machine};
 use super::ports::Ports;
@@ -23,6 +22,8 @@ use crate::model::interface::is_plain_interface;
 use crate::model::pace::Pace;
 use crate::os::tasks::{TaskHandle, Tasks};
 use crate::protocol::local::{Problem, SystemEntry};
+
+mod v6;
 
 /// The interval at which the whole state is compared with the kernel, with or without notifications.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(15);
@@ -48,6 +49,7 @@ pub struct Firewall {
 #[derive(Debug, Default)]
 struct Report {
     active: bool,
+    active_v6: bool,
     contested: bool,
     applied_state: Option<Arc<FirewallState>>,
     problems: Vec<Problem>,
@@ -55,14 +57,13 @@ struct Report {
 }
 
 impl Firewall {
-    /// Starts the task, which changes nothing until [`Firewall::set`] is called. With `prefix_v6`, the mesh's IPv6
-    /// prefix is guarded as well. This must be called in a tokio runtime.
+    /// Starts the task, which changes nothing until [`Firewall::set`] is called. This must be called in a tokio runtime.
     #[must_use]
-    pub fn start(prefix_v6: Option<Ipv6Net>) -> Self {
-        Self::on(Machine::open(), prefix_v6)
+    pub fn start() -> Self {
+        Self::on(Machine::open())
     }
 
-    pub(super) fn on<K: Kernel>(kernel: K, prefix_v6: Option<Ipv6Net>) -> Self {
+    pub(super) fn on<K: Kernel>(kernel: K) -> Self {
         let (wanted, receiver) = watch::channel((0, None));
         let (done, applied_revision) = watch::channel(0);
         let (stop, stopped) = oneshot::channel();
@@ -70,7 +71,6 @@ impl Firewall {
         let check_request = Arc::new(Notify::new());
         let work = Work {
             kernel,
-            prefix_v6,
             report: Arc::clone(&report),
             applied: Applied::default(),
             pace: Pace::default(),
@@ -138,6 +138,12 @@ impl Firewall {
         self.report().active
     }
 
+    /// Whether IPv6 instance addresses are mapped.
+    #[must_use]
+    pub fn is_active_v6(&self) -> bool {
+        self.report().active_v6
+    }
+
     /// Whether another program removes the rules again and again.
     #[must_use]
     pub fn is_contested(&self) -> bool {
@@ -170,7 +176,6 @@ impl Firewall {
 /// The state of the task.
 struct Work<K> {
     kernel: K,
-    prefix_v6: Option<Ipv6Net>,
     report: Arc<Mutex<Report>>,
     applied: Applied,
     pace: Pace,
@@ -225,14 +230,20 @@ impl<K: Kernel> Work<K> {
                 "allow meshd the capability CAP_NET_ADMIN and sockets of the family AF_NETLINK",
             ));
         }
-        let active = match self.tables(&state, &valid, &mut problems).await {
+        let (active, active_v6) = match self.tables(&state, &valid, &mut problems).await {
             Ok(passes) => {
                 self.apply_route(&state, &mut problems).await;
-                self.rule(&state, &mut problems).await && passes
+                let wanted = Rule {
+                    prefix: state.prefix.into(),
+                    native: state.native.is_some(),
+                };
+                let wanted = Some(wanted).filter(|_| !state.bridges.is_empty());
+                let active = self.rule(IPTABLES, wanted, &mut problems).await && passes;
+                (active, self.apply_v6(&state, &valid, &mut problems).await)
             }
             Err(error) => {
                 problems.push(no_tables(&error, state.node));
-                false
+                (false, false)
             }
         };
         if let Some((old, old_valid)) = &self.applied.state
@@ -255,7 +266,7 @@ impl<K: Kernel> Work<K> {
         problems.sort();
         problems.dedup();
         self.applied.state = Some((Arc::clone(&state), valid));
-        self.update_report(active, Some(state), problems);
+        self.update_report((active, active_v6), Some(state), problems);
     }
 
     /// Applies the tables and the settings of the bridge ports. Returns whether the engine's tables accept mapped
@@ -282,16 +293,6 @@ impl<K: Kernel> Work<K> {
         }
         self.table("ip", valid.table(state, docker.is_some()))
             .await?;
-        if let Some(prefix) = self.prefix_v6 {
-            let script = valid.guard_v6(&state.interface, prefix);
-            if let Err(error) = self.table("ip6", script).await {
-                problems.push(problem(
-                    "hosts on the local network can send packets with IPv6 addresses of the mesh",
-                    error.to_string(),
-                    "use a kernel with nftables for IPv6",
-                ));
-            }
-        }
         let ports = match self.kernel.ports(state).await {
             Ok(ports) => ports,
             Err(error) => {
@@ -303,7 +304,7 @@ impl<K: Kernel> Work<K> {
         problems.extend(absent.map(|bridge| no_bridge(bridge, state.node)));
         self.forwarding(state, &ports, problems);
         self.hairpins(&ports, problems).await;
-        let owners: BTreeMap<Ipv4Addr, Vec<String>> = ports
+        let owners: BTreeMap<IpAddr, Vec<String>> = ports
             .found
             .into_iter()
             .map(|(address, port)| (address, [vec![port.name], port.others].concat()))
@@ -401,31 +402,35 @@ impl<K: Kernel> Work<K> {
         }
     }
 
-    /// Applies the rule in the engine's chain. Returns whether that chain accepts mapped connections.
-    async fn rule(&mut self, state: &FirewallState, problems: &mut Vec<Problem>) -> bool {
-        if state.bridges.is_empty() && self.applied.rule.is_none() {
+    /// Applies the rule in the engine's chain of one family. Returns whether that chain accepts mapped connections.
+    async fn rule(
+        &mut self,
+        program: &'static str,
+        wanted: Option<Rule>,
+        problems: &mut Vec<Problem>,
+    ) -> bool {
+        if wanted.is_none() && !self.applied.rules.contains_key(program) {
             return true;
         }
-        let wanted = Rule {
-            prefix: state.prefix,
-            native: state.native.is_some(),
+        let result = self.set_rule(program, wanted).await;
+        let unreached = match program {
+            IP6TABLES => "containers cannot be reached by their IPv6 mesh addresses",
+            _ => "containers cannot be reached by their mesh addresses",
         };
-        let wanted = Some(wanted).filter(|_| !state.bridges.is_empty());
-        let result = self.set_rule(wanted).await;
         let (what, why, fix) = match result {
             Ok(()) => return true,
             // Without the program there are no rules that it made, as on a machine with only Podman.
             Err(KernelError::NotInstalled(_)) => return true,
             Err(error @ KernelError::NotPermitted(_)) => (
-                "containers cannot be reached by their mesh addresses",
+                unreached,
                 error.to_string(),
                 "run meshd as root or with the capability CAP_NET_ADMIN; the legacy iptables program needs CAP_NET_RAW too".to_owned(),
             ),
             Err(error) => (
-                "containers cannot be reached by their mesh addresses",
+                unreached,
                 error.to_string(),
                 format!(
-                    "try `iptables -I {} 1 {}`",
+                    "try `{program} -I {} 1 {}`",
                     docker_user::CHAIN,
                     wanted.map(|rule| rule.words().join(" ")).unwrap_or_default()
                 ),
@@ -435,11 +440,16 @@ impl<K: Kernel> Work<K> {
         false
     }
 
-    async fn set_rule(&mut self, wanted: Option<Rule>) -> Result<(), KernelError> {
-        let listing = self.kernel.filter().await?;
+    async fn set_rule(
+        &mut self,
+        program: &'static str,
+        wanted: Option<Rule>,
+    ) -> Result<(), KernelError> {
+        let listing = self.kernel.filter(program).await?;
         let steps = docker_user::steps(&listing, wanted);
-        if self.applied.rule.is_some()
-            && self.applied.rule == wanted
+        let applied = self.applied.rules.get(program).copied();
+        if applied.is_some()
+            && applied == wanted
             && !steps.calls.is_empty()
             && self.pace.handle_put_back(Instant::now())
         {
@@ -449,9 +459,11 @@ impl<K: Kernel> Work<K> {
             );
         }
         for call in &steps.calls {
-            self.kernel.iptables(call).await?;
+            self.kernel.iptables(program, call).await?;
         }
-        self.applied.rule = wanted.filter(|_| steps.has_docker);
+        self.applied.rules.remove(program);
+        let added = wanted.filter(|_| steps.has_docker);
+        self.applied.rules.extend(added.map(|rule| (program, rule)));
         Ok(())
     }
 
@@ -492,12 +504,13 @@ impl<K: Kernel> Work<K> {
 
     fn update_report(
         &self,
-        active: bool,
+        (active, active_v6): (bool, bool),
         applied_state: Option<Arc<FirewallState>>,
         problems: Vec<Problem>,
     ) {
         *self.report.lock().unwrap_or_else(PoisonError::into_inner) = Report {
             active,
+            active_v6,
             contested: self.pace.is_contested(Instant::now()),
             applied_state,
             problems,
@@ -514,8 +527,8 @@ impl<K: Kernel> Work<K> {
         for family in std::mem::take(&mut self.applied.tables).into_keys() {
             log_error(self.kernel.nft(&ruleset::replacing(family)).await);
         }
-        if self.applied.rule.is_some() {
-            log_error(self.set_rule(None).await.map(drop));
+        for program in self.applied.rules.clone().into_keys() {
+            log_error(self.set_rule(program, None).await);
         }
         if let Some((native, _)) = self.applied.native.take() {
             // The route disappears together with its bridge.
@@ -527,7 +540,7 @@ impl<K: Kernel> Work<K> {
         if std::mem::take(&mut self.applied.forwarding) {
             log_error(self.kernel.set_forwards(false));
         }
-        self.update_report(false, None, Vec::new());
+        self.update_report((false, false), None, Vec::new());
     }
 }
 

@@ -4,20 +4,26 @@
 //! connections are not affected, because connection tracking keeps their translation.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
-use std::net::Ipv4Addr;
+use std::fmt::{Display, Write as _};
+use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::Ipv4Net;
 
 use self::balance::Target;
+pub(super) use self::bridges::guard_bridges;
+use self::family::Family;
+use self::local::LocalAddresses;
 pub(super) use self::local::LocalRules;
-use self::sets::set;
+use self::v6::ValidV6;
 use super::{FirewallState, Native, Ports};
 use crate::model::interface::is_plain_interface;
 
 mod balance;
+mod bridges;
+mod family;
 mod local;
 mod sets;
+mod v6;
 
 /// The name of meshd's tables.
 pub(super) const TABLE: &str = "meshd";
@@ -26,8 +32,6 @@ pub(super) const TABLE: &str = "meshd";
 pub(super) const MARK: u32 = 0x0200_0000;
 /// The first service address is host 64 of block 0.
 const FIRST_SERVICE: u32 = 64;
-/// The match for packets of new connections to ports that the destination does not declare.
-const UNDECLARED: &str = "meta l4proto != icmp ip daddr . meta l4proto . th dport != @declared";
 /// The index of the loopback device, which is the same in every namespace (`LOOPBACK_IFINDEX`).
 const LOOPBACK: u32 = 1;
 /// The valid part of a [`FirewallState`], and what was left out.
@@ -45,6 +49,8 @@ pub(super) struct ValidState {
     declared: BTreeMap<Ipv4Addr, Ports>,
     /// The policy between the containers of this host, if there is one.
     local: Option<LocalRules>,
+    /// The part for IPv6, if the machine has IPv6.
+    v6: Option<ValidV6>,
     /// What was left out, and the reason.
     pub(super) left_out: Vec<String>,
 }
@@ -56,7 +62,18 @@ impl ValidState {
         valid.add_mappings(state);
         valid.add_services(state);
         let policy = state.policy.as_ref();
-        valid.local = policy.and_then(|policy| LocalRules::of(policy, &valid, state));
+        valid.local = policy.and_then(|policy| {
+            let mapped = valid.containers.iter();
+            let addresses = LocalAddresses {
+                prefix: state.prefix.into(),
+                node: state.node.into(),
+                mapped: mapped.map(|(i, c)| ((*i).into(), (*c).into())).collect(),
+                natives: valid.natives.iter().map(|n| IpAddr::V4(*n)).collect(),
+            };
+            LocalRules::of(policy, addresses)
+        });
+        let v6 = state.v6.as_ref();
+        valid.v6 = v6.map(|v6| ValidV6::of(v6, policy, &valid.bridges, &mut valid.left_out));
         valid
     }
 
@@ -166,14 +183,22 @@ impl ValidState {
         native.or_else(|| self.containers.get(&instance).copied())
     }
 
-    /// The containers by instance address.
-    pub(super) fn containers(&self) -> &BTreeMap<Ipv4Addr, Ipv4Addr> {
-        &self.containers
+    /// The containers by instance address, of both families.
+    pub(super) fn containers(&self) -> BTreeMap<IpAddr, IpAddr> {
+        let v4 = self.containers.iter();
+        let v4 = v4.map(|(i, c)| (IpAddr::V4(*i), IpAddr::V4(*c)));
+        let v6 = self.v6.iter().flat_map(ValidV6::containers);
+        v4.chain(v6).collect()
     }
 
-    /// The policy between the containers of this host, if there is one.
+    /// The policy between the containers of this host for IPv4, if there is one.
     pub(super) fn local(&self) -> Option<&LocalRules> {
         self.local.as_ref()
+    }
+
+    /// The policy between the containers of this host for IPv6, if there is one.
+    pub(super) fn local_v6(&self) -> Option<&LocalRules> {
+        self.v6.as_ref().and_then(ValidV6::local)
     }
 
     /// The targets by service address.
@@ -206,35 +231,11 @@ impl ValidState {
         let translates = self.translates(state);
         let native = state.native.as_ref().map(|n| native(n, state));
         let native = native.unwrap_or_default();
-        chain(
-            &mut text,
-            "guard",
-            "filter hook prerouting priority -310",
-            &[
-                vec![
-                    // On some hosts most packets are on the loopback device, and comparing an index is cheaper than
-                    // comparing a name.
-                    format!("iif {LOOPBACK} accept"),
-                    format!("iifname \"{interface}\" accept"),
-                ],
-                native.guard.clone(),
-                vec![
-                    format!("ip saddr {prefix} drop"),
-                    "iifname @bridges accept".into(),
-                    format!("ip daddr {prefix} drop"),
-                ],
-            ]
-            .concat(),
-        );
+        guard(&mut text, Family::V4, interface, prefix, &native.guard);
         if translates {
             self.translation(&mut text, state, &native);
         }
-        chain(
-            &mut text,
-            "own_sources",
-            "filter hook postrouting priority 300",
-            &[format!("oifname \"{interface}\" ip saddr != {block} drop")],
-        );
+        own_sources(&mut text, Family::V4, interface, block);
         self.filters(&mut text, state, native, mark);
         let refuse = [
             "meta l4proto tcp reject with tcp reset",
@@ -260,9 +261,7 @@ impl ValidState {
         ];
         let invalid = translates.then(|| "ip daddr @instances ct state invalid drop".to_owned());
         let undeclared = self.undeclared_native();
-        let mut passing = vec![format!(
-            "oifname \"{interface}\" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
-        )];
+        let mut passing = vec![clamp(interface)];
         passing.extend(invalid.clone());
         let local = self.local.as_ref();
         passing.extend(local.iter().flat_map(|local| local.passing(interface)));
@@ -276,12 +275,10 @@ impl ValidState {
         passing.extend(native.passing);
         passing.extend(refused.clone());
         if translates {
-            passing.push(format!(
-                "iifname \"{interface}\" ct state new ct status & dnat == 0 drop"
-            ));
+            passing.push(untranslated(interface));
         }
         if mark && translates {
-            let mapped = mapped(state);
+            let mapped = mapped(Family::V4, state.prefix);
             passing.push(format!("{mapped} meta mark set meta mark | {MARK:#010x}"));
         }
         let hook = "filter hook forward priority -150";
@@ -302,38 +299,23 @@ impl ValidState {
     /// of a container do not change while it runs, so its established connections need no rule.
     fn undeclared_native(&self) -> Option<String> {
         let is_declaring = |native| self.declared.contains_key(native);
-        self.natives
-            .iter()
-            .any(is_declaring)
-            .then(|| format!("ct state new ct original ip daddr @natives {UNDECLARED} goto refuse"))
+        self.natives.iter().any(is_declaring).then(|| {
+            let undeclared = Family::V4.undeclared();
+            format!("ct state new ct original ip daddr @natives {undeclared} goto refuse")
+        })
     }
 
     /// The rules that translate instance addresses.
     fn to_containers(&self) -> Vec<String> {
         let is_declaring = |instance| self.declared.contains_key(instance);
-        let undeclared = self.containers.keys().any(is_declaring);
-        let undeclared = undeclared.then(|| format!("ip daddr @declaring {UNDECLARED} accept"));
-        let translate = "dnat to ip daddr map @containers".to_owned();
-        undeclared.into_iter().chain([translate]).collect()
+        to_containers(Family::V4, self.containers.keys().any(is_declaring))
     }
 
     /// The chains that translate addresses.
     fn translation(&self, text: &mut String, state: &FirewallState, native: &NativeRules) {
         let (interface, node) = (&state.interface, state.node);
         let services = service_addresses(state);
-        let mapped = mapped(state);
-        chain(
-            text,
-            "own_names",
-            "filter hook output priority -300",
-            // Queries of this host to its own node address are not translated, and tracking them costs much compared
-            // with answering them.
-            &[
-                format!("oif != {LOOPBACK} accept"),
-                format!("udp dport 53 ip daddr {node} notrack"),
-                format!("udp sport 53 ip saddr {node} notrack"),
-            ],
-        );
+        own_names(text, Family::V4, node);
         chain(text, "services", "", &self.balance);
         chain(
             text,
@@ -362,42 +344,109 @@ impl ValidState {
             "leaving",
             "nat hook postrouting priority 95",
             &[
-                vec![
-                    format!("oifname \"{interface}\" snat to ip saddr map @identities"),
-                    format!("oifname \"{interface}\" ip saddr @networks snat to {node}"),
-                    format!("{mapped} snat to ip saddr map @identities"),
-                    format!("{mapped} ip saddr @networks snat to {node}"),
-                ],
+                leaving(Family::V4, interface, state.prefix, node),
                 native.leaving.clone(),
             ]
             .concat(),
         );
     }
+}
 
-    /// The table for IPv6. It accepts packets from the mesh's prefix only from the tunnel device and this host, and packets
-    /// to the prefix also from the bridges of containers.
-    pub(super) fn guard_v6(&self, interface: &str, prefix: Ipv6Net) -> String {
-        let mut text = replacing("ip6");
-        let _ = writeln!(text, "table ip6 {TABLE} {{");
-        set(
-            &mut text,
-            "set bridges",
-            "type ifname",
-            self.bridges.iter().map(|b| format!("\"{b}\"")),
-        );
-        let _ = write!(
-            text,
-            "\tchain guard {{\n\
-             \t\ttype filter hook prerouting priority -310; policy accept;\n\
-             \t\tiifname {{ \"lo\", \"{interface}\" }} accept\n\
-             \t\tip6 saddr {prefix} drop\n\
-             \t\tiifname @bridges accept\n\
-             \t\tip6 daddr {prefix} drop\n\
-             \t}}\n\
-             }}\n"
-        );
-        text
-    }
+/// The chain that drops packets with addresses of the mesh from where they cannot come. `more` are rules about sources that may
+/// have such addresses.
+fn guard(
+    text: &mut String,
+    family: Family,
+    interface: &str,
+    prefix: impl Display,
+    more: &[String],
+) {
+    let ip = family.ip();
+    chain(
+        text,
+        "guard",
+        "filter hook prerouting priority -310",
+        &[
+            vec![
+                // On some hosts most packets are on the loopback device, and comparing an index is cheaper than comparing a name.
+                format!("iif {LOOPBACK} accept"),
+                format!("iifname \"{interface}\" accept"),
+            ],
+            more.to_vec(),
+            vec![
+                format!("{ip} saddr {prefix} drop"),
+                "iifname @bridges accept".to_owned(),
+                format!("{ip} daddr {prefix} drop"),
+            ],
+        ]
+        .concat(),
+    );
+}
+
+/// The chain that keeps queries of this host to its own node address out of connection tracking: they are not translated, and
+/// tracking them costs much compared with answering them.
+fn own_names(text: &mut String, family: Family, node: impl Display) {
+    let ip = family.ip();
+    chain(
+        text,
+        "own_names",
+        "filter hook output priority -300",
+        &[
+            format!("oif != {LOOPBACK} accept"),
+            format!("udp dport 53 {ip} daddr {node} notrack"),
+            format!("udp sport 53 {ip} saddr {node} notrack"),
+        ],
+    );
+}
+
+/// The rules that translate instance addresses. `is_declared` is whether one of the instances declares ports.
+fn to_containers(family: Family, is_declared: bool) -> Vec<String> {
+    let ip = family.ip();
+    let undeclared =
+        is_declared.then(|| format!("{ip} daddr @declaring {} accept", family.undeclared()));
+    let translate = format!("dnat to {ip} daddr map @containers");
+    undeclared.into_iter().chain([translate]).collect()
+}
+
+/// The rules that give packets of containers their source in the mesh: the instance address, or the address of the node.
+fn leaving(
+    family: Family,
+    interface: &str,
+    prefix: impl Display,
+    node: impl Display,
+) -> Vec<String> {
+    let (ip, mapped) = (family.ip(), mapped(family, prefix));
+    vec![
+        format!("oifname \"{interface}\" snat to {ip} saddr map @identities"),
+        format!("oifname \"{interface}\" {ip} saddr @networks snat to {node}"),
+        format!("{mapped} snat to {ip} saddr map @identities"),
+        format!("{mapped} {ip} saddr @networks snat to {node}"),
+    ]
+}
+
+/// The chain that lets only packets with addresses of this node's block into the tunnel.
+fn own_sources(text: &mut String, family: Family, interface: &str, block: impl Display) {
+    let ip = family.ip();
+    chain(
+        text,
+        "own_sources",
+        "filter hook postrouting priority 300",
+        &[format!(
+            "oifname \"{interface}\" {ip} saddr != {block} drop"
+        )],
+    );
+}
+
+/// The rule that makes the segments of connections fit into the tunnel.
+fn clamp(interface: &str) -> String {
+    format!(
+        "oifname \"{interface}\" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
+    )
+}
+
+/// The rule against packets from the mesh to addresses of this host's networks that no rule translated.
+fn untranslated(interface: &str) -> String {
+    format!("iifname \"{interface}\" ct state new ct status & dnat == 0 drop")
 }
 
 /// Appends a chain. A chain without a `hook` is the target of jumps from other chains.
@@ -419,8 +468,8 @@ fn service_addresses(state: &FirewallState) -> String {
 }
 
 /// The match for connections to a mesh address that a rule of the table has translated.
-fn mapped(state: &FirewallState) -> String {
-    format!("ct status dnat ct original ip daddr {}", state.prefix)
+fn mapped(family: Family, prefix: impl Display) -> String {
+    format!("ct status dnat ct original {} daddr {prefix}", family.ip())
 }
 
 /// The additional rules for a network in which the engine assigns mesh addresses.
@@ -475,48 +524,6 @@ fn native(native: &Native, state: &FirewallState) -> NativeRules {
             format!("oifname \"{bridge}\" accept"),
         ],
     }
-}
-
-/// The table for bridges. Packets with the address of an exposed container are accepted only from that container's own
-/// ports. `ports` has the ports of each container whose ports are known. The policy `local` is enforced between the containers of a
-/// bridge.
-pub(super) fn guard_bridges(
-    ports: &BTreeMap<Ipv4Addr, Vec<String>>,
-    local: Option<&LocalRules>,
-) -> String {
-    let plain = || {
-        ports
-            .iter()
-            .filter(|(_, names)| names.iter().all(|name| is_plain_interface(name)))
-    };
-    let mut text = replacing("bridge");
-    let _ = writeln!(text, "table bridge {TABLE} {{");
-    set(
-        &mut text,
-        "set addresses",
-        "type ipv4_addr",
-        plain().map(|(address, _)| address.to_string()),
-    );
-    set(
-        &mut text,
-        "set ports",
-        "type ifname . ipv4_addr",
-        plain().flat_map(|(address, names)| {
-            names
-                .iter()
-                .map(move |name| format!("\"{name}\" . {address}"))
-        }),
-    );
-    text.push_str(
-        "\tchain guard {\n\
-         \t\ttype filter hook prerouting priority -310; policy accept;\n\
-         \t\tip saddr @addresses iifname . ip saddr != @ports drop\n\
-         \t\tarp saddr ip @addresses iifname . arp saddr ip != @ports drop\n\
-         \t}\n",
-    );
-    text.push_str(&local.map(LocalRules::bridged).unwrap_or_default());
-    text.push_str("}\n");
-    text
 }
 
 /// Commands that delete meshd's table of `family`, whether or not it exists.

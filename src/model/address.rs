@@ -1,6 +1,7 @@
 //! The address plan of a mesh: it has one prefix for each address family, and each node has one block of each prefix.
 //!
-//! In a node's block, host 1 is the node and the hosts from 2 on are instances. Block 0 is never leased: its host 53 is the DNS address
+//! In a node's block, host 1 is the node and the hosts from 2 on are instances. An instance that has addresses of both families is the
+//! same host in both parts of the block. Block 0 is never leased: its host 53 is the DNS address
 //! of the mesh, and its hosts from 64 on are service addresses.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -207,6 +208,15 @@ impl Block {
         [self.node_v4().into(), self.node_v6().into()]
     }
 
+    /// Returns the IPv6 address that belongs to the IPv4 address `instance` of this block: the same host of the IPv6 block. None if
+    /// `instance` is not in this block, or if the IPv6 block is too small.
+    #[must_use]
+    pub fn instance_v6(&self, instance: Ipv4Addr) -> Option<Ipv6Addr> {
+        let host = u128::from(u32::from(instance) & u32::from(self.v4.hostmask()));
+        let has_host = self.v4.contains(&instance) && host <= u128::from(self.v6.hostmask());
+        has_host.then(|| host_v6(self.v6, host))
+    }
+
     /// Whether `address` is in this block.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
@@ -338,6 +348,30 @@ mod tests {
         assert_eq!(block.node_v6().to_string(), "fd12:3456:789a:7::1");
         assert_eq!(plan.index_of(&block), Some(7));
         assert_eq!(plan.block(256), None);
+    }
+
+    #[test]
+    fn an_instance_is_the_same_host_in_both_families() {
+        let block = plan().block(7).expect("7 of 256");
+        let of = |text: &str| {
+            let instance = text.parse().expect("a literal");
+            block.instance_v6(instance).map(|v6| v6.to_string())
+        };
+        assert_eq!(of("10.210.7.2").as_deref(), Some("fd12:3456:789a:7::2"));
+        assert_eq!(of("10.210.7.254").as_deref(), Some("fd12:3456:789a:7::fe"));
+        assert_eq!(of("10.210.8.2"), None, "it is in another block");
+        let wide = Block {
+            v4: "10.128.0.0/9".parse().expect("a literal"),
+            v6: "fd12:3456:789a:7::/112".parse().expect("a literal"),
+        };
+        let near: Ipv4Addr = "10.128.255.255".parse().expect("a literal");
+        let far: Ipv4Addr = "10.129.0.0".parse().expect("a literal");
+        assert!(wide.instance_v6(near).is_some());
+        assert_eq!(
+            wide.instance_v6(far),
+            None,
+            "its number has more than 16 bits"
+        );
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::device::{self, Device, DeviceEvents, PathEvents};
 use super::disk::Disk;
 use super::docker::{self, Docker};
 use super::gossip::{Gossip, PeerEvent};
-use super::host::{self, HostNetwork, Interface, Ipv6, NetworkPlan, Upkeep, Wanted};
+use super::host::{self, HostNetwork, Interface, NetworkPlan, Upkeep, Wanted};
 use super::joined::{Events, JoinedNode, ReachEvents};
 use super::names::{Names, NamesConfig};
 use super::own_records::OwnRecords;
@@ -153,7 +153,6 @@ struct Equipped {
     device: Device,
     events: (DeviceEvents, PathEvents),
     stream_events: mpsc::Receiver<RelayStreamEvent>,
-    ipv6: Ipv6,
     /// The network of the container engine whose containers have mesh addresses of their own, if it is wanted.
     native: Option<network::NativePlan>,
     /// The addresses of this machine before the device had any.
@@ -205,7 +204,6 @@ impl Equipped {
         };
         let network = Upkeep::start(network, wanted, &applied);
         Ok(Self {
-            ipv6: applied.ipv6,
             device: Device::new(
                 tunnel,
                 loaded.policy.clone(),
@@ -321,9 +319,7 @@ fn run(
     let (verdict_events, verdicts) = mpsc::channel(256);
     let (docker, docker_events) = start_docker(&config, &identity, equipped.native, &dir).unzip();
     let (writer, writes) = Writer::start(loaded.log, dir.clone());
-    // A kernel without IPv6 has nothing of it to guard.
-    let guarded = equipped.ipv6 != Ipv6::Absent;
-    let firewall = Firewall::start(guarded.then_some(loaded.scope.addresses.prefix_v6));
+    let firewall = Firewall::start();
     let events = Events {
         stream,
         writes,
@@ -404,7 +400,7 @@ fn start_docker(
     dir: &StateDir,
 ) -> Option<(Docker, docker::DockerEvents)> {
     let settings = config.docker.as_ref()?;
-    let (own, block) = (identity.addresses(), identity.block.v4);
+    let (own, block) = (identity.addresses(), identity.block);
     let around = docker::context(settings, &identity.name, &own, block, native);
     Some(Docker::start(settings, around, dir))
 }

@@ -2,7 +2,7 @@
 //! and the problems.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
@@ -18,6 +18,7 @@ use crate::containers::{
     network,
 };
 use crate::model::ServiceName;
+use crate::model::address::Block;
 use crate::os::audit::Audit;
 use crate::protocol::local::{Check, CheckProbe, ContainerRow, Problem};
 use crate::services::Checker;
@@ -29,10 +30,18 @@ const INVENTORY_TIMEOUT: Duration = Duration::from_secs(10);
 /// The time limit of a probe in milliseconds. The container is on this machine.
 const PROBE_TIMEOUT: u64 = 1_000;
 
+/// A probe of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Probe {
+    pub(super) id: ContainerId,
+    /// Whether it is at the IPv6 address of a container that has an IPv4 address too.
+    pub(super) is_v6: bool,
+}
+
 /// The containers of this node.
 pub(super) struct Docker {
     containers: Containers,
-    prober: Checker<ContainerId>,
+    prober: Checker<Probe>,
     required: bool,
     engine: Option<Engine>,
     fault: Option<EngineFault>,
@@ -49,7 +58,7 @@ pub(super) struct Docker {
 /// The receivers of events.
 pub(super) struct DockerEvents {
     pub(super) reports: mpsc::Receiver<Report>,
-    pub(super) probes: mpsc::Receiver<(ContainerId, Outcome)>,
+    pub(super) probes: mpsc::Receiver<(Probe, Outcome)>,
 }
 
 impl Docker {
@@ -132,9 +141,13 @@ impl Docker {
     }
 
     /// Handles results of probes.
-    pub(super) fn handle_probes(&mut self, verdicts: Vec<(ContainerId, Outcome)>) {
-        for (id, outcome) in verdicts {
-            self.containers.handle_probe(&id, outcome.is_ok());
+    pub(super) fn handle_probes(&mut self, verdicts: Vec<(Probe, Outcome)>) {
+        for (Probe { id, is_v6 }, outcome) in verdicts {
+            if is_v6 {
+                containers::handle_probe_v6(&mut self.containers, &id, outcome.is_ok());
+            } else {
+                self.containers.handle_probe(&id, outcome.is_ok());
+            }
         }
     }
 
@@ -143,13 +156,17 @@ impl Docker {
             timeout_ms: PROBE_TIMEOUT,
             ..Check::new(CheckProbe::Tcp)
         };
-        let targets = self.containers.probes().into_iter().map(|(id, address)| {
+        let main = self.containers.probes().into_iter();
+        let main = main.map(|(id, address)| (Probe { id, is_v6: false }, address));
+        let v6 = containers::probes_v6(&self.containers).into_iter();
+        let v6 = v6.map(|(id, address)| (Probe { id, is_v6: true }, address));
+        let targets = main.chain(v6).map(|(probe, address)| {
             let target = Target {
                 address,
                 check: check.clone(),
                 eager: true,
             };
-            (id, target)
+            (probe, target)
         });
         self.prober.set(targets.collect());
     }
@@ -216,11 +233,27 @@ impl Docker {
         self.containers.mappings()
     }
 
+    /// The mappings to apply for IPv6.
+    pub(super) fn mappings_v6(&self) -> BTreeMap<Ipv6Addr, Mapping<Ipv6Addr>> {
+        if self.is_rootless() {
+            return BTreeMap::new();
+        }
+        containers::mappings_v6(&self.containers)
+    }
+
     pub(super) fn bridges(&self) -> BTreeMap<String, Vec<ipnet::Ipv4Net>> {
         if self.is_rootless() {
             return BTreeMap::new();
         }
         self.containers.bridges()
+    }
+
+    /// The subnets of IPv6 of the same bridges.
+    pub(super) fn bridges_v6(&self) -> BTreeMap<String, Vec<ipnet::Ipv6Net>> {
+        if self.is_rootless() {
+            return BTreeMap::new();
+        }
+        containers::bridges_v6(&self.containers)
     }
 
     /// The network whose containers have mesh addresses of their own, if it exists.
@@ -311,7 +344,7 @@ pub(super) fn context(
     config: &config::DockerSettings,
     node: &crate::model::Label,
     addresses: &[IpAddr],
-    block: ipnet::Ipv4Net,
+    block: Block,
     network: Option<network::NativePlan>,
 ) -> NodeContext {
     NodeContext {

@@ -1,7 +1,7 @@
 //! The services and containers of this node, their health checks, and the firewall that leads to the containers.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,10 +11,11 @@ use tokio::sync::mpsc;
 
 use super::change_times::ChangeTimes;
 use super::config::Config;
-use super::docker::Docker;
+use super::docker::{Docker, Probe};
+use super::host::Ipv6;
 use super::state::Identity;
-use crate::containers::{AppliedMappings, ContainerId, Offer, Report, network};
-use crate::firewall::{Firewall, FirewallState, LocalPolicy, Mapped, Native};
+use crate::containers::{AppliedMappings, ContainerId, Mapping, Offer, Report, network};
+use crate::firewall::{Firewall, FirewallState, LocalPolicy, Mapped, Native, StateV6};
 use crate::model::address::Block;
 use crate::model::{MeshAddresses, ServiceName};
 use crate::policy::Table;
@@ -83,11 +84,14 @@ impl Workloads {
     }
 
     /// Verdicts of the probes of containers. Returns whether this node follows an engine.
-    pub(super) fn handle_probes(&mut self, verdicts: Vec<(ContainerId, Outcome)>) -> bool {
+    pub(super) fn handle_probes(&mut self, verdicts: Vec<(Probe, Outcome)>) -> bool {
         let Some(docker) = &mut self.docker else {
             return false;
         };
-        self.times.handle_probes(&verdicts, Instant::now());
+        let main = verdicts.iter().filter(|(probe, _)| !probe.is_v6);
+        let main = main.map(|(probe, outcome)| (probe.id.clone(), outcome.clone()));
+        let main: Vec<(ContainerId, Outcome)> = main.collect();
+        self.times.handle_probes(&main, Instant::now());
         docker.handle_probes(verdicts);
         true
     }
@@ -132,12 +136,13 @@ impl Workloads {
         is_changed
     }
 
-    /// Hands the wanted state of the kernel to the firewall. `block` is the block of this node, and `service_addresses` are the
-    /// usable instance addresses by service address.
+    /// Hands the wanted state of the kernel to the firewall. `block` is the block of this node, `ipv6` is whether its device has IPv6,
+    /// and `service_addresses` are the usable instance addresses by service address.
     pub(super) fn apply_firewall(
         &mut self,
         mesh: &MeshAddresses,
         block: &Block,
+        ipv6: Ipv6,
         service_addresses: BTreeMap<Ipv4Addr, Vec<Ipv4Addr>>,
         policy: &Table,
     ) {
@@ -146,18 +151,14 @@ impl Workloads {
         if docker.is_some_and(|docker| !docker.inventory_known()) {
             return;
         }
-        let mappings = docker.map(Docker::mappings).unwrap_or_default();
-        let mappings = mappings.into_iter().map(|(address, mapping)| {
-            let mapped = Mapped {
-                container: mapping.container,
-                pid: mapping.pid,
-                name: mapping.name,
-                ports: mapping.ports,
-            };
-            (address, mapped)
-        });
-        let mappings: BTreeMap<Ipv4Addr, Mapped> = mappings.collect();
-        let addresses = mappings.keys().copied().chain([block.node_v4()]).collect();
+        let mappings = mapped(docker.map(Docker::mappings).unwrap_or_default());
+        // A kernel without IPv6 has nothing of it to guard.
+        let v6 = (ipv6 != Ipv6::Absent).then(|| self.state_v6(mesh, block, ipv6));
+        let of_v4 = mappings.keys().map(|address| IpAddr::V4(*address));
+        let of_v6 = v6.iter().flat_map(|v6| v6.mappings.keys());
+        let of_v6 = of_v6.map(|address| IpAddr::V6(*address));
+        let own = block.node_addresses();
+        let addresses: BTreeSet<IpAddr> = of_v4.chain(of_v6).chain(own).collect();
         let is_new = self.firewall.set(FirewallState {
             interface: self.config.tunnel.interface.clone(),
             prefix: mesh.prefix_v4,
@@ -171,9 +172,25 @@ impl Workloads {
                 bridge: network::BRIDGE.into(),
                 range: plan.range(),
             }),
+            v6,
         });
         if is_new {
             self.times.handle_wanted(Instant::now());
+        }
+    }
+
+    /// The part of that state for IPv6. Without addresses on the device, containers have none either.
+    fn state_v6(&self, mesh: &MeshAddresses, block: &Block, ipv6: Ipv6) -> StateV6 {
+        let docker = self.docker.as_ref();
+        let mut networks = docker.map(Docker::bridges_v6).unwrap_or_default();
+        networks.retain(|bridge, _| self.bridges.contains_key(bridge));
+        let mappings = docker.filter(|_| ipv6 == Ipv6::On);
+        StateV6 {
+            prefix: mesh.prefix_v6,
+            block: block.v6,
+            node: block.node_v6(),
+            networks,
+            mappings: mapped(mappings.map(Docker::mappings_v6).unwrap_or_default()),
         }
     }
 
@@ -273,9 +290,13 @@ impl Workloads {
         if !self.firewall.is_active() {
             return Some(AppliedMappings::Unavailable);
         }
-        let mappings = applied.mappings.iter();
-        let mapped = mappings.map(|(address, mapped)| (*address, mapped.container));
-        Some(AppliedMappings::Mapped(mapped.collect()))
+        let v4 = applied.mappings.iter();
+        let v4 = v4.map(|(address, mapped)| (IpAddr::V4(*address), IpAddr::V4(mapped.container)));
+        let v6 = applied.v6.as_ref();
+        let v6 = v6.filter(|_| self.firewall.is_active_v6());
+        let v6 = v6.iter().flat_map(|v6| &v6.mappings);
+        let v6 = v6.map(|(address, mapped)| (IpAddr::V6(*address), IpAddr::V6(mapped.container)));
+        Some(AppliedMappings::Mapped(v4.chain(v6).collect()))
     }
 
     /// Why an instance of this node is unhealthy, draining or withdrawn, as far as that is known.
@@ -325,4 +346,18 @@ impl Workloads {
             network::remove_network(&docker.sockets).await;
         }
     }
+}
+
+/// The mappings of containers as the firewall takes them.
+fn mapped<A: Ord>(mappings: BTreeMap<A, Mapping<A>>) -> BTreeMap<A, Mapped<A>> {
+    let mappings = mappings.into_iter().map(|(address, mapping)| {
+        let mapped = Mapped {
+            container: mapping.container,
+            pid: mapping.pid,
+            name: mapping.name,
+            ports: mapping.ports,
+        };
+        (address, mapped)
+    });
+    mappings.collect()
 }

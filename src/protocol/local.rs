@@ -460,8 +460,11 @@ pub struct ContainerRow {
     pub instance: Label,
     /// Its services. The first one is that of its label.
     pub services: Vec<ServiceName>,
-    /// Its instance address. It is null if the container is in the host's network.
+    /// Its instance address. It is null if the container is in the host's network, or has no IPv4 address.
     pub address: Option<Ipv4Addr>,
+    /// Its IPv6 instance address. It is null if the container has no IPv6 address on its network.
+    #[serde(default)]
+    pub address_v6: Option<Ipv6Addr>,
     pub state: ContainerState,
     /// Its health, independent of whether it is drained.
     pub health: Health,

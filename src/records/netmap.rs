@@ -370,6 +370,21 @@ mod tests {
     }
 
     #[test]
+    fn a_node_publishes_addresses_of_both_parts_of_its_own_block_and_no_others() {
+        let mut netmap = serving(&[(1, &[]), (2, &[])]);
+        let own = ["10.210.1.2", "fd00:0:0:1::2"];
+        let foreign = ["10.210.2.2", "fd00:0:0:2::2", "2001:db8::2", "fe80::2"];
+        let all = own.iter().chain(&foreign);
+        let all: Vec<IpAddr> = all.map(|text| text.parse().expect("a literal")).collect();
+        let instance = build::instance("c", all);
+        let service = build::service(&PublicKey([1; 32]), "web", vec![instance]);
+        netmap.replace(&service.id.clone(), Some(&service));
+        let admitted = &netmap.services[&service.id].instances[0].addresses;
+        let shown: Vec<String> = admitted.iter().map(ToString::to_string).collect();
+        assert_eq!(shown, own);
+    }
+
+    #[test]
     fn a_service_is_not_contested_if_a_rule_names_its_nodes() {
         let nodes: [(u8, &[&str]); 2] = [(1, &["db"]), (2, &["web"])];
         let under = |rules: &str| {

@@ -1,6 +1,6 @@
 //! Addresses that are somebody else's.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::hosts::{ECHO, Hosts, PORT};
 
@@ -8,8 +8,8 @@ use crate::hosts::{ECHO, Hosts, PORT};
 const COUNT: &str = "10000";
 
 /// The requests that the server counted for each source address.
-fn counted(hosts: &Hosts, server: Ipv4Addr) -> Vec<(String, u64)> {
-    let server = format!("{server}:{PORT}");
+fn counted(hosts: &Hosts, server: impl Into<IpAddr>) -> Vec<(String, u64)> {
+    let server = SocketAddr::new(server.into(), PORT).to_string();
     hosts
         .exec(1, &["docker", "exec", "server", ECHO, "report", &server])
         .lines()
@@ -114,4 +114,83 @@ fn nobody_gets_through_with_an_address_of_somebody_else() {
         own_count(counted(&hosts, server)) <= own_sent,
         "none under the claimer's own name either"
     );
+}
+
+#[test]
+fn nobody_gets_through_with_an_ipv6_address_of_somebody_else() {
+    let Some(hosts) = Hosts::joined(2) else {
+        return;
+    };
+    if !hosts.have_ipv6() {
+        return;
+    }
+    for n in [0, 1] {
+        hosts.create_dual_network(n, "project", 101);
+    }
+    for name in ["claimer", "neighbour"] {
+        hosts.serve(0, name, "project", name);
+    }
+    hosts.serve(1, "server", "project", "server");
+    let own_instance = hosts.wait_for_v6(1, "claimer");
+    let other_instance = hosts.wait_for_v6(1, "neighbour");
+    let server = hosts.wait_for_v6(0, "server");
+    let (port, to) = (PORT.to_string(), server.to_string());
+    let claim = |source: Ipv6Addr, count: &str| {
+        let source = source.to_string();
+        let claim = ["exec", "claimer", ECHO, "claim", &source, &to, &port, count];
+        let sent = hosts.docker(0, &claim);
+        sent.parse::<u64>().expect("a number")
+    };
+
+    // With its own address a container gets through.
+    let own = own_instance.to_string();
+    let address = hosts.container_address_v6(0, "claimer");
+    hosts.wait_until("its own datagrams arrive", || {
+        claim(address, "500");
+        counted(&hosts, server)
+            .iter()
+            .any(|(source, count)| *source == own && *count > 100)
+    });
+    let known: Vec<String> = counted(&hosts, server)
+        .into_iter()
+        .map(|(source, _)| source)
+        .collect();
+
+    let [a, b, c, ..] = server.segments();
+    let foreign = [
+        hosts.container_address_v6(0, "neighbour"),
+        other_instance,
+        hosts.node_v6(0),
+        hosts.node_v6(1),
+        Ipv6Addr::new(a, b, c, 99, 0, 0, 0, 9),
+        "2001:db8:9::9".parse().expect("a literal"),
+    ];
+    for source in foreign {
+        let sent = claim(source, COUNT);
+        assert!(sent > 9_000, "{sent} of {COUNT} left with {source}");
+    }
+
+    let below = hosts.nodes[1].host().v6().to_string();
+    let outside = |words: &[&str]| {
+        let (program, arguments) = words.split_first().expect("a program");
+        let mut command = hosts.outside.command(program).expect("a namespace");
+        let output = command.args(arguments).output().expect("a program");
+        assert!(output.status.success(), "{words:?}: {output:?}");
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    };
+    let mesh = format!("{}/48", Ipv6Addr::new(a, b, c, 0, 0, 0, 0, 0));
+    outside(&["ip", "-6", "route", "add", &mesh, "via", &below]);
+    for source in [hosts.node_v6(0), own_instance, hosts.outside.v6()] {
+        let source = source.to_string();
+        let sent = outside(&[hosts.echo(), "claim", &source, &to, &port, COUNT]);
+        let sent: u64 = sent.parse().expect("a number");
+        assert!(sent > 9_000, "{sent} with {source}");
+    }
+
+    let node = hosts.node_v6(0).to_string();
+    let arrived: Vec<_> = counted(&hosts, server)
+        .into_iter()
+        .filter(|(source, _)| !known.contains(source) || *source == node)
+        .collect();
+    assert_eq!(arrived, []);
 }

@@ -1,6 +1,6 @@
 //! Hosts with container engines, joined by meshd, and containers on them that become services by their labels.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -284,6 +284,46 @@ impl Hosts {
         found
     }
 
+    /// Waits until node `n` knows a healthy instance of a service that has an IPv6 address.
+    pub(crate) fn wait_for_v6(&self, n: usize, service: &str) -> Ipv6Addr {
+        let mut found = None;
+        self.wait_until(&format!("{service} is up with IPv6"), || {
+            let rows = self.instances(n, service).into_iter();
+            let healthy = rows.filter(|row| row.health == Health::Healthy);
+            found = healthy
+                .flat_map(|row| row.addresses)
+                .find_map(|address| match address {
+                    IpAddr::V6(address) => Some(address),
+                    IpAddr::V4(_) => None,
+                });
+            found.is_some()
+        });
+        found.expect("it was waited for")
+    }
+
+    /// Creates a network of both families on node `n`, which is to forward IPv6. `number` tells it from the others.
+    pub(crate) fn create_dual_network(&self, n: usize, name: &str, number: u8) {
+        let forward = "echo 1 > /proc/sys/net/ipv6/conf/all/forwarding";
+        self.exec(n, &["sh", "-c", forward]);
+        let v4 = format!("192.168.{number}.0/24");
+        let v6 = format!("fd00:{number}:{n}::/64");
+        let create = ["network", "create", "--ipv6", "--subnet", &v4];
+        self.docker(n, &[&create[..], &["--subnet", &v6, name]].concat());
+    }
+
+    /// Whether these hosts have IPv6. Otherwise the test is skipped.
+    pub(crate) fn have_ipv6(&self) -> bool {
+        let found = self.exec(0, &["sh", "-c", "cat /proc/net/if_inet6 || true"]);
+        if found.is_empty() {
+            meshd::testbed::skip_test("this machine has no IPv6");
+        }
+        !found.is_empty()
+    }
+
+    pub(crate) fn node_v6(&self, n: usize) -> Ipv6Addr {
+        self.status(n).node.expect("it has joined").address_v6
+    }
+
     pub(crate) fn node(&self, n: usize) -> Ipv4Addr {
         self.status(n).node.expect("it has joined").address_v4
     }
@@ -294,6 +334,13 @@ impl Hosts {
         let address = self.docker(n, &["inspect", "-f", format, name]);
         let last = address.split(' ').next_back();
         last.and_then(|a| a.parse().ok()).expect("an address")
+    }
+
+    /// The IPv6 address of a container on its one network.
+    pub(crate) fn container_address_v6(&self, n: usize, name: &str) -> Ipv6Addr {
+        let format = "{{range .NetworkSettings.Networks}}{{.GlobalIPv6Address}}{{end}}";
+        let address = self.docker(n, &["inspect", "-f", format, name]);
+        address.parse().expect("an address")
     }
 
     /// Asks a server, from a host (`container` empty) or a container, what it calls the caller.

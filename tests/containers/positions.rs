@@ -1,6 +1,8 @@
 //! From everywhere to a service of containers, by its name, and what the server sees.
 
-use crate::hosts::{ECHO, Hosts, UDP_PORT};
+use std::net::{IpAddr, Ipv6Addr};
+
+use crate::hosts::{ECHO, Hosts, PORT, UDP_PORT};
 
 #[test]
 fn from_every_position_a_service_is_reached_by_name_and_sees_who_calls() {
@@ -157,4 +159,85 @@ fn from_every_position_a_service_is_reached_by_name_and_sees_who_calls() {
         )),
         "{text}"
     );
+}
+
+#[test]
+fn from_every_position_a_service_is_reached_by_ipv6_as_by_ipv4() {
+    let Some(hosts) = Hosts::joined(2) else {
+        return;
+    };
+    if !hosts.have_ipv6() {
+        return;
+    }
+    for n in [0, 1] {
+        hosts.create_dual_network(n, "project", 101);
+        hosts.create_dual_network(n, "other", 102);
+        hosts.serve(n, "other", "other", &format!("other-{n}"));
+        hosts.serve(n, "web", "project", &format!("web-{n}"));
+        hosts.run(n, "unexposed", "project", &[]);
+        hosts.docker(n, &["network", "create", "plain"]);
+        hosts.serve(n, "plain", "plain", &format!("plain-{n}"));
+    }
+    // What a server calls each of them, by IPv4 and by IPv6.
+    let of = |service: &str| -> [IpAddr; 2] {
+        let v4 = hosts.wait_for(1, service, 1)[0];
+        let v6 = hosts.wait_for_v6(1, service);
+        assert_eq!(hosts.wait_for_v6(0, service), v6);
+        [v4.into(), v6.into()]
+    };
+    let [other_0, web_0, other_1, web_1] = ["other-0", "web-0", "other-1", "web-1"].map(of);
+    let node = |n| -> [IpAddr; 2] { [hosts.node(n).into(), hosts.node_v6(n).into()] };
+    let positions = [
+        ("another host", 0, "", node(0)),
+        ("another network elsewhere", 0, "other", other_0),
+        ("a project's network elsewhere", 0, "web", web_0),
+        ("an unexposed container elsewhere", 0, "unexposed", node(0)),
+        ("the same host", 1, "", node(1)),
+        ("another bridge of the same host", 1, "other", other_1),
+        ("an unexposed neighbour", 1, "unexposed", node(1)),
+        ("itself", 1, "web", web_1),
+    ];
+    let mut shown = Vec::new();
+    for (position, n, container, called) in positions {
+        let families = ["tcp4", "udp4", "tcp6", "udp6"];
+        for (protocol, called) in families
+            .into_iter()
+            .zip(called.into_iter().flat_map(|c| [c; 2]))
+        {
+            let answer = hosts.ask(n, container, protocol, "web-1.svc.mesh");
+            let way = format!("{protocol} from {position}");
+            shown.push((way, answer, Ok(called.to_string())));
+        }
+    }
+    let wrong: Vec<_> = shown
+        .iter()
+        .filter(|(_, answer, called)| answer != called)
+        .collect();
+    println!("{} of {} ways work", shown.len() - wrong.len(), shown.len());
+    assert!(wrong.is_empty(), "{wrong:#?}");
+
+    // A container whose network has no IPv6 has no address of it, and its name no AAAA record.
+    let plain = hosts.wait_for(0, "plain-1", 1)[0];
+    let name = format!("plain-1.svc.mesh:{PORT}");
+    let found = hosts.exec(0, &hosts.words("", &["look", &name]));
+    assert_eq!(found, plain.to_string());
+
+    // An address without an instance refuses connections at once.
+    let block = hosts.status(1).node.expect("it has joined").block_v6;
+    let dead = Ipv6Addr::from(u128::from(block.network()) | 200);
+    for (position, n, container, _) in positions {
+        let answer = hosts.ask(n, container, "tcp6", format!("[{dead}]"));
+        let refused = answer
+            .as_ref()
+            .is_err_and(|why| why.contains("ConnectionRefused"));
+        assert!(refused, "{dead} from {position}: {answer:?}");
+    }
+
+    // With its container, the address goes.
+    hosts.docker(1, &["rm", "-f", "web"]);
+    let [_, gone] = web_1;
+    hosts.wait_until("the address of the removed container refuses", || {
+        let answer = hosts.ask(0, "other", "tcp6", format!("[{gone}]"));
+        answer.is_err_and(|why| why.contains("ConnectionRefused"))
+    });
 }

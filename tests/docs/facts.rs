@@ -117,10 +117,7 @@ fn the_page_of_ports_has_the_ports_of_the_code() {
             "config/meshd.toml",
             ["listen_port = 51820", "127.0.0.1:9560"],
         ),
-        (
-            "config/coordinator.toml",
-            ["0.0.0.0:7443", "127.0.0.1:9561"],
-        ),
+        ("config/coordinator.toml", ["[::]:7443", "127.0.0.1:9561"]),
     ] {
         let text = read(file);
         for value in values {

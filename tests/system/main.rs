@@ -23,6 +23,7 @@ mod forwarding;
 mod four_hosts;
 mod host_dns;
 mod host_network;
+mod ipv6_only;
 mod leaving;
 mod machine;
 #[cfg(feature = "etcd")]

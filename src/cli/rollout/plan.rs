@@ -149,6 +149,7 @@ mod tests {
             instance: label(&format!("n1-{id}")),
             services: services.iter().map(|s| name(s)).collect(),
             address: None,
+            address_v6: None,
             state,
             health,
             drained: false,

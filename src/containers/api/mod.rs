@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 
 use self::raw::{
     RawContainer, RawEvent, RawFacts, RawImage, RawListed, RawNetwork, RawPorts, RawVersion,
@@ -97,9 +97,11 @@ pub fn container(text: &[u8]) -> Result<Inspected, serde_json::Error> {
         .into_iter()
         .filter_map(|(name, endpoint)| {
             let endpoint = endpoint?;
-            let address = endpoint.ip_address.parse().ok()?;
+            let v4 = endpoint.ip_address.and_then(|text| text.parse().ok());
+            let v6 = endpoint.ipv6_address.and_then(|text| text.parse().ok());
             let network = endpoint.network_id.unwrap_or_default();
-            Some((name, Endpoint { address, network }))
+            let has_any = v4.is_some() || v6.is_some();
+            has_any.then_some((name, Endpoint { v4, v6, network }))
         })
         .collect();
     let network = match mode.as_str() {
@@ -279,20 +281,34 @@ fn into_network(raw: RawNetwork) -> EngineNetwork {
     });
     let subnets = raw.ipam.and_then(|i| i.config).unwrap_or_default();
     let v4 = subnets.iter().find(|s| s.subnet.parse::<Ipv4Net>().is_ok());
+    let range = v4.and_then(|s| s.range.as_deref()?.parse().ok());
+    let gateway = v4.and_then(|s| s.gateway.as_deref()?.parse().ok());
+    let all = subnets.into_iter().chain(raw.subnets.unwrap_or_default());
+    let all: Vec<IpNet> = all.filter_map(|s| s.subnet.parse().ok()).collect();
+    // A network may have a subnet of IPv6 from which it assigns nothing.
+    let has_ipv6 = raw.ipv6 != Some(false);
     let (owner, value) = OWNER;
     EngineNetwork {
-        range: v4.and_then(|s| s.range.as_deref()?.parse().ok()),
-        gateway: v4.and_then(|s| s.gateway.as_deref()?.parse().ok()),
+        range,
+        gateway,
         ours: raw
             .labels
             .is_some_and(|labels| labels.0.get(owner).is_some_and(|by| by == value)),
         options,
         bridge: bridge.filter(|name| is_plain_interface(name)),
-        subnets: subnets
-            .into_iter()
-            .chain(raw.subnets.unwrap_or_default())
-            .filter_map(|s| s.subnet.parse().ok())
-            .map(|net: Ipv4Net| net.trunc())
+        subnets: all
+            .iter()
+            .filter_map(|net| match net {
+                IpNet::V4(v4) => Some(v4.trunc()),
+                IpNet::V6(_) => None,
+            })
+            .collect(),
+        subnets_v6: all
+            .iter()
+            .filter_map(|net| match net {
+                IpNet::V6(v6) if has_ipv6 => Some(v6.trunc()),
+                _ => None,
+            })
             .collect(),
         id: raw.id,
         name: raw.name,

@@ -116,7 +116,10 @@ pub(super) struct RawBinding {
 #[serde(default)]
 pub(super) struct RawEndpoint {
     #[serde(rename = "IPAddress")]
-    pub(super) ip_address: String,
+    pub(super) ip_address: Option<String>,
+    /// Both engines write an empty text if the endpoint has no IPv6.
+    #[serde(rename = "GlobalIPv6Address")]
+    pub(super) ipv6_address: Option<String>,
     #[serde(rename = "NetworkID")]
     pub(super) network_id: Option<String>,
 }
@@ -172,6 +175,9 @@ pub(super) struct RawNetwork {
     pub(super) driver: String,
     #[serde(alias = "Internal")]
     pub(super) internal: bool,
+    /// Podman's own API calls it otherwise than Docker's.
+    #[serde(rename = "EnableIPv6", alias = "ipv6_enabled")]
+    pub(super) ipv6: Option<bool>,
     #[serde(rename = "Options")]
     pub(super) options: Option<BTreeMap<String, String>>,
     #[serde(rename = "IPAM")]

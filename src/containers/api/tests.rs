@@ -141,6 +141,10 @@ fn networks_of_docker_and_podman_name_their_bridges() {
         read[0].subnets,
         ["172.18.0.0/16".parse().expect("a literal")]
     );
+    assert_eq!(
+        read[0].subnets_v6,
+        ["fd00::/64".parse().expect("a literal")]
+    );
     let podman = "[{\"name\":\"podman\",\"id\":\"z\",\"driver\":\"bridge\",\"network_interface\":\"podman0\",\"subnets\":[{\"subnet\":\"10.88.0.0/16\"}],\"internal\":false}]";
     let read = networks(podman.as_bytes()).expect("readable");
     assert_eq!(read[0].bridge.as_deref(), Some("podman0"));
@@ -159,4 +163,45 @@ fn the_facts_about_the_engine_are_read() {
     assert!(read.rootless && !read.podman);
     let podman = b"{\"Version\":\"5.8.6\",\"Components\":[{\"Name\":\"Podman Engine\"}]}";
     assert!(engine(podman, Some(b"garbage")).expect("readable").podman);
+}
+
+#[test]
+fn the_ipv6_addresses_and_subnets_of_docker_and_podman_are_read() {
+    let of = |endpoint: &str| {
+        let text = format!(
+            "{{\"Id\":\"aa\",\"NetworkSettings\":{{\"Networks\":{{\"shop\":{endpoint}}}}}}}"
+        );
+        let read = container(text.as_bytes()).expect("readable");
+        let Network::Attached(mut networks) = read.network else {
+            panic!("{:?}", read.network)
+        };
+        let endpoint = networks.remove("shop");
+        endpoint.map(|endpoint| (endpoint.v4.is_some(), endpoint.v6))
+    };
+    let v6: Option<std::net::Ipv6Addr> = "fd00:18::3".parse().ok();
+    // Docker 20.10 and 28.5, and Podman, have these fields alike. Only later versions of Docker have networks of IPv6 alone.
+    let both = "{\"IPAddress\":\"172.18.0.3\",\"GlobalIPv6Address\":\"fd00:18::3\",\"GlobalIPv6PrefixLen\":64}";
+    let v4 = "{\"IPAddress\":\"172.18.0.3\",\"GlobalIPv6Address\":\"\"}";
+    let alone = "{\"IPAddress\":\"\",\"GlobalIPv6Address\":\"fd00:18::3\"}";
+    let neither = "{\"IPAddress\":null,\"GlobalIPv6Address\":null}";
+    assert_eq!(of(both), Some((true, v6)));
+    assert_eq!(of(v4), Some((true, None)));
+    assert_eq!(of(alone), Some((false, v6)));
+    assert_eq!(of(neither), None);
+
+    let subnets = "[{\"Subnet\":\"172.18.0.0/16\"},{\"Subnet\":\"fd00:18::1/64\"}]";
+    let docker = |enabled: &str| {
+        let text = format!(
+            "[{{\"Id\":\"x\",\"Driver\":\"bridge\",{enabled}\"IPAM\":{{\"Config\":{subnets}}}}}]"
+        );
+        let read = networks(text.as_bytes()).expect("readable");
+        let shown = read[0].subnets_v6.iter().map(ToString::to_string);
+        shown.collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(docker("\"EnableIPv6\":true,"), "fd00:18::/64");
+    assert_eq!(docker(""), "fd00:18::/64");
+    assert_eq!(docker("\"EnableIPv6\":false,"), "");
+    let podman = "[{\"name\":\"p\",\"id\":\"z\",\"driver\":\"bridge\",\"network_interface\":\"podman1\",\"ipv6_enabled\":true,\"subnets\":[{\"subnet\":\"10.89.0.0/24\"},{\"subnet\":\"fd00:89::/64\"}]}]";
+    let read = networks(podman.as_bytes()).expect("readable");
+    assert_eq!(read[0].subnets_v6[0].to_string(), "fd00:89::/64");
 }

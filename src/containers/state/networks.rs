@@ -1,14 +1,21 @@
 //! The networks of the engine, and the address of a container in them. Pure.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
-use crate::containers::inspect::{EngineNetwork, Inspected, Network};
+use crate::containers::inspect::{Endpoint, EngineNetwork, Inspected, Network};
 use crate::containers::labels::printable;
 use crate::containers::network;
 use crate::containers::refusal::Refusal;
+
+/// The addresses of a container, of one family at least.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct OwnAddresses {
+    pub(super) v4: Option<Ipv4Addr>,
+    pub(super) v6: Option<Ipv6Addr>,
+}
 
 /// The networks of the engine.
 #[derive(Debug)]
@@ -29,12 +36,13 @@ impl Networks {
         }
     }
 
-    /// The address of the container in the network that its label names, or else in the first usable network.
-    pub(super) fn own_address(
+    /// The addresses of the container in the network that its label names, or else for each family that in the first usable network
+    /// that has it.
+    pub(super) fn own_addresses(
         &self,
         inspected: &Inspected,
         wanted: Option<&str>,
-    ) -> Result<Ipv4Addr, Refusal> {
+    ) -> Result<OwnAddresses, Refusal> {
         let Network::Attached(endpoints) = &inspected.network else {
             return Err(Refusal::NoAddress);
         };
@@ -43,21 +51,29 @@ impl Networks {
                 .get(wanted)
                 .ok_or_else(|| Refusal::NotAttached(printable(wanted)))?;
             self.usable(wanted, &endpoint.network)?;
-            return Ok(endpoint.address);
+            return Ok(OwnAddresses {
+                v4: endpoint.v4,
+                v6: endpoint.v6,
+            });
         }
-        if let Some(native) = &self.native
-            && let Some(endpoint) = endpoints.values().find(|e| e.network == *native)
-        {
-            return Ok(endpoint.address);
-        }
+        let is_native = |endpoint: &&Endpoint| Some(&endpoint.network) == self.native.as_ref();
+        let native = endpoints.values().find(is_native);
         let mut refusal = Refusal::NoAddress;
+        let mut usable: Vec<&Endpoint> = native.into_iter().collect();
         for (name, endpoint) in endpoints {
             match self.usable(name, &endpoint.network) {
-                Ok(()) => return Ok(endpoint.address),
+                Ok(()) => usable.push(endpoint),
                 Err(why) => refusal = why,
             }
         }
-        Err(refusal)
+        let own = OwnAddresses {
+            v4: usable.iter().find_map(|endpoint| endpoint.v4),
+            v6: usable.iter().find_map(|endpoint| endpoint.v6),
+        };
+        match own {
+            OwnAddresses { v4: None, v6: None } => Err(refusal),
+            own => Ok(own),
+        }
     }
 
     /// Whether `address` is the address of the container in the network whose addresses are mesh addresses.
@@ -73,7 +89,7 @@ impl Networks {
         };
         let on_it = endpoints
             .values()
-            .any(|endpoint| endpoint.network == *native && endpoint.address == address);
+            .any(|endpoint| endpoint.network == *native && endpoint.v4 == Some(address));
         match on_it {
             true if !plan.is_own(address) => Err(Refusal::UnleasedAddress(address, plan.range())),
             on_it => Ok(on_it),
@@ -95,6 +111,14 @@ impl Networks {
         self.by_id
             .values()
             .filter_map(|network| Some((network.bridge.clone()?, network.subnets.clone())))
+            .collect()
+    }
+
+    /// The same bridges, with their subnets of IPv6.
+    pub(super) fn bridges_v6(&self) -> BTreeMap<String, Vec<Ipv6Net>> {
+        let networks = self.by_id.values();
+        networks
+            .filter_map(|network| Some((network.bridge.clone()?, network.subnets_v6.clone())))
             .collect()
     }
 }

@@ -29,7 +29,10 @@ fn context() -> NodeContext {
     NodeContext {
         node: label("n1"),
         addresses: vec!["10.210.1.1".parse().expect("a literal")],
-        block: "10.210.1.0/24".parse().expect("a literal"),
+        block: Block {
+            v4: "10.210.1.0/24".parse().expect("a literal"),
+            v6: "fd00:1:2:1::/64".parse().expect("a literal"),
+        },
         rules: Rules::default(),
         network: None,
     }
@@ -39,9 +42,9 @@ fn context() -> NodeContext {
 fn web(n: u32, more: &[(&str, &str)]) -> Inspected {
     let mut labels = Labels::from([("mesh.service".to_owned(), "web".to_owned())]);
     labels.extend(more.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())));
-    let address = Ipv4Addr::from(0xac12_0000 + n + 2);
     let endpoint = Endpoint {
-        address,
+        v4: Some(Ipv4Addr::from(0xac12_0000 + n + 2)),
+        v6: None,
         network: "net".into(),
     };
     Inspected {
@@ -101,8 +104,12 @@ impl World {
 
     /// The mappings of a kernel that has applied all of them.
     fn applied(&self) -> AppliedMappings {
-        let mappings = self.containers.mappings();
-        AppliedMappings::Mapped(mappings.iter().map(|(a, m)| (*a, m.container)).collect())
+        let (v4, v6) = (self.containers.mappings(), mappings_v6(&self.containers));
+        let v4 = v4.into_iter();
+        let v4 = v4.map(|(address, m)| (address.into(), m.container.into()));
+        let v6 = v6.into_iter();
+        let v6 = v6.map(|(address, m)| (address.into(), m.container.into()));
+        AppliedMappings::Mapped(v4.chain(v6).collect())
     }
 
     /// The published instances of a service, with their health.
@@ -516,7 +523,8 @@ fn containers_that_cannot_be_reached_are_named_and_the_rest_works() {
     };
     let attached = |ids: &[&str]| {
         let endpoint = |network: &&str| Endpoint {
-            address: "172.30.0.9".parse().expect("a literal"),
+            v4: Some("172.30.0.9".parse().expect("a literal")),
+            v6: None,
             network: (*network).to_owned(),
         };
         Network::Attached(ids.iter().map(|i| ((*i).to_owned(), endpoint(i))).collect())
@@ -541,7 +549,7 @@ fn containers_that_cannot_be_reached_are_named_and_the_rest_works() {
         "driver `macvlan`",
         "network_mode: none",
         "network of another container",
-        "no IPv4 address",
+        "no address on any network",
         "`elsewhere`",
         "mesh.port is `0`",
         "image cannot be inspected",
@@ -805,9 +813,12 @@ fn a_container_on_the_network_mesh_is_published_at_its_own_address() {
         let Network::Attached(endpoints) = &mut inspected.network else {
             panic!("it is on a bridge");
         };
-        let address = address.parse().expect("a literal");
-        let network = "native".into();
-        endpoints.insert("mesh".into(), Endpoint { address, network });
+        let endpoint = Endpoint {
+            v4: Some(address.parse().expect("a literal")),
+            v6: None,
+            network: "native".into(),
+        };
+        endpoints.insert("mesh".into(), endpoint);
         inspected
     };
     world.inspected(&on(1, "10.210.1.2"));
@@ -837,4 +848,158 @@ fn a_container_on_the_network_mesh_is_published_at_its_own_address() {
         "{:?}",
         world.mapped()
     );
+}
+
+/// The container [`web`] with these addresses in its one network.
+fn with_addresses(n: u32, v4: Option<&str>, v6: Option<&str>) -> Inspected {
+    let endpoint = Endpoint {
+        v4: v4.map(|text| text.parse().expect("a literal")),
+        v6: v6.map(|text| text.parse().expect("a literal")),
+        network: "net".into(),
+    };
+    Inspected {
+        network: Network::Attached(BTreeMap::from([("shop_default".into(), endpoint)])),
+        ..web(n, &[])
+    }
+}
+
+impl World {
+    fn mapped_v6(&self) -> Vec<String> {
+        let mappings = mappings_v6(&self.containers);
+        let mappings = mappings.iter();
+        mappings
+            .map(|(address, mapping)| format!("{address} {}", mapping.container))
+            .collect()
+    }
+
+    /// The addresses of the instances of `web`.
+    fn addresses(&self, applied: &AppliedMappings) -> Vec<Vec<String>> {
+        let offers = self.containers.offers(&BTreeSet::new(), applied, self.now);
+        let instances = offers.get(&service("web")).map(|offer| &offer.instances);
+        let instances = instances.into_iter().flatten();
+        let shown =
+            |instance: &Instance| instance.addresses.iter().map(ToString::to_string).collect();
+        instances.map(shown).collect()
+    }
+}
+
+#[test]
+fn a_container_with_both_families_has_the_same_number_in_both_parts_of_the_block() {
+    let mut world = World::new();
+    world.inspected(&with_addresses(1, Some("172.18.0.3"), Some("fd00:18::3")));
+    world.inspected(&with_addresses(2, Some("172.18.0.4"), None));
+    assert_eq!(
+        world.mapped(),
+        ["10.210.1.2 172.18.0.3", "10.210.1.3 172.18.0.4"]
+    );
+    assert_eq!(world.mapped_v6(), ["fd00:1:2:1::2 fd00:18::3"]);
+    // IPv4 decides about its health.
+    let targets = world.containers.probes();
+    let targets: Vec<String> = targets.iter().map(|(_, at)| at.to_string()).collect();
+    assert_eq!(targets, ["172.18.0.3:80", "172.18.0.4:80"]);
+    for n in [1, 2] {
+        world.containers.handle_probe(&id(n), true);
+    }
+    handle_probe_v6(&mut world.containers, &id(1), true);
+    assert_eq!(
+        world.addresses(&world.applied()),
+        [
+            vec!["10.210.1.2".to_owned(), "fd00:1:2:1::2".to_owned()],
+            vec!["10.210.1.3".to_owned()]
+        ]
+    );
+    let rows = world.containers.rows(&BTreeSet::new());
+    let v6 = rows.iter().map(|row| row.address_v6.is_some());
+    assert_eq!(v6.collect::<Vec<_>>(), [true, false]);
+}
+
+#[test]
+fn an_ipv6_address_beside_an_ipv4_one_is_published_only_if_the_program_listens_there() {
+    let mut world = World::new();
+    world.inspected(&with_addresses(1, Some("172.18.0.3"), Some("fd00:18::3")));
+    world.inspected(&with_addresses(2, Some("172.18.0.4"), None));
+    let targets = probes_v6(&world.containers);
+    let targets: Vec<String> = targets.iter().map(|(_, at)| at.to_string()).collect();
+    assert_eq!(targets, ["[fd00:18::3]:80"]);
+    // It says nothing about the health.
+    handle_probe_v6(&mut world.containers, &id(1), true);
+    assert_eq!(world.addresses(&world.applied()), Vec::<Vec<String>>::new());
+    for (listens, count) in [(false, 1), (true, 2), (false, 1)] {
+        world.containers.handle_probe(&id(1), true);
+        handle_probe_v6(&mut world.containers, &id(1), listens);
+        let addresses = world.addresses(&world.applied());
+        assert_eq!(addresses[0].len(), count, "{addresses:?}");
+        assert_eq!(world.published("web"), [healthy("n1-shop-web-1")]);
+    }
+    world.happened(1, Action::Kill(15));
+    assert!(probes_v6(&world.containers).is_empty());
+}
+
+#[test]
+fn an_ipv6_address_is_published_only_while_the_kernel_maps_it() {
+    let mut world = World::new();
+    world.inspected(&with_addresses(1, Some("172.18.0.3"), Some("fd00:18::3")));
+    world.containers.handle_probe(&id(1), true);
+    handle_probe_v6(&mut world.containers, &id(1), true);
+    let v4 = ("10.210.1.2", "172.18.0.3");
+    let other = ("fd00:1:2:1::2", "fd00:18::9");
+    let mapped = |pairs: &[(&str, &str)]| {
+        let ip = |text: &str| text.parse::<IpAddr>().expect("a literal");
+        AppliedMappings::Mapped(pairs.iter().map(|(a, c)| (ip(a), ip(c))).collect())
+    };
+    for applied in [mapped(&[v4]), mapped(&[v4, other])] {
+        assert_eq!(world.addresses(&applied), [["10.210.1.2"]]);
+    }
+    assert_eq!(
+        world.addresses(&mapped(&[other])),
+        Vec::<Vec<String>>::new()
+    );
+}
+
+#[test]
+fn a_container_with_ipv6_alone_is_mapped_probed_and_published_by_it() {
+    let mut world = World::new();
+    world.inspected(&with_addresses(1, None, Some("fd00:18::3")));
+    assert_eq!(world.mapped(), Vec::<String>::new());
+    assert_eq!(world.mapped_v6(), ["fd00:1:2:1::2 fd00:18::3"]);
+    let targets = world.containers.probes();
+    assert_eq!(targets[0].1.to_string(), "[fd00:18::3]:80");
+    world.containers.handle_probe(&id(1), true);
+    assert_eq!(world.addresses(&world.applied()), [["fd00:1:2:1::2"]]);
+    // Its number in the block is its own.
+    world.inspected(&with_addresses(2, Some("172.18.0.4"), Some("fd00:18::4")));
+    assert_eq!(world.mapped(), ["10.210.1.3 172.18.0.4"]);
+}
+
+#[test]
+fn the_next_container_at_an_ipv6_address_ends_the_one_before_it() {
+    let mut world = World::new();
+    world.inspected(&with_addresses(1, None, Some("fd00:18::3")));
+    world.inspected(&with_addresses(2, Some("172.18.0.4"), Some("fd00:18::3")));
+    assert_eq!(world.mapped_v6(), ["fd00:1:2:1::3 fd00:18::3"]);
+}
+
+#[test]
+fn each_family_comes_from_the_first_network_that_has_it_unless_a_label_names_one() {
+    let mut world = World::new();
+    let networks = ["net", "dual"].map(|id| network(id, "bridge", false));
+    world.containers.handle_networks(networks.to_vec());
+    let mut inspected = web(1, &[]);
+    let Network::Attached(endpoints) = &mut inspected.network else {
+        panic!("it is on a bridge");
+    };
+    let endpoint = Endpoint {
+        v4: Some("172.19.0.3".parse().expect("a literal")),
+        v6: Some("fd00:19::3".parse().expect("a literal")),
+        network: "dual".into(),
+    };
+    endpoints.insert("z_dual".into(), endpoint);
+    world.inspected(&inspected);
+    assert_eq!(world.mapped(), ["10.210.1.2 172.18.0.3"]);
+    assert_eq!(world.mapped_v6(), ["fd00:1:2:1::2 fd00:19::3"]);
+    let label = ("mesh.network".to_owned(), "shop_default".to_owned());
+    inspected.labels.extend([label]);
+    world.inspected(&inspected);
+    assert_eq!(world.mapped(), ["10.210.1.2 172.18.0.3"]);
+    assert_eq!(world.mapped_v6(), Vec::<String>::new());
 }

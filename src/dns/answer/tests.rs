@@ -711,6 +711,27 @@ fn services_of_two_projects_never_mix() {
 }
 
 #[test]
+fn a_container_with_ipv6_has_an_aaaa_record_and_the_name_of_one_without_has_no_data() {
+    let address: std::net::IpAddr = "fd00:1:2:2::9".parse().expect("a literal");
+    let mut netmap = with_containers();
+    let services = netmap.services.values_mut();
+    let instances = services.flat_map(|service| &mut service.instances);
+    for instance in instances.filter(|instance| instance.id.as_str() == "n2-c") {
+        instance.addresses.push(address);
+    }
+    let zone = zone_of(&netmap, &[], WhenNoneUsable::All);
+    let of = |name: &str, record_type| ask_zone(&zone, name, record_type);
+    for name in ["app.shop.svc.mesh.", "n2-c.app.shop.svc.mesh."] {
+        assert_eq!(data(&of(name, RecordType::A)), ["10.210.2.9"]);
+        assert_eq!(data(&of(name, RecordType::AAAA)), ["fd00:1:2:2::9"]);
+    }
+    let none = of("app.blog.svc.mesh.", RecordType::AAAA);
+    assert_eq!((none.code, none.answers.len()), (ResponseCode::NoError, 0));
+    let reverse = Name::from(address).to_string();
+    assert_eq!(data(&of(&reverse, RecordType::PTR)), ["n2-c.web.svc.mesh."]);
+}
+
+#[test]
 fn the_reverse_name_of_a_container_is_its_short_one() {
     let zone = zone_of(&with_containers(), &[], WhenNoneUsable::All);
     let of = |name| data(&ask_zone(&zone, name, RecordType::PTR));

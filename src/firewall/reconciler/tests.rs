@@ -5,15 +5,17 @@ use tokio::sync::Notify;
 
 use super::*;
 use crate::firewall::ports::Port;
-use crate::firewall::{Mapped, Native};
+use crate::firewall::{Mapped, Native, StateV6};
 
 /// The state of a kernel in memory, which a test can inspect and change.
 #[derive(Debug, Default)]
 struct FakeState {
     tables: BTreeMap<String, String>,
     rules: Vec<String>,
+    rules_v6: Vec<String>,
     ports: Ports,
     forwards: bool,
+    forwards_v6: bool,
     deleted: usize,
     route: Option<(String, Ipv4Net, Ipv4Addr)>,
     refuses: Option<KernelError>,
@@ -22,6 +24,15 @@ struct FakeState {
     generation: u32,
     /// How many more of meshd's writes another program follows at once by a removal of all tables.
     removals: usize,
+}
+
+impl FakeState {
+    fn rules_of(&mut self, program: &str) -> &mut Vec<String> {
+        match program {
+            IP6TABLES => &mut self.rules_v6,
+            _ => &mut self.rules,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Default)]
@@ -36,7 +47,10 @@ impl FakeKernel {
     }
 
     fn shown(&self) -> String {
-        self.with(|m| format!("{:?} {:?} {:?} {}", m.tables, m.rules, m.ports, m.forwards))
+        self.with(|m| {
+            let rules = (&m.rules, &m.rules_v6);
+            format!("{:?} {rules:?} {:?} {}", m.tables, m.ports, m.forwards)
+        })
     }
 }
 
@@ -74,19 +88,24 @@ impl Kernel for FakeKernel {
         Some(self.with(|m| m.generation))
     }
 
-    async fn filter(&mut self) -> Result<String, KernelError> {
-        Ok(self.with(|m| m.rules.join("\n")))
+    async fn filter(&mut self, program: &'static str) -> Result<String, KernelError> {
+        Ok(self.with(|m| m.rules_of(program).join("\n")))
     }
 
-    async fn iptables(&mut self, call: &[String]) -> Result<(), KernelError> {
-        self.with(|m| match call.first().map(String::as_str) {
-            Some("-N") => m.rules.push(call.join(" ")),
-            Some("-I") => m
-                .rules
-                .insert(1, format!("-A {} {}", call[1], call[3..].join(" "))),
-            _ => {
-                let rule = format!("-A DOCKER-USER {}", call[2..].join(" "));
-                m.rules.retain(|r| *r != rule);
+    async fn iptables(
+        &mut self,
+        program: &'static str,
+        call: &[String],
+    ) -> Result<(), KernelError> {
+        self.with(|m| {
+            let rules = m.rules_of(program);
+            match call.first().map(String::as_str) {
+                Some("-N") => rules.push(call.join(" ")),
+                Some("-I") => rules.insert(1, format!("-A {} {}", call[1], call[3..].join(" "))),
+                _ => {
+                    let rule = format!("-A DOCKER-USER {}", call[2..].join(" "));
+                    rules.retain(|r| *r != rule);
+                }
             }
         });
         Ok(())
@@ -118,6 +137,10 @@ impl Kernel for FakeKernel {
     fn set_forwards(&mut self, on: bool) -> Result<(), KernelError> {
         self.with(|m| m.forwards = on);
         Ok(())
+    }
+
+    fn forwards_v6(&mut self) -> Result<bool, KernelError> {
+        Ok(self.with(|m| m.forwards_v6))
     }
 
     async fn add_route(&mut self, native: &Native, node: Ipv4Addr) -> Result<(), KernelError> {
@@ -164,6 +187,30 @@ fn state() -> FirewallState {
         service_addresses: BTreeMap::new(),
         native: None,
         policy: None,
+        v6: None,
+    }
+}
+
+/// The same, with an IPv6 address of the container.
+fn dual() -> FirewallState {
+    let mapped = Mapped {
+        container: "fd00:17::2".parse().expect("a literal"),
+        pid: Some(77),
+        name: "db-1".into(),
+        ports: None,
+    };
+    FirewallState {
+        v6: Some(StateV6 {
+            prefix: "fd00:1:2::/48".parse().expect("a literal"),
+            block: "fd00:1:2:1::/64".parse().expect("a literal"),
+            node: "fd00:1:2:1::1".parse().expect("a literal"),
+            networks: BTreeMap::from([(
+                "docker0".into(),
+                vec!["fd00:17::/64".parse().expect("a literal")],
+            )]),
+            mappings: BTreeMap::from([("fd00:1:2:1::2".parse().expect("a literal"), mapped)]),
+        }),
+        ..state()
     }
 }
 
@@ -175,6 +222,8 @@ fn docker() -> FakeKernel {
             "-A FORWARD -j DOCKER-USER".into(),
             "-A DOCKER-USER -j RETURN".into(),
         ];
+        m.rules_v6.clone_from(&m.rules);
+        m.forwards_v6 = true;
         m.ports.found.insert(
             "172.17.0.2".parse().expect("a literal"),
             Port {
@@ -200,16 +249,15 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 async fn all_changes_are_listed_and_removed_when_the_firewall_stops() {
     let kernel = docker();
     let before = kernel.shown();
-    let prefix = "fd00:1:2::/48".parse().ok();
-    let firewall = Firewall::on(kernel.clone(), prefix);
+    let firewall = Firewall::on(kernel.clone());
     assert_eq!(
         kernel.shown(),
         before,
         "nothing changes before a state is set"
     );
-    firewall.set(state());
+    firewall.set(dual());
     firewall.wait_until_applied().await;
-    assert!(firewall.is_active());
+    assert!(firewall.is_active() && firewall.is_active_v6());
     assert_eq!(firewall.problems(), []);
     let shown: Vec<String> = firewall
         .entries()
@@ -222,6 +270,7 @@ async fn all_changes_are_listed_and_removed_when_the_firewall_stops() {
             "rule nftables table bridge meshd",
             "rule nftables table ip meshd",
             "rule nftables table ip6 meshd",
+            "rule ip6tables DOCKER-USER -m conntrack --ctstate DNAT --ctorigdst fd00:1:2::/48 -m comment --comment meshd -j ACCEPT",
             "rule iptables DOCKER-USER -m conntrack --ctstate DNAT --ctorigdst 10.210.0.0/16 -m comment --comment meshd -j ACCEPT",
             "link veth9 hairpin on",
             "sysctl net.ipv4.ip_forward = 1 (was 0)",
@@ -234,7 +283,7 @@ async fn all_changes_are_listed_and_removed_when_the_firewall_stops() {
 #[tokio::test]
 async fn rules_that_others_remove_are_restored_and_own_changes_cause_no_write() {
     let kernel = docker();
-    let firewall = Firewall::on(kernel.clone(), None);
+    let firewall = Firewall::on(kernel.clone());
     firewall.set(state());
     firewall.wait_until_applied().await;
     let wanted = kernel.shown();
@@ -256,7 +305,7 @@ async fn rules_that_others_remove_are_restored_and_own_changes_cause_no_write() 
 async fn what_another_program_makes_of_a_table_before_it_is_listed_is_not_taken_for_what_is_wanted()
 {
     let kernel = docker();
-    let firewall = Firewall::on(kernel.clone(), None);
+    let firewall = Firewall::on(kernel.clone());
     kernel.with(|m| m.removals = 1);
     firewall.set(state());
     firewall.wait_until_applied().await;
@@ -280,7 +329,7 @@ async fn what_another_program_makes_of_a_table_before_it_is_listed_is_not_taken_
 #[tokio::test]
 async fn the_connections_of_a_replaced_container_are_deleted() {
     let kernel = docker();
-    let firewall = Firewall::on(kernel.clone(), None);
+    let firewall = Firewall::on(kernel.clone());
     firewall.set(state());
     firewall.wait_until_applied().await;
     firewall.set(state());
@@ -296,9 +345,54 @@ async fn the_connections_of_a_replaced_container_are_deleted() {
 }
 
 #[tokio::test]
+async fn containers_are_not_reached_by_ipv6_while_the_machine_does_not_forward_it() {
+    let kernel = docker();
+    kernel.with(|m| m.forwards_v6 = false);
+    let firewall = Firewall::on(kernel.clone());
+    firewall.set(dual());
+    firewall.wait_until_applied().await;
+    assert!(firewall.is_active() && !firewall.is_active_v6());
+    let problems = firewall.problems();
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].fix.contains("net.ipv6.conf.all.forwarding=1"));
+    // It is not switched on by meshd, because the machine may lose its own addresses then.
+    assert!(!kernel.with(|m| m.forwards_v6));
+    kernel.with(|m| m.forwards_v6 = true);
+    firewall.request_check();
+    until("they are reached", || firewall.is_active_v6()).await;
+    assert_eq!(firewall.problems(), []);
+}
+
+#[tokio::test]
+async fn without_containers_that_have_ipv6_there_is_no_rule_of_it_in_the_engines_chain() {
+    let kernel = docker();
+    kernel.with(|m| m.forwards_v6 = false);
+    let firewall = Firewall::on(kernel.clone());
+    firewall.set(dual());
+    firewall.wait_until_applied().await;
+    let mut next = dual();
+    if let Some(v6) = &mut next.v6 {
+        v6.mappings.clear();
+    }
+    firewall.set(next);
+    firewall.wait_until_applied().await;
+    assert!(firewall.is_active() && !firewall.is_active_v6());
+    assert_eq!(firewall.problems(), [], "nobody needs IPv6 to be forwarded");
+    let rules = kernel.with(|m| m.rules_v6.clone());
+    assert!(
+        !rules.iter().any(|rule| rule.contains("meshd")),
+        "{rules:?}"
+    );
+    assert!(
+        kernel.with(|m| m.tables.contains_key("ip6")),
+        "the guard stays"
+    );
+}
+
+#[tokio::test]
 async fn each_problem_has_its_remedy() {
     let what = async |kernel: FakeKernel| {
-        let firewall = Firewall::on(kernel, None);
+        let firewall = Firewall::on(kernel);
         firewall.set(state());
         firewall.wait_until_applied().await;
         let problems = firewall.problems();
@@ -340,7 +434,7 @@ async fn each_problem_has_its_remedy() {
 async fn the_chain_that_docker_lost_is_made_again() {
     let kernel = docker();
     kernel.with(|m| m.rules = vec!["-N DOCKER".into()]);
-    let firewall = Firewall::on(kernel.clone(), None);
+    let firewall = Firewall::on(kernel.clone());
     firewall.set(state());
     firewall.wait_until_applied().await;
     assert!(firewall.is_active() && firewall.problems().is_empty());
@@ -353,7 +447,7 @@ async fn the_chain_that_docker_lost_is_made_again() {
 #[tokio::test]
 async fn the_route_to_containers_with_mesh_addresses_is_added_and_removed() {
     let kernel = docker();
-    let firewall = Firewall::on(kernel.clone(), None);
+    let firewall = Firewall::on(kernel.clone());
     let range: Ipv4Net = "10.210.1.0/25".parse().expect("a literal");
     let mut native = state();
     native.native = Some(Native {
@@ -386,7 +480,7 @@ async fn the_route_to_containers_with_mesh_addresses_is_added_and_removed() {
 async fn forwarding_that_others_switch_off_again_and_again_is_restored_more_slowly_and_is_one_problem()
  {
     let kernel = docker();
-    let firewall = Firewall::on(kernel.clone(), None);
+    let firewall = Firewall::on(kernel.clone());
     firewall.set(state());
     firewall.wait_until_applied().await;
     let switch_off = async || {

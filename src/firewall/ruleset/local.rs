@@ -8,64 +8,74 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
+use super::chain;
+use super::family::Family;
 use super::sets::set;
-use super::{ValidState, chain};
-use crate::firewall::{FirewallState, LocalPolicy};
+use crate::firewall::LocalPolicy;
 use crate::model::Protocol;
 use crate::policy::{Asked, PortSet};
-
-/// The ends of a connection, as connection tracking has them: the source, and the server after translation.
-const ENDS: &str = "ct original ip saddr . ct reply ip saddr";
-const SERVER: &str = "ct reply ip saddr";
-/// Protocols other than those whose ports or types are known.
-const OTHERS: &str = "meta l4proto != { icmp, tcp, udp }";
 
 /// The port of DNS (RFC 1035 section 4.2).
 const DNS: u16 = 53;
 
-/// What the policy allows on this host, by the addresses that packets have here.
+/// The addresses of one family on this host.
+#[derive(Debug)]
+pub(super) struct LocalAddresses {
+    /// The prefix of the mesh.
+    pub(super) prefix: IpNet,
+    pub(super) node: IpAddr,
+    /// The own addresses of the containers whose addresses are translated, by instance address.
+    pub(super) mapped: BTreeMap<IpAddr, IpAddr>,
+    /// The containers that have mesh addresses of their own.
+    pub(super) natives: BTreeSet<IpAddr>,
+}
+
+/// What the policy allows on this host, by the addresses that packets of one family have here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::firewall) struct LocalRules {
-    prefix: Ipv4Net,
-    node: Ipv4Addr,
+    family: Family,
+    prefix: IpNet,
+    node: IpAddr,
     /// The addresses of the containers that are members of the mesh themselves. Every other source on this host is the node.
-    members: BTreeSet<Ipv4Addr>,
+    members: BTreeSet<IpAddr>,
     /// The containers whose addresses are translated.
-    mapped: BTreeSet<Ipv4Addr>,
+    mapped: BTreeSet<IpAddr>,
     /// What all other containers may ask of a container. Most rules are about many sources, and an element for each pair of containers
     /// would make the sets of a large host slow to load.
-    from_members: BTreeMap<Ipv4Addr, PortSet>,
+    from_members: BTreeMap<IpAddr, PortSet>,
     /// What one container may ask of another one beyond that.
-    between: BTreeMap<(Ipv4Addr, Ipv4Addr), PortSet>,
+    between: BTreeMap<(IpAddr, IpAddr), PortSet>,
     /// What the node may ask of a container.
-    from_node: BTreeMap<Ipv4Addr, PortSet>,
+    from_node: BTreeMap<IpAddr, PortSet>,
     /// What a container may ask of the node.
-    to_node: BTreeMap<Ipv4Addr, PortSet>,
+    to_node: BTreeMap<IpAddr, PortSet>,
 }
 
 impl LocalRules {
-    /// The rules for a host. None if no container of the host has a mesh address.
-    pub(super) fn of(
-        policy: &LocalPolicy,
-        valid: &ValidState,
-        state: &FirewallState,
-    ) -> Option<Self> {
-        let natives = valid.natives.iter().map(|native| (*native, *native));
-        let mapped = valid.containers.iter().map(|(i, c)| (*i, *c));
-        let members: Vec<(Ipv4Addr, Ipv4Addr)> = mapped.chain(natives).collect();
+    /// The rules for a host. None if no container of the host has a mesh address of this family.
+    pub(super) fn of(policy: &LocalPolicy, addresses: LocalAddresses) -> Option<Self> {
+        let LocalAddresses {
+            prefix,
+            node,
+            mapped,
+            natives,
+        } = addresses;
+        let translated: BTreeSet<IpAddr> = mapped.values().copied().collect();
+        let natives = natives.into_iter().map(|native| (native, native));
+        let members: Vec<(IpAddr, IpAddr)> = mapped.into_iter().chain(natives).collect();
         if members.is_empty() {
             return None;
         }
-        let node = state.node;
         let mut rules = Self {
-            prefix: state.prefix,
+            family: Family::of(node),
+            prefix,
             node,
             members: members.iter().map(|(_, container)| *container).collect(),
-            mapped: valid.containers.values().copied().collect(),
+            mapped: translated,
             from_members: BTreeMap::new(),
             between: BTreeMap::new(),
             from_node: BTreeMap::new(),
@@ -86,12 +96,12 @@ impl LocalRules {
     fn add_server(
         &mut self,
         policy: &LocalPolicy,
-        members: &[(Ipv4Addr, Ipv4Addr)],
-        (to, server): (Ipv4Addr, Ipv4Addr),
+        members: &[(IpAddr, IpAddr)],
+        (to, server): (IpAddr, IpAddr),
     ) {
-        let asked = |from: &Ipv4Addr| policy.between(*from, to).unwrap_or_default();
+        let asked = |from: &IpAddr| policy.between(*from, to).unwrap_or_default();
         let asked = members.iter().map(|(from, client)| (*client, asked(from)));
-        let asked: Vec<(Ipv4Addr, PortSet)> = asked.collect();
+        let asked: Vec<(IpAddr, PortSet)> = asked.collect();
         let others = asked.iter().filter(|(client, _)| *client != server);
         let by_all = common(others.map(|(_, ports)| ports));
         for (client, ports) in asked {
@@ -112,11 +122,12 @@ impl LocalRules {
 
     /// Whether a connection from `from` may go on. `to` is the address that the client asked for, and `server` the one that it was
     /// translated to. Connections with an end outside this host are not decided here.
-    pub(in crate::firewall) fn allows(
+    pub(in crate::firewall) fn allows<A: Into<IpAddr>>(
         &self,
-        (from, to, server): (Ipv4Addr, Ipv4Addr, Ipv4Addr),
+        (from, to, server): (A, A, A),
         asked: Asked,
     ) -> bool {
+        let (from, to, server) = (from.into(), to.into(), server.into());
         let is_member = self.members.contains(&from);
         let is_of_node = !self.prefix.contains(&from) || from == self.node;
         let ports = match (is_member, to == self.node) {
@@ -140,81 +151,89 @@ impl LocalRules {
 
     /// The sets that the rules refer to.
     pub(super) fn sets(&self, text: &mut String) {
+        let address = self.family.address();
         set(
             text,
             "set members",
-            "type ipv4_addr",
+            &format!("type {address}"),
             self.members.iter().map(ToString::to_string),
         );
         set(
             text,
             "set mapped",
-            "type ipv4_addr",
+            &format!("type {address}"),
             self.mapped.iter().map(ToString::to_string),
         );
         self.sets_of_servers(text, |_| true);
         let to_node = self.to_node.iter();
         let to_node = to_node.map(|(from, ports)| (from.to_string(), ports));
-        Allowed::of(to_node).sets(text, "to_node", "ipv4_addr");
+        Allowed::of(to_node).sets(text, "to_node", address);
     }
 
     /// The sets of what containers and the node may ask of containers. Only containers that `is_in` accepts are in them.
-    fn sets_of_servers(&self, text: &mut String, is_in: impl Fn(&Ipv4Addr) -> bool) {
+    fn sets_of_servers(&self, text: &mut String, is_in: impl Fn(&IpAddr) -> bool) {
+        let address = self.family.address();
+        let ends = format!("{address} . {address}");
         let between = self.between.iter();
         let between = between.filter(|((from, to), _)| is_in(from) && is_in(to));
         let between = between.map(|((from, to), ports)| (format!("{from} . {to}"), ports));
-        Allowed::of(between).sets(text, "between", "ipv4_addr . ipv4_addr");
+        Allowed::of(between).sets(text, "between", &ends);
         let from_members = self.from_members.iter().filter(|(to, _)| is_in(to));
         let from_members = from_members.map(|(to, ports)| (to.to_string(), ports));
-        Allowed::of(from_members).sets(text, "from_members", "ipv4_addr");
+        Allowed::of(from_members).sets(text, "from_members", address);
         let from_node = self.from_node.iter().filter(|(to, _)| is_in(to));
         let from_node = from_node.map(|(to, ports)| (to.to_string(), ports));
-        Allowed::of(from_node).sets(text, "from_node", "ipv4_addr");
+        Allowed::of(from_node).sets(text, "from_node", address);
     }
 
     /// The chains with the rules.
     pub(super) fn chains(&self, text: &mut String) {
-        let mut rules = vec!["ct state related meta l4proto icmp return".to_owned()];
-        rules.extend(returns(ENDS, "between"));
-        rules.push("ct original ip saddr @members goto from_members".into());
-        rules.extend(returns(SERVER, "from_node"));
+        let (ip, icmp) = (self.family.ip(), self.family.icmp());
+        // The ends of a connection, as connection tracking has them: the source, and the server after translation.
+        let ends = format!("ct original {ip} saddr . ct reply {ip} saddr");
+        let server = format!("ct reply {ip} saddr");
+        let mut rules = vec![format!("ct state related meta l4proto {icmp} return")];
+        rules.extend(self.returns(&ends, "between"));
+        rules.push(format!("ct original {ip} saddr @members goto from_members"));
+        rules.extend(self.returns(&server, "from_node"));
         rules.push("goto prohibited".into());
         chain(text, "local_policy", "", &rules);
-        let mut rules = returns(SERVER, "from_members").to_vec();
+        let mut rules = self.returns(&server, "from_members").to_vec();
         rules.push("goto prohibited".into());
         chain(text, "from_members", "", &rules);
         // With br_netfilter, which Docker loads, the kernel does not translate a reset, so the client would ignore it. It does translate
         // an ICMP error. Such an error ends an attempt to connect at once, but no established connection.
         let prohibited = [
-            "tcp flags & (syn | ack) != syn reject with tcp reset",
-            "reject with icmp type admin-prohibited",
+            "tcp flags & (syn | ack) != syn reject with tcp reset".to_owned(),
+            format!("reject with {icmp} type admin-prohibited"),
         ];
-        chain(text, "prohibited", "", &prohibited.map(str::to_owned));
+        chain(text, "prohibited", "", &prohibited);
+        let others = self.family.others();
         chain(
             text,
             "to_node",
             "filter hook prerouting priority -150",
             &[
-                format!("ip daddr != {} accept", self.node),
-                "ip saddr != @members accept".to_owned(),
+                format!("{ip} daddr != {} accept", self.node),
+                format!("{ip} saddr != @members accept"),
                 "ct direction reply accept".to_owned(),
                 // The node resolves names for its containers.
                 format!("meta l4proto {{ tcp, udp }} th dport {DNS} accept"),
-                "icmp type != echo-request accept".to_owned(),
-                "ip saddr @to_node_all accept".to_owned(),
-                "ip saddr . meta l4proto . th dport @to_node_ports accept".to_owned(),
-                "icmp type echo-request ip saddr @to_node_pings accept".to_owned(),
-                format!("{OTHERS} ip saddr @to_node_others accept"),
+                format!("{icmp} type != echo-request accept"),
+                format!("{ip} saddr @to_node_all accept"),
+                format!("{ip} saddr . meta l4proto . th dport @to_node_ports accept"),
+                format!("{icmp} type echo-request {ip} saddr @to_node_pings accept"),
+                format!("{others} {ip} saddr @to_node_others accept"),
                 // Older kernels cannot reject here.
                 "drop".to_owned(),
             ],
         );
     }
 
-    /// The sets and the chain for the table of bridges. Empty if no container has a mesh address of its own.
+    /// The sets and the chain for the table of bridges. Empty if no container has a mesh address of its own, which is an IPv4 address.
     pub(super) fn bridged(&self) -> String {
         let mut text = String::new();
-        let natives: BTreeSet<&Ipv4Addr> = self.members.difference(&self.mapped).collect();
+        let natives: BTreeSet<&IpAddr> = self.members.difference(&self.mapped).collect();
         if natives.is_empty() {
             return text;
         }
@@ -230,16 +249,29 @@ impl LocalRules {
         text
     }
 
+    /// The rules that return if the policy allows a packet between the ends `key`, by the sets of this name.
+    fn returns(&self, key: &str, name: &str) -> [String; 5] {
+        let (icmp, others) = (self.family.icmp(), self.family.others());
+        [
+            format!("{key} @{name}_all return"),
+            format!("ct direction original {key} . meta l4proto . th dport @{name}_ports return"),
+            format!("ct direction reply {key} . meta l4proto . th sport @{name}_ports return"),
+            format!("{icmp} type {{ echo-request, echo-reply }} {key} @{name}_pings return"),
+            format!("{others} {key} @{name}_others return"),
+        ]
+    }
+
     /// The rules about packets that are forwarded.
     pub(super) fn passing(&self, interface: &str) -> Vec<String> {
         let Self { prefix, node, .. } = self;
+        let ip = self.family.ip();
         let stays = format!("iifname != \"{interface}\" oifname != \"{interface}\"");
         vec![
             format!(
-                "{stays} ct original ip daddr {prefix} ct original ip daddr != {node} jump local_policy"
+                "{stays} ct original {ip} daddr {prefix} ct original {ip} daddr != {node} jump local_policy"
             ),
             // Packets that belong to no connection are not translated, so they reach only containers that have mesh addresses.
-            format!("{stays} ip daddr {prefix} ct state {{ invalid, untracked }} drop"),
+            format!("{stays} {ip} daddr {prefix} ct state {{ invalid, untracked }} drop"),
         ]
     }
 
@@ -247,9 +279,9 @@ impl LocalRules {
     /// are answers. It does not match packets to containers that have mesh addresses of their own, because this node checks their
     /// health at these addresses.
     pub(super) fn sent_by_host(&self) -> String {
+        let (ip, prefix) = (self.family.ip(), self.prefix);
         format!(
-            "ct direction original ct original ip daddr {} ct reply ip saddr @mapped jump local_policy",
-            self.prefix
+            "ct direction original ct original {ip} daddr {prefix} ct reply {ip} saddr @mapped jump local_policy"
         )
     }
 }
@@ -293,17 +325,6 @@ fn common<'a>(mut sets: impl Iterator<Item = &'a PortSet>) -> PortSet {
         (Some(one), Some(other)) => sets.fold(both(one, other), |all, set| both(&all, set)),
         _ => PortSet::nothing(),
     }
-}
-
-/// The rules that return if the policy allows a packet between the ends `key`, by the sets of this name.
-fn returns(key: &str, name: &str) -> [String; 5] {
-    [
-        format!("{key} @{name}_all return"),
-        format!("ct direction original {key} . meta l4proto . th dport @{name}_ports return"),
-        format!("ct direction reply {key} . meta l4proto . th sport @{name}_ports return"),
-        format!("icmp type {{ echo-request, echo-reply }} {key} @{name}_pings return"),
-        format!("{OTHERS} {key} @{name}_others return"),
-    ]
 }
 
 /// The elements of the sets for one kind of ends, for example for the node and a container.

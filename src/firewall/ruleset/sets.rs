@@ -1,63 +1,18 @@
 //! The sets and maps that the rules refer to. Pure.
 
-use std::fmt::Write as _;
+use std::collections::BTreeMap;
+use std::fmt::{Display, Write as _};
 
 use super::ValidState;
-use crate::firewall::FirewallState;
+use super::family::Family;
+use crate::firewall::{FirewallState, Ports};
 
 impl ValidState {
-    /// The sets and maps that the rules refer to.
+    /// The sets and maps that the rules for IPv4 refer to.
     pub(super) fn sets(&self, text: &mut String, state: &FirewallState) {
-        set(
-            text,
-            "set bridges",
-            "type ifname",
-            self.bridges.iter().map(|b| format!("\"{b}\"")),
-        );
-        set(
-            text,
-            "set networks",
-            "type ipv4_addr; flags interval",
-            self.networks.iter().map(ToString::to_string),
-        );
-        set(
-            text,
-            "set instances",
-            "type ipv4_addr",
-            self.containers.keys().map(ToString::to_string),
-        );
-        set(
-            text,
-            "map containers",
-            "type ipv4_addr : ipv4_addr",
-            self.containers.iter().map(|(i, c)| format!("{i} : {c}")),
-        );
-        set(
-            text,
-            "map identities",
-            "type ipv4_addr : ipv4_addr",
-            self.containers.iter().map(|(i, c)| format!("{c} : {i}")),
-        );
-        if !self.declared.is_empty() {
-            set(
-                text,
-                "set declaring",
-                "type ipv4_addr",
-                self.declared.keys().map(ToString::to_string),
-            );
-            let elements = self.declared.iter().flat_map(|(instance, ports)| {
-                let ports = ports.iter();
-                ports.map(move |(protocol, port)| {
-                    format!("{instance} . {} . {port}", protocol.as_str())
-                })
-            });
-            set(
-                text,
-                "set declared",
-                "type ipv4_addr . inet_proto . inet_service",
-                elements,
-            );
-        }
+        bridges(text, &self.bridges);
+        mappings(text, Family::V4, &self.networks, &self.containers);
+        declared(text, Family::V4, &self.declared);
         if state.native.is_some() {
             set(
                 text,
@@ -67,6 +22,79 @@ impl ValidState {
             );
         }
     }
+}
+
+/// The set of the bridges of containers.
+pub(super) fn bridges(text: &mut String, bridges: &[String]) {
+    set(
+        text,
+        "set bridges",
+        "type ifname",
+        bridges.iter().map(|bridge| format!("\"{bridge}\"")),
+    );
+}
+
+/// The sets of container networks and of instance addresses, and the maps between these and containers' own addresses.
+pub(super) fn mappings<A: Display>(
+    text: &mut String,
+    family: Family,
+    networks: &[impl Display],
+    containers: &BTreeMap<A, A>,
+) {
+    let address = family.address();
+    set(
+        text,
+        "set networks",
+        &format!("type {address}; flags interval"),
+        networks.iter().map(ToString::to_string),
+    );
+    set(
+        text,
+        "set instances",
+        &format!("type {address}"),
+        containers.keys().map(ToString::to_string),
+    );
+    let map = format!("type {address} : {address}");
+    set(
+        text,
+        "map containers",
+        &map,
+        containers.iter().map(|(i, c)| format!("{i} : {c}")),
+    );
+    set(
+        text,
+        "map identities",
+        &map,
+        containers.iter().map(|(i, c)| format!("{c} : {i}")),
+    );
+}
+
+/// The sets of the instances that declare ports, and of these ports. Nothing if there are none.
+pub(super) fn declared<A: Display>(
+    text: &mut String,
+    family: Family,
+    declared: &BTreeMap<A, Ports>,
+) {
+    if declared.is_empty() {
+        return;
+    }
+    let address = family.address();
+    set(
+        text,
+        "set declaring",
+        &format!("type {address}"),
+        declared.keys().map(ToString::to_string),
+    );
+    let elements = declared.iter().flat_map(|(instance, ports)| {
+        let ports = ports.iter();
+        ports.map(move |(protocol, port)| format!("{instance} . {} . {port}", protocol.as_str()))
+    });
+    set(
+        text,
+        "set declared",
+        &format!("type {address} . inet_proto . inet_service"),
+        elements,
+    );
 }
 
 /// Appends a named set or map. nftables does not accept an empty list of elements.

@@ -1,10 +1,10 @@
 mod differential;
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU16;
 
 use super::*;
-use crate::firewall::{LocalPolicy, Mapped};
+use crate::firewall::{LocalPolicy, Mapped, StateV6};
 use crate::policy::{Asked, PortSet};
 use crate::records::kinds::Protocol;
 
@@ -39,7 +39,83 @@ fn without_containers() -> FirewallState {
         service_addresses: BTreeMap::new(),
         native: None,
         policy: None,
+        v6: None,
     }
+}
+
+fn v6(text: &str) -> Ipv6Addr {
+    text.parse().expect("a literal")
+}
+
+/// The part for IPv6 of a node whose containers have no IPv6.
+fn without_containers_v6() -> StateV6 {
+    StateV6 {
+        prefix: "fd00:1:2::/48".parse().expect("a literal"),
+        block: "fd00:1:2:1::/64".parse().expect("a literal"),
+        node: v6("fd00:1:2:1::1"),
+        networks: BTreeMap::new(),
+        mappings: BTreeMap::new(),
+    }
+}
+
+fn mapped_v6(container: &str) -> Mapped<Ipv6Addr> {
+    let Mapped {
+        pid, name, ports, ..
+    } = mapped("172.18.0.2");
+    Mapped {
+        container: v6(container),
+        pid,
+        name,
+        ports,
+    }
+}
+
+/// The containers of [`with_policy`], which have addresses of both families, and the same policy for both.
+fn dual() -> FirewallState {
+    let subnet = |text: &str| vec![text.parse().expect("a literal")];
+    let state = with_policy();
+    let policy = |node: IpAddr, web: IpAddr, db: IpAddr| {
+        let (of_db, of_node) = asked_of_servers();
+        let names = PortSet::of(Asked::Port(Protocol::Udp, 53));
+        [
+            (web, db, of_db),
+            (node, web, PortSet::everything()),
+            (node, db, names),
+            (db, node, of_node),
+        ]
+    };
+    let [v4, v6_too] = [
+        policy(
+            ip("10.210.1.1").into(),
+            ip("10.210.1.2").into(),
+            ip("10.210.1.3").into(),
+        ),
+        policy(
+            v6("fd00:1:2:1::1").into(),
+            v6("fd00:1:2:1::2").into(),
+            v6("fd00:1:2:1::3").into(),
+        ),
+    ];
+    FirewallState {
+        policy: Some(LocalPolicy::allowing(&[v4, v6_too].concat())),
+        v6: Some(StateV6 {
+            networks: BTreeMap::from([
+                ("br-0a1b2c3d4e5f".into(), subnet("fd00:18::/64")),
+                ("docker0".into(), subnet("fd00:17::/64")),
+            ]),
+            mappings: BTreeMap::from([
+                (v6("fd00:1:2:1::2"), mapped_v6("fd00:18::2")),
+                (v6("fd00:1:2:1::3"), mapped_v6("fd00:17::5")),
+            ]),
+            ..without_containers_v6()
+        }),
+        ..state
+    }
+}
+
+fn table_v6(state: &FirewallState) -> String {
+    let part = state.v6.as_ref().expect("it has IPv6");
+    ValidState::of(state).table_v6(part, &state.interface, false)
 }
 
 fn with_containers() -> FirewallState {
@@ -77,16 +153,104 @@ fn the_whole_table_of_a_node_without_containers() {
 
 #[test]
 fn the_whole_tables_of_the_other_families() {
-    let state = with_containers();
-    let v6 = ValidState::of(&state).guard_v6("mesh0", "fd00:1:2::/48".parse().expect("a literal"));
+    let state = FirewallState {
+        v6: Some(without_containers_v6()),
+        ..with_containers()
+    };
     let ports = BTreeMap::from([(
-        ip("172.18.0.2"),
+        ip("172.18.0.2").into(),
         vec!["veth12ab".to_owned(), "veth34cd".to_owned()],
     )]);
     assert_eq!(
-        format!("{v6}{}", guard_bridges(&ports, None)),
+        table_v6(&state) + &guard_bridges(&ports, None),
         include_str!("guards.nft")
     );
+}
+
+#[test]
+fn the_whole_tables_of_a_node_whose_containers_have_ipv6() {
+    let state = dual();
+    let ports = BTreeMap::from([
+        (ip("172.18.0.2").into(), vec!["veth12ab".to_owned()]),
+        (v6("fd00:18::2").into(), vec!["veth12ab".to_owned()]),
+        (
+            v6("fd00:17::5").into(),
+            vec!["veth34cd".to_owned(), "veth56ef".to_owned()],
+        ),
+    ]);
+    assert_eq!(
+        table_v6(&state) + &guard_bridges(&ports, None),
+        include_str!("dual.nft")
+    );
+    // What is of IPv4 does not depend on it.
+    assert_eq!(table(&state), include_str!("policy.nft"));
+    let valid = ValidState::of(&state);
+    let part = state.v6.as_ref().expect("it has IPv6");
+    let rule = "\t\tct status dnat ct original ip6 daddr fd00:1:2::/48 meta mark set meta mark | 0x02000000\n";
+    let with_mark = valid.table_v6(part, "mesh0", true);
+    assert!(with_mark.contains(rule), "{with_mark}");
+    assert_eq!(with_mark.replace(rule, ""), table_v6(&state));
+}
+
+#[test]
+fn a_kernel_that_cannot_translate_ipv6_still_guards_the_prefix() {
+    let state = dual();
+    let part = state.v6.as_ref().expect("it has IPv6");
+    let guard = ValidState::of(&state).guard_v6(part, "mesh0");
+    assert!(guard.contains("ip6 saddr fd00:1:2::/48 drop"));
+    for word in ["dnat", "snat", "ct state", "ct status"] {
+        assert!(!guard.contains(word), "{word} in {guard}");
+    }
+}
+
+#[test]
+fn invalid_ipv6_addresses_are_left_out_and_named() {
+    let honest = table_v6(&dual());
+    let mut state = dual();
+    let part = state.v6.as_mut().expect("it has IPv6");
+    for (instance, container) in [
+        ("fd00:1:2:1::1", "fd00:17::9"),
+        ("fd00:1:2:2::2", "fd00:17::9"),
+        ("fd00:1:2:1::9", "::1"),
+        ("fd00:1:2:1::a", "fd00:1:2:1::2"),
+        ("fd00:1:2:1::b", "::"),
+        ("fd00:1:2:1::c", "ff02::1"),
+        ("fd00:1:2:1::d", "fe80::2"),
+        ("fd00:1:2:1::e", "fd00:18::2"),
+    ] {
+        part.mappings.insert(v6(instance), mapped_v6(container));
+    }
+    let wide = vec!["fd00::/8".parse().expect("a literal")];
+    part.networks.insert("docker0".into(), wide);
+    let valid = ValidState::of(&state);
+    assert_eq!(valid.left_out.len(), 9, "{:#?}", valid.left_out);
+    let expected = honest.replace("fd00:17::/64, ", "");
+    assert_eq!(table_v6(&state), expected);
+}
+
+#[test]
+fn a_policy_decides_about_connections_over_ipv6_as_over_ipv4() {
+    let state = dual();
+    let valid = ValidState::of(&state);
+    let local = valid.local_v6().expect("containers");
+    let (web, db) = ("fd00:18::2", "fd00:17::5");
+    let tcp = |port| Asked::Port(Protocol::Tcp, port);
+    for (from, to, server, asked, allowed) in [
+        (web, "fd00:1:2:1::3", db, tcp(5432), true),
+        (web, "fd00:1:2:1::3", db, Asked::Icmp, true),
+        (web, "fd00:1:2:1::3", db, tcp(22), false),
+        (db, "fd00:1:2:1::2", web, tcp(5432), false),
+        ("fd00:17::9", "fd00:1:2:1::3", db, tcp(5432), false),
+        (db, "fd00:1:2:1::1", "fd00:1:2:1::1", tcp(9150), true),
+        (web, "fd00:1:2:1::1", "fd00:1:2:1::1", tcp(9150), false),
+        ("fd00:1:2:2::7", "fd00:1:2:1::3", db, tcp(22), true),
+        (web, "2001:db8::1", "2001:db8::1", tcp(22), true),
+    ] {
+        let found = local.allows((v6(from), v6(to), v6(server)), asked);
+        assert_eq!(found, allowed, "{from} to {to} at {server}: {asked}");
+    }
+    let of_v4 = (ip("172.18.0.2"), ip("10.210.1.3"), ip("172.17.0.5"));
+    assert!(local.allows(of_v4, tcp(22)), "that is not decided here");
 }
 
 #[test]
@@ -155,7 +319,7 @@ fn a_name_cannot_add_a_rule() {
         let valid = ValidState::of(&state);
         assert_eq!(valid.left_out.len(), 1, "{name:?}: {valid:?}");
         assert_eq!(valid.table(&state, false), honest, "{name:?}");
-        let ports = BTreeMap::from([(ip("172.18.0.2"), vec![name.to_owned()])]);
+        let ports = BTreeMap::from([(ip("172.18.0.2").into(), vec![name.to_owned()])]);
         if name != "mesh0" {
             let none = guard_bridges(&BTreeMap::new(), None);
             assert_eq!(guard_bridges(&ports, None), none);
@@ -306,14 +470,20 @@ fn a_service_address_never_leads_out_of_the_mesh_or_to_containers_that_are_not_e
     assert_eq!(valid.services()[&ip("10.210.0.64")], [ip("10.210.2.7")]);
 }
 
+/// What one container may ask of the other one, and the other one of the node.
+fn asked_of_servers() -> (PortSet, PortSet) {
+    let mut to_db = PortSet::of(Asked::Port(Protocol::Tcp, 5432));
+    to_db.add(&PortSet::of(Asked::Icmp));
+    let mut to_node = PortSet::of_range(Protocol::Tcp, 9100..=9200);
+    to_node.add(&PortSet::of(Asked::Other));
+    (to_db, to_node)
+}
+
 /// A policy between the two containers and the node.
 fn with_policy() -> FirewallState {
     let (node, web, db) = (ip("10.210.1.1"), ip("10.210.1.2"), ip("10.210.1.3"));
     let port = |protocol, port| PortSet::of(Asked::Port(protocol, port));
-    let mut to_db = port(Protocol::Tcp, 5432);
-    to_db.add(&PortSet::of(Asked::Icmp));
-    let mut to_node = PortSet::of_range(Protocol::Tcp, 9100..=9200);
-    to_node.add(&PortSet::of(Asked::Other));
+    let (to_db, to_node) = asked_of_servers();
     FirewallState {
         policy: Some(LocalPolicy::allowing(&[
             (web, db, to_db),
@@ -418,7 +588,8 @@ fn a_policy_for_many_containers_decides_as_its_pairs_do() {
     let (local, policy) = (valid.local().expect("containers"), state.policy.as_ref());
     let address = |n: u8| Ipv4Addr::new(10, 210, 1, n);
     for (from, to) in (2..=9).flat_map(|from| (2..=9).map(move |to| (from, to))) {
-        let ports = policy.and_then(|policy| policy.between(address(from), address(to)));
+        let ports =
+            policy.and_then(|policy| policy.between(address(from).into(), address(to).into()));
         let (client, server) = (
             ip(&format!("172.18.0.{from}")),
             ip(&format!("172.18.0.{to}")),

@@ -2,10 +2,10 @@
 
 use tokio::sync::{mpsc, watch};
 
-use crate::containers::{ContainerId, Report};
+use crate::containers::Report;
 use crate::model::address::Block;
 use crate::node::device::{DeviceEvents, PathEvents};
-use crate::node::docker::DockerEvents;
+use crate::node::docker::{DockerEvents, Probe};
 use crate::node::gossip::PeerEvent;
 use crate::node::replica::StreamEvent;
 use crate::node::state::writer::Written;
@@ -31,7 +31,7 @@ pub(in crate::node) enum NodeEvent {
     /// The container engine reports.
     Engine(Vec<Report>),
     /// Probes of containers came to verdicts.
-    Probes(Vec<(ContainerId, Outcome)>),
+    Probes(Vec<(Probe, Outcome)>),
     /// The firewall is applied, or was looked at.
     Firewall,
     /// Somebody changed something on this machine, and what belongs to meshd has been put back.
@@ -121,6 +121,7 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
+    use crate::containers::ContainerId;
 
     /// An event that is ready is not among so many draws with a probability below 2^-100.
     const MANY: usize = 200;
@@ -176,8 +177,11 @@ mod tests {
             v6: "fd00:1::/64".parse().expect("a network"),
         };
         lease_sender.try_send(Ok(block)).expect("room");
-        let container = ContainerId::parse("c1").expect("hexadecimal");
-        probe_sender.try_send((container, Ok(()))).expect("room");
+        let probe = Probe {
+            id: ContainerId::parse("c1").expect("hexadecimal"),
+            is_v6: false,
+        };
+        probe_sender.try_send((probe, Ok(()))).expect("room");
         let (mut has_lease, mut has_probe) = (false, false);
         for _ in 0..2 * MANY {
             match next(&mut events).await {

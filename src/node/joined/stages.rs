@@ -184,6 +184,7 @@ impl Stages for JoinedNode {
             self.workloads.apply_firewall(
                 &mesh.addresses,
                 &self.identity.block,
+                self.device.network.ipv6(),
                 service_addresses,
                 self.device.policy.table(),
             );

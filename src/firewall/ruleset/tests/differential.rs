@@ -46,6 +46,16 @@ fn place(n: usize, has_natives: bool) -> (Ipv4Addr, Ipv4Addr) {
     }
 }
 
+/// The same for IPv6, in which no container has a mesh address of its own.
+fn place_v6(n: usize) -> (Ipv6Addr, Ipv6Addr) {
+    let last = u16::try_from(n + 1).expect("few containers");
+    let instance = Ipv6Addr::new(0xfd00, 1, 2, 1, 0, 0, 0, last);
+    match n {
+        0 => (instance, instance),
+        _ => (instance, Ipv6Addr::new(0xfd00, 0x17, 0, 0, 0, 0, 0, last)),
+    }
+}
+
 /// A host with a policy and with all its ends.
 struct OneHost {
     policy: Option<Policy>,
@@ -63,14 +73,15 @@ impl OneHost {
         let node = Label::parse("n1").expect("a literal");
         let subjects = subjects.into_iter().zip(&places).enumerate();
         let subjects = subjects.map(|(n, (subject, (address, _)))| Subject {
-            addresses: vec![(*address).into()],
+            addresses: vec![(*address).into(), place_v6(n).0.into()],
             node: node.clone(),
             is_node: n == 0,
             ..subject
         });
         let subjects: Vec<Subject> = subjects.collect();
         let table = Table::compile(policy.as_ref(), &subjects);
-        let addresses: BTreeSet<Ipv4Addr> = places.iter().map(|(address, _)| *address).collect();
+        let addresses = subjects.iter().flat_map(|subject| &subject.addresses);
+        let addresses: BTreeSet<IpAddr> = addresses.copied().collect();
         let mappings = places.iter().skip(1).map(|(instance, container)| {
             let mapped = Mapped {
                 container: *container,
@@ -81,6 +92,21 @@ impl OneHost {
             };
             (*instance, mapped)
         });
+        let translated = (1..places.len()).filter(|n| places[*n].0 != places[*n].1);
+        let mappings_v6 = translated.map(|n| {
+            let (instance, container) = place_v6(n);
+            let mapped = Mapped {
+                container,
+                pid: None,
+                name: "c".into(),
+                ports: None,
+            };
+            (instance, mapped)
+        });
+        let v6 = StateV6 {
+            mappings: mappings_v6.collect(),
+            ..without_containers_v6()
+        };
         let native = has_natives.then(|| Native {
             bridge: "br-mesh".into(),
             range: net("10.210.1.128/25"),
@@ -90,6 +116,7 @@ impl OneHost {
             mappings: mappings.collect(),
             native,
             policy: LocalPolicy::of(&table, &addresses),
+            v6: Some(v6),
             ..without_containers()
         };
         Self {
@@ -101,12 +128,12 @@ impl OneHost {
         }
     }
 
-    /// The rules for IPv4 and for bridges.
+    /// The rules of all families.
     fn script(&self) -> String {
         let valid = ValidState::of(&self.state);
         assert_eq!(valid.left_out, Vec::<String>::new());
         let bridges = guard_bridges(&BTreeMap::new(), valid.local());
-        valid.table(&self.state, false) + &bridges
+        valid.table(&self.state, false) + &table_v6(&self.state) + &bridges
     }
 
     /// All pairs of two ends. An end may ask itself for everything, whatever the policy says.
@@ -199,9 +226,8 @@ impl KernelSets {
 
     /// The verdicts of all tables that have rules about packets between two ends.
     fn verdicts(&self, host: &OneHost, from: usize, to: usize, asked: Asked) -> Vec<bool> {
-        let [source, destination] = [from, to].map(|n| host.places[n].1.to_string());
         // Of one packet, the rules ask the sets of all these kinds.
-        let kinds = match (from, to) {
+        let kinds = |[source, destination]: [String; 2]| match (from, to) {
             (0, _) => vec![("from_node", destination)],
             (_, 0) => vec![("to_node", source)],
             _ => vec![
@@ -210,12 +236,17 @@ impl KernelSets {
             ],
         };
         let is_bridged = host.is_native(to) && (from == 0 || host.is_native(from));
-        let families = std::iter::once("ip").chain(is_bridged.then_some("bridge"));
-        let by = |family: &str| {
+        let has_ipv6 = !host.is_native(from) && !host.is_native(to);
+        let v4 = kinds([from, to].map(|n| host.places[n].1.to_string()));
+        let v6 = kinds([from, to].map(|n| place_v6(n).1.to_string()));
+        let by = |family: &str, kinds: &[(&str, String)]| {
             let mut kinds = kinds.iter();
             kinds.any(|(kind, ends)| self.allow(family, kind, ends, asked))
         };
-        families.map(by).collect()
+        let mut verdicts = vec![by("ip", &v4)];
+        verdicts.extend(is_bridged.then(|| by("bridge", &v4)));
+        verdicts.extend(has_ipv6.then(|| by("ip6", &v6)));
+        verdicts
     }
 }
 

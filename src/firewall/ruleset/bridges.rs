@@ -1,0 +1,88 @@
+//! Renders the table for bridges: which containers may use an address. Pure.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv6Addr};
+
+use super::local::LocalRules;
+use super::sets::set;
+use super::{TABLE, chain, replacing};
+use crate::model::interface::is_plain_interface;
+
+/// The table for bridges. Packets with the address of an exposed container are accepted only from that container's own
+/// ports. `ports` has the ports of each container whose ports are known. The policy `local` is enforced between the containers of a
+/// bridge.
+pub(in crate::firewall) fn guard_bridges(
+    ports: &BTreeMap<IpAddr, Vec<String>>,
+    local: Option<&LocalRules>,
+) -> String {
+    let plain = ports
+        .iter()
+        .filter(|(_, names)| names.iter().all(|name| is_plain_interface(name)));
+    let (mut v4, mut v6): (Vec<Owned<'_>>, Vec<Owned<'_>>) = (Vec::new(), Vec::new());
+    let mut advertised = Vec::new();
+    for (address, names) in plain {
+        match address {
+            IpAddr::V4(_) => v4.push((address, names)),
+            IpAddr::V6(address_v6) => {
+                v6.push((address, names));
+                advertised.push(advertisement(*address_v6, names));
+            }
+        }
+    }
+    let mut text = replacing("bridge");
+    let _ = writeln!(text, "table bridge {TABLE} {{");
+    owners(&mut text, ("addresses", "ports"), "ipv4_addr", &v4);
+    let mut rules = vec![
+        "ip saddr @addresses iifname . ip saddr != @ports drop".to_owned(),
+        "arp saddr ip @addresses iifname . arp saddr ip != @ports drop".to_owned(),
+    ];
+    // Without such containers there are no rules of IPv6, which older versions of nftables may not understand.
+    if !v6.is_empty() {
+        owners(&mut text, ("addresses_v6", "ports_v6"), "ipv6_addr", &v6);
+        chain(&mut text, "advertised", "", &advertised);
+        rules.extend([
+            "ip6 saddr @addresses_v6 iifname . ip6 saddr != @ports_v6 drop".to_owned(),
+            "icmpv6 type nd-neighbor-advert jump advertised".to_owned(),
+        ]);
+    }
+    let hook = "filter hook prerouting priority -310";
+    chain(&mut text, "guard", hook, &rules);
+    text.push_str(&local.map(LocalRules::bridged).unwrap_or_default());
+    text.push_str("}\n");
+    text
+}
+
+/// The address of a container, and the names of its ports.
+type Owned<'a> = (&'a IpAddr, &'a Vec<String>);
+
+/// The set of addresses, and the set of ports with the addresses that they may use, by these names.
+fn owners(text: &mut String, (addresses, ports): (&str, &str), kind: &str, owned: &[Owned<'_>]) {
+    set(
+        text,
+        &format!("set {addresses}"),
+        &format!("type {kind}"),
+        owned.iter().map(|(address, _)| address.to_string()),
+    );
+    set(
+        text,
+        &format!("set {ports}"),
+        &format!("type ifname . {kind}"),
+        owned.iter().flat_map(|(address, names)| {
+            let names = names.iter();
+            names.map(move |name| format!("\"{name}\" . {address}"))
+        }),
+    );
+}
+
+/// The rule that drops neighbor advertisements for `address` from other ports than those of its container. The target follows the
+/// first 8 bytes of the message (RFC 4861 section 4.4). Versions of nftables before 1.0.8 have no word for it.
+fn advertisement(address: Ipv6Addr, names: &[String]) -> String {
+    let names = names.iter().map(|name| format!("\"{name}\""));
+    let names: Vec<String> = names.collect();
+    format!(
+        "@th,64,128 {:#034x} iifname != {{ {} }} drop",
+        address.to_bits(),
+        names.join(", ")
+    )
+}
