@@ -294,6 +294,7 @@ mod tests {
             node: label("web-1"),
             tags: vec![label("shop")],
             is_node: offered.is_none(),
+            guest: None,
             services: offered.into_iter().collect(),
         }
     }

@@ -91,6 +91,7 @@ mod tests {
                 observed: vec![],
                 mapped: vec![],
                 stream: None,
+                guests: vec![],
             })
         };
         let mesh = Record::Mesh(Mesh {

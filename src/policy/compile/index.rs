@@ -19,9 +19,11 @@ pub(super) struct Index<'s> {
     examples: &'s [&'s Subject],
     all: Members,
     nodes: Members,
+    guests: Members,
     tagged: Members,
     in_projects: Members,
     by_node: By<&'s Label>,
+    by_guest: By<&'s Label>,
     by_tag: By<&'s Label>,
     by_service: By<&'s ServiceName>,
     /// The classes with a service of this name in any project.
@@ -40,9 +42,11 @@ impl<'s> Index<'s> {
             examples,
             all: Members::new(),
             nodes: Members::new(),
+            guests: Members::new(),
             tagged: Members::new(),
             in_projects: Members::new(),
             by_node: By::default(),
+            by_guest: By::default(),
             by_tag: By::default(),
             by_service: By::default(),
             by_name: By::default(),
@@ -63,6 +67,10 @@ impl<'s> Index<'s> {
         if subject.is_node {
             self.nodes.push(class);
             push(self.by_node.entry(&subject.node).or_default(), class);
+        }
+        if let Some(guest) = &subject.guest {
+            self.guests.push(class);
+            push(self.by_guest.entry(guest).or_default(), class);
         }
         for tag in &subject.tags {
             push(&mut self.tagged, class);
@@ -156,6 +164,8 @@ impl<'s> Index<'s> {
             Selector::Tag(Wild::Any) => Some(&self.tagged),
             Selector::Node(Wild::Is(name)) => self.by_node.get(name),
             Selector::Node(Wild::Any) => Some(&self.nodes),
+            Selector::Guest(Wild::Is(name)) => self.by_guest.get(name),
+            Selector::Guest(Wild::Any) => Some(&self.guests),
             Selector::SameProject | Selector::Unknown => None,
         };
         members.map_or(&[], Vec::as_slice)

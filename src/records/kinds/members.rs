@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::guest::{GuestLease, MAX_GUESTS};
 use super::rules::{RecordError, bounded, check_address};
 use crate::model::address::{Block, MeshAddresses, is_routable};
 use crate::model::key::{IdentityProof, KeyProof, PublicKey, SigningKey, WireGuardKey};
@@ -40,8 +41,10 @@ pub const CALLS_1: &str = "calls-1";
 pub const PEER_CALLS_1: &str = "peer-calls-1";
 /// The word of nodes that understand version 1 of policies and keep to the one in force.
 pub const POLICY_1: &str = "policy-1";
+/// The word of nodes that can be the door of guests (`records::guest`).
+pub const GUESTS_1: &str = "guests-1";
 /// The words that this version writes into `speaks`.
-pub const SPOKEN: &[&str] = &[PATHS_1, CALLS_1, PEER_CALLS_1, POLICY_1];
+pub const SPOKEN: &[&str] = &[PATHS_1, CALLS_1, PEER_CALLS_1, POLICY_1, GUESTS_1];
 
 /// The mesh: its domain and address plan. There is one such record; its id is [`super::MESH_ID`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -275,6 +278,13 @@ pub struct Node {
         skip_serializing_if = "Option::is_none"
     )]
     pub stream: Option<StreamOffer>,
+    /// The addresses that the node leased to its guests. Records of earlier versions have none.
+    #[serde(
+        default,
+        deserialize_with = "first::<_, _, MAX_GUESTS>",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub guests: Vec<GuestLease>,
 }
 
 /// Where a node relays over TLS.
