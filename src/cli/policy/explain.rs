@@ -7,8 +7,8 @@ use clap::Args;
 use clap_complete::ArgValueCandidates;
 use serde::Serialize;
 
-use super::live::Live;
 use crate::cli::exit::CliError;
+use crate::cli::live::Live;
 use crate::cli::{Globals, names, table};
 use crate::model::{Label, Protocol, ServiceName};
 use crate::policy::{Asked, Selector, Subject, Verdict, explain};
