@@ -223,7 +223,13 @@ impl Tunnel {
     /// Replaces all peers. Those that stay keep their sessions, and their endpoint unless another one is configured than
     /// before.
     pub fn set_peers(&self, peers: Vec<PeerConfig>) {
-        self.peers.set(peers);
+        self.peers.set(peers, Vec::new());
+    }
+
+    /// Does what [`Tunnel::set_peers`] does, with guests: devices that reach the mesh through this node. A guest has one address of each
+    /// family.
+    pub fn set_peers_and_guests(&self, peers: Vec<PeerConfig>, guests: Vec<PeerConfig>) {
+        self.peers.set(peers, guests);
     }
 
     /// The status of all peers.

@@ -55,6 +55,8 @@ pub(super) struct Table {
     pub(super) own_networks: Arc<[IpNet]>,
     /// The policy between members. Without one everything passes.
     pub(super) guard: Option<Guard>,
+    /// Whether one of the peers is a guest.
+    pub(super) has_guests: bool,
 }
 
 impl Table {
@@ -71,6 +73,7 @@ impl Table {
             relays: Arc::default(),
             own_networks: Arc::default(),
             guard: None,
+            has_guests: false,
         }
     }
 
@@ -150,6 +153,7 @@ impl Table {
             .values()
             .map(|peer| (peer.member, Arc::clone(peer)))
             .collect();
+        self.has_guests = members.values().any(|peer| peer.is_guest);
         self.retired
             .retain(|retired| members.contains_key(&retired.peer.member));
         let retired = self.retired.iter().map(|retired| &retired.peer);

@@ -120,6 +120,7 @@ const SHELLS: &[&str] = &[
     "tunnel/filter.rs",
     "tunnel/handshakes.rs",
     "tunnel/inbound.rs",
+    "tunnel/injector.rs",
     "tunnel/live.rs",
     "tunnel/news.rs",
     "tunnel/outbound.rs",
