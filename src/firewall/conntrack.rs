@@ -194,6 +194,7 @@ mod tests {
                 .collect(),
             native: None,
             policy: None,
+            guests: BTreeSet::new(),
         }
     }
 

@@ -65,6 +65,8 @@ pub struct FirewallState {
     pub native: Option<Native>,
     /// What the policy allows between the addresses of this node. None: everything.
     pub policy: Option<LocalPolicy>,
+    /// The addresses in the block that are those of guests. Packets to them leave by the tunnel device, like packets to other nodes.
+    pub guests: BTreeSet<Ipv4Addr>,
 }
 
 /// A network of the engine whose containers have mesh addresses of their own. The instance addresses in its range are

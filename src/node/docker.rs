@@ -234,6 +234,16 @@ impl Docker {
         self.containers.services()
     }
 
+    /// The addresses that are leased to containers.
+    pub(super) fn leased(&self) -> BTreeSet<Ipv4Addr> {
+        self.containers.leases().into_values().collect()
+    }
+
+    /// Sets the addresses that no container gets from now on.
+    pub(super) fn reserve(&mut self, addresses: BTreeSet<Ipv4Addr>) {
+        self.containers.reserve(addresses);
+    }
+
     /// The number of exposed containers.
     pub(super) fn len(&self) -> usize {
         self.containers.count()

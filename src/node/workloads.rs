@@ -133,13 +133,14 @@ impl Workloads {
     }
 
     /// Hands the wanted state of the kernel to the firewall. `block` is the block of this node, and `service_addresses` are the
-    /// usable instance addresses by service address.
+    /// usable instance addresses by service address. `guests` are the addresses of this node's guests.
     pub(super) fn apply_firewall(
         &mut self,
         mesh: &MeshAddresses,
         block: &Block,
         service_addresses: BTreeMap<Ipv4Addr, Vec<Ipv4Addr>>,
         policy: &Table,
+        guests: BTreeSet<Ipv4Addr>,
     ) {
         let docker = self.docker.as_ref();
         // Rules from before a restart of meshd are right until it is known what runs.
@@ -167,6 +168,7 @@ impl Workloads {
             mappings,
             service_addresses,
             policy: LocalPolicy::of(policy, &addresses),
+            guests,
             native: docker.and_then(Docker::native).map(|plan| Native {
                 bridge: network::BRIDGE.into(),
                 range: plan.range(),

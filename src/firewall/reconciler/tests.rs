@@ -164,6 +164,7 @@ fn state() -> FirewallState {
         service_addresses: BTreeMap::new(),
         native: None,
         policy: None,
+        guests: std::collections::BTreeSet::new(),
     }
 }
 

@@ -144,6 +144,7 @@ fn node_record(node: &mut JoinedNode) -> Option<(Node, bool)> {
         observed: own.observed,
         mapped: own.mapped,
         stream,
+        guests: node.device.guests.leases(),
     };
     let is_new = held != Some(&record);
     Some((record, is_new))
