@@ -50,7 +50,7 @@ impl Peers {
     }
 
     /// Replaces all peers and guests. Those that stay keep their sessions, and their endpoint unless another one is configured than
-    /// before. A guest with the key of a peer is left out.
+    /// before. A peer with the key of a guest is left out.
     pub(super) fn set(&self, peers: Vec<PeerConfig>, guests: Vec<PeerConfig>) {
         let changing = self.lock_changes();
         let old = self.table();
@@ -60,8 +60,9 @@ impl Peers {
         let mut prefixes = Vec::new();
         let peers = peers.into_iter().map(|config| (config, false));
         let guests = guests.into_iter().map(|config| (config, true));
-        for (config, is_guest) in peers.chain(guests) {
-            if is_guest && by_key.contains_key(&config.public_key) {
+        // The administrator has let a guest in with its key, and a member may only claim it.
+        for (config, is_guest) in guests.chain(peers) {
+            if !is_guest && by_key.contains_key(&config.public_key) {
                 continue;
             }
             let held = old.by_key.get(&config.public_key);
@@ -75,7 +76,11 @@ impl Peers {
                     let member = self.members.fetch_add(1, Ordering::Relaxed);
                     let live = Arc::clone(&self.shared.live);
                     let make = if is_guest { Peer::guest } else { Peer::new };
-                    Arc::new(make(config.clone(), index, member, live))
+                    let peer = make(config.clone(), index, member, live);
+                    if let Some(keys) = old.guest_keys.as_ref().filter(|_| is_guest) {
+                        let _ = peer.bound.set(Arc::clone(keys));
+                    }
+                    Arc::new(peer)
                 }
             };
             let nets = config.allowed_ips.iter();

@@ -106,7 +106,7 @@ pub(in crate::cli) async fn run(
     let live = Live::of_mesh(held, globals).await?;
     let netmap = live.netmap(None);
     let mesh = netmap.mesh.as_ref().ok_or_else(mesh_key::no_mesh)?;
-    let member = door::find(&arguments.door, &netmap, live.ledger())?;
+    let (member, door_key) = door::find(&arguments.door, &netmap, live.ledger())?;
     let endpoint = match arguments.endpoint {
         Some(endpoint) => endpoint,
         None => door::endpoint(member)?,
@@ -131,7 +131,7 @@ pub(in crate::cli) async fn run(
         preshared_key,
         addresses: (at.v4, at.v6),
         dns: mesh.addresses.dns_v4(),
-        door: member.wireguard_key,
+        door: door_key,
         prefixes: prefixes(&mesh.addresses),
         endpoint,
     };
@@ -170,7 +170,8 @@ fn check(arguments: &AddArguments, id: WireGuardKey, ledger: &Ledger) -> Result<
         );
     }
     let names = ledger.names();
-    let node = ledger.nodes().find(|node| node.wireguard_key == id);
+    let mut nodes = ledger.nodes();
+    let node = nodes.find(|node| node.wireguard_key == id || node.guest_key == Some(id));
     if let Some(name) = node.and_then(|node| names.get(&node.id)) {
         return refuse(format!(
             "guest add: this is the key of the node {name}; give the public key of the guest's own device"

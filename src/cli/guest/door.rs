@@ -3,18 +3,18 @@
 use std::net::SocketAddr;
 
 use crate::cli::exit::CliError;
-use crate::model::Label;
 use crate::model::address::is_public;
 use crate::model::text::listed;
+use crate::model::{Label, WireGuardKey};
 use crate::protocol::api::ErrorCode;
 use crate::records::Ledger;
-use crate::records::kinds::{GUESTS_1, MAX_GUESTS};
+use crate::records::kinds::MAX_GUESTS;
 use crate::records::netmap::{Member, Netmap};
 
 /// The maximum number of addresses that a message names.
 const MAX_NAMED: usize = 4;
 
-/// The node with this name, if it can be the door of one more guest.
+/// The node with this name, with the key of its tunnel towards guests, if it can be the door of one more guest.
 ///
 /// # Errors
 /// There is no such node, its version knows no guests, or it has as many as it may have.
@@ -22,7 +22,7 @@ pub(super) fn find<'a>(
     name: &Label,
     netmap: &'a Netmap,
     ledger: &Ledger,
-) -> Result<&'a Member, CliError> {
+) -> Result<(&'a Member, WireGuardKey), CliError> {
     let refuse = |code, text: String| Err(CliError::new(code, text));
     let Some(member) = netmap.by_name(name) else {
         return refuse(
@@ -31,14 +31,14 @@ pub(super) fn find<'a>(
         );
     };
     let record = ledger.node(&member.id);
-    if record.is_none_or(|record| !record.speaks(GUESTS_1)) {
+    let Some(key) = record.and_then(|record| record.guest_key) else {
         return refuse(
             ErrorCode::Version,
             format!(
                 "guest add: the version of meshd on {name} knows no guests; upgrade it, or name another node with --door"
             ),
         );
-    }
+    };
     if record.is_some_and(|record| record.guests.len() >= MAX_GUESTS) {
         return refuse(
             ErrorCode::Conflict,
@@ -47,7 +47,7 @@ pub(super) fn find<'a>(
             ),
         );
     }
-    Ok(member)
+    Ok((member, key))
 }
 
 /// The address at which a guest reaches the door from anywhere: one that its router maps to it, or a public one of its own. IPv4 comes first,
@@ -131,7 +131,7 @@ mod tests {
         netmap.members.insert(door.id, door);
         let ledger = Ledger::new(build::id(9));
         let said = |name: &str| match find(&build::label(name), &netmap, &ledger) {
-            Ok(member) => member.name.to_string(),
+            Ok((member, _)) => member.name.to_string(),
             Err(error) => error.message,
         };
         assert!(said("web-2").contains("there is no node web-2"));

@@ -91,6 +91,7 @@ mod tests {
                 observed: vec![],
                 mapped: vec![],
                 stream: None,
+                guest_key: None,
                 guests: vec![],
             })
         };

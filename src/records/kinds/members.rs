@@ -41,10 +41,8 @@ pub const CALLS_1: &str = "calls-1";
 pub const PEER_CALLS_1: &str = "peer-calls-1";
 /// The word of nodes that understand version 1 of policies and keep to the one in force.
 pub const POLICY_1: &str = "policy-1";
-/// The word of nodes that can be the door of guests (`records::guest`).
-pub const GUESTS_1: &str = "guests-1";
 /// The words that this version writes into `speaks`.
-pub const SPOKEN: &[&str] = &[PATHS_1, CALLS_1, PEER_CALLS_1, POLICY_1, GUESTS_1];
+pub const SPOKEN: &[&str] = &[PATHS_1, CALLS_1, PEER_CALLS_1, POLICY_1];
 
 /// The mesh: its domain and address plan. There is one such record; its id is [`super::MESH_ID`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -278,6 +276,13 @@ pub struct Node {
         skip_serializing_if = "Option::is_none"
     )]
     pub stream: Option<StreamOffer>,
+    /// The WireGuard key of the node's tunnel towards guests. Records of earlier versions, which let no guests in, do not have it.
+    #[serde(
+        default,
+        deserialize_with = "known_key",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub guest_key: Option<WireGuardKey>,
     /// The addresses that the node leased to its guests. Records of earlier versions have none.
     #[serde(
         default,
@@ -353,6 +358,13 @@ fn known_stream<'de, D: Deserializer<'de>>(
         Lenient::Other(_) => None,
     };
     Ok(offer.filter(|offer| offer.url.len() <= MAX_STREAM_URL))
+}
+
+fn known_key<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<WireGuardKey>, D::Error> {
+    Ok(match Lenient::<WireGuardKey>::deserialize(deserializer)? {
+        Lenient::Known(key) => Some(key),
+        Lenient::Other(_) => None,
+    })
 }
 
 /// Reads the first `MOST` entries of a list, as [`lenient_list`] does.

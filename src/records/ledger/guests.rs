@@ -30,7 +30,8 @@ pub fn record_of(table: &Table, id: &WireGuardKey) -> Option<Guest> {
     record_at(table, &RecordKey::parse(GUEST, &id.to_string()))
 }
 
-/// Returns the guests that were not removed, by name. A guest with the WireGuard key of a node is left out. If two have one name, the one
+/// Returns the guests that were not removed, by name. A guest with a WireGuard key that a node has proved to
+/// be its own is left out; a node that only claims the key of a guest takes nothing from it. If two have one name, the one
 /// that was made first has it, and the other one is left out. Guests that have expired are among them: a ledger has no clock.
 #[must_use]
 pub fn guests(table: &Table) -> BTreeMap<Label, Guest> {
@@ -45,7 +46,8 @@ pub fn guests(table: &Table) -> BTreeMap<Label, Guest> {
     if all.is_empty() {
         return guests;
     }
-    let keys: BTreeSet<WireGuardKey> = table.nodes().map(|node| node.wireguard_key).collect();
+    let proven = table.nodes().filter(|node| node.key_proof.is_some());
+    let keys: BTreeSet<WireGuardKey> = proven.map(|node| node.wireguard_key).collect();
     all.retain(|guest| !is_removed(table, &guest.id) && !keys.contains(&guest.id));
     all.sort_by_key(|guest| (guest.version, guest.id));
     for guest in all {

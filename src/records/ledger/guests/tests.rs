@@ -1,6 +1,6 @@
 use super::*;
-use crate::model::SigningKey;
 use crate::model::time::UnixSeconds;
+use crate::model::{KeyProof, SigningKey};
 use crate::records::kinds::{Door, GuestLease, MAX_GUEST_TAGS, Node, Record, Token};
 use crate::records::ledger::Applied;
 use crate::records::{Envelope, Ledger};
@@ -32,6 +32,14 @@ fn removal(guest: &Guest, by: &SigningKey) -> Envelope {
     Envelope::seal_payload(Guest::removal_payload(guest.id), by)
 }
 
+/// The private half of the key of the tunnel of [`DOOR`].
+const NODE_SECRET: [u8; 32] = [5; 32];
+
+fn node_key() -> WireGuardKey {
+    let secret = x25519_dalek::StaticSecret::from(NODE_SECRET);
+    WireGuardKey(x25519_dalek::PublicKey::from(&secret).to_bytes())
+}
+
 /// A ledger with the node [`DOOR`], which has leased these hosts.
 fn ledger(leases: &[(u8, u16)]) -> Ledger {
     let mut ledger = Ledger::new(build::id(MESH));
@@ -42,6 +50,8 @@ fn ledger(leases: &[(u8, u16)]) -> Ledger {
         heard: true,
     };
     let node = Node {
+        wireguard_key: node_key(),
+        key_proof: Some(KeyProof::make(&NODE_SECRET, &id, &[1; 32])),
         guests: leases.iter().map(lease).collect(),
         ..build::node(&id, build::block(1))
     };
@@ -121,7 +131,7 @@ fn of_two_guests_with_one_name_the_first_has_it_and_the_key_of_a_node_is_no_gues
     let mut ledger = ledger(&[]);
     let mesh_key = build::key(MESH);
     let of_node = Guest {
-        id: WireGuardKey(build::id(DOOR).0),
+        id: node_key(),
         ..guest(9, "node")
     };
     for guest in [guest(8, "anna"), guest(7, "anna"), of_node] {
@@ -132,6 +142,27 @@ fn of_two_guests_with_one_name_the_first_has_it_and_the_key_of_a_node_is_no_gues
     let guests = guests(&ledger);
     assert_eq!(guests.len(), 1);
     assert_eq!(guests[&label("anna")].id, WireGuardKey([7; 32]));
+}
+
+#[test]
+fn a_member_that_claims_the_key_of_a_guest_without_a_proof_takes_nothing_from_it() {
+    let mut ledger = ledger(&[]);
+    let anna = guest(7, "anna");
+    ledger
+        .apply(sealed(&anna, &build::key(MESH)))
+        .expect("the mesh key's");
+    let (id, token) = (build::id(11), build::id(2));
+    let claim = Node {
+        wireguard_key: anna.id,
+        ..build::node(&id, build::block(2))
+    };
+    for (record, signer) in [
+        (Record::Membership(build::membership(&id, &token, "n11")), 2),
+        (Record::Node(claim), 11),
+    ] {
+        ledger.apply(build::sealed(&record, signer)).expect("held");
+    }
+    assert_eq!(names(&ledger), ["anna"]);
 }
 
 #[test]
