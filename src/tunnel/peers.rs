@@ -62,7 +62,8 @@ impl Peers {
         let guests = guests.into_iter().map(|config| (config, true));
         // The administrator has let a guest in with its key, and a member may only claim it.
         for (config, is_guest) in guests.chain(peers) {
-            if !is_guest && by_key.contains_key(&config.public_key) {
+            let claimed = by_key.get(&config.public_key);
+            if !is_guest && claimed.is_some_and(|held: &Arc<Peer>| held.is_guest) {
                 continue;
             }
             let held = old.by_key.get(&config.public_key);
