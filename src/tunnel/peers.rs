@@ -55,7 +55,7 @@ impl Peers {
         let changing = self.lock_changes();
         let old = self.table();
         let count = peers.len() + guests.len();
-        let mut by_key = HashMap::with_capacity(count);
+        let mut by_key: HashMap<[u8; 32], Arc<Peer>> = HashMap::with_capacity(count);
         let mut taken = HashSet::with_capacity(count);
         let mut prefixes = Vec::new();
         let peers = peers.into_iter().map(|config| (config, false));
@@ -63,7 +63,7 @@ impl Peers {
         // The administrator has let a guest in with its key, and a member may only claim it.
         for (config, is_guest) in guests.chain(peers) {
             let claimed = by_key.get(&config.public_key);
-            if !is_guest && claimed.is_some_and(|held: &Arc<Peer>| held.is_guest) {
+            if !is_guest && claimed.is_some_and(|held| held.is_guest) {
                 continue;
             }
             let held = old.by_key.get(&config.public_key);

@@ -124,9 +124,9 @@ mod tests {
              PersistentKeepalive = 25\n"
         );
         assert!(text.len() <= MAX_CONFIG, "{}", text.len());
-        let long = config("[2001:db8:1111:2222:3333:4444:5555:6666]:51820").text();
+        let long = config("[2001:1db8:1111:2222:3333:4444:5555:6666]:51820").text();
         assert!(long.len() <= MAX_CONFIG, "{}", long.len());
-        assert!(long.contains("\nEndpoint=[2001:db8:1111:2222:3333:4444:5555:6666]:51820\n"));
+        assert!(long.contains("\nEndpoint=[2001:1db8:1111:2222:3333:4444:5555:6666]:51820\n"));
     }
 
     #[test]

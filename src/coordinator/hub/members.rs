@@ -395,10 +395,56 @@ impl Transition for Submitted<'_> {
 mod tests {
     use super::*;
     use crate::os::log::captured;
+    use crate::records::Envelope;
     use crate::records::kinds::MeshPolicy;
     use crate::testbed::records as build;
 
     const DOCUMENT: &str = include_str!("../../../docs/logs.md");
+
+    #[test]
+    fn a_guest_that_is_added_or_removed_is_one_line_and_names_the_guest() {
+        let mut ledger = Ledger::new(build::id(1));
+        let guest = Guest {
+            id: WireGuardKey([7; 32]),
+            version: 1,
+            name: build::label("anna"),
+            tags: vec![],
+            doors: vec![],
+            preshared_hash: Guest::hash_of(&[1; 32]),
+            expires_at: None,
+        };
+        let mut apply = |payload: String| {
+            let record = Envelope::seal_payload(payload, &build::key(1));
+            let key = record.key().expect("a header");
+            ledger.apply(record).expect("the mesh key's");
+            let administered = Administered::of(&ledger, &key, true);
+            administered.expect("it is of the administrator")
+        };
+        let added = apply(guest.payload());
+        let removed = apply(Guest::removal_payload(guest.id));
+        let by = Who::Administrator;
+        let lines = captured::lines(|| {
+            Submitted(&added, &by).log();
+            Submitted(&removed, &by).log();
+        });
+        assert_eq!(
+            lines,
+            [
+                "INFO guest added guest=anna doors=0",
+                "INFO guest removed guest=anna"
+            ]
+        );
+        for line in &lines {
+            captured::assert_documented(line, DOCUMENT);
+        }
+        let what = Submitted(&removed, &by).event().map(|event| event.what);
+        let expected = What::GuestRemoved {
+            guest: Some(guest.name),
+            key: guest.id,
+            reason: "the administrator removed it",
+        };
+        assert_eq!(what, Some(expected));
+    }
 
     #[test]
     fn a_policy_that_is_tried_is_another_event_than_one_that_is_applied() {

@@ -2,7 +2,7 @@ use std::time::SystemTime;
 
 use super::*;
 use crate::records::Envelope;
-use crate::records::kinds::{Door, Node, Record, Token};
+use crate::records::kinds::{Door, Node, Record};
 use crate::testbed::records as build;
 use crate::testbed::records::label;
 
