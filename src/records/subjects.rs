@@ -378,6 +378,35 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_is_a_subject_of_its_door_and_its_going_is_a_change_while_its_silence_is_none() {
+        let mut netmap = netmap();
+        netmap.guests.push(GuestAt {
+            name: label("anna"),
+            key: crate::model::WireGuardKey([7; 32]),
+            tags: vec![label("ops")],
+            door: build::id(1),
+            v4: [10, 210, 1, 254].into(),
+            v6: "fd00:1:2:1::fe".parse().expect("a literal"),
+            heard: true,
+        });
+        let own = address("10.210.1.254");
+        let guest = subject_at(&netmap, own).expect("it is a guest");
+        assert_eq!(guest.guest, Some(label("anna")));
+        assert_eq!(guest.tags, [label("ops")]);
+        assert!(!guest.is_node && subjects(&netmap).contains(&guest));
+        let mut silent = netmap.clone();
+        silent.guests[0].heard = false;
+        assert!(!changed(&netmap, &silent));
+        let mut gone = netmap.clone();
+        gone.guests.clear();
+        assert!(changed(&netmap, &gone));
+        let moved = Moved::between(&netmap, &gone);
+        let addresses: Vec<IpAddr> = moved.gone.iter().map(|(address, _)| *address).collect();
+        assert_eq!(addresses, [own, address("fd00:1:2:1::fe")]);
+        assert!(moved.added.is_empty());
+    }
+
+    #[test]
     fn a_container_with_two_names_is_one_subject_with_both() {
         let mut netmap = netmap();
         let instance = build::instance("n1-db-1", vec![address("10.210.1.64")]);

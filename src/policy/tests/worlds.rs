@@ -133,7 +133,7 @@ pub(crate) fn mesh() -> impl Strategy<Value = Vec<Subject>> {
 fn subject() -> impl Strategy<Value = Subject> {
     let node = select(&["n1", "n2", "n3"][..]);
     let tags = prop::sample::subsequence(vec!["t", "u", "v"], 0..=3);
-    let guest = prop_oneof![4 => Just(None), 1 => select(&["x", "y"][..]).prop_map(Some)];
+    let guest = prop_oneof![4 => Just(None::<&str>), 1 => select(&["x", "y"][..]).prop_map(Some)];
     let services = vec(service(), 0..4);
     (node, tags, services, any::<bool>(), guest).prop_map(
         |(node, tags, services, is_node, guest)| match guest {

@@ -16,10 +16,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
-use super::RecordKey;
 use crate::model::address::Block;
 use crate::model::time::UnixSeconds;
 use crate::model::{Label, PublicKey, Sealed, SigningKey, WireGuardKey};
+use crate::records::key::RecordKey;
 
 /// The kind of the records of guests.
 pub const GUEST: &str = "guest";
