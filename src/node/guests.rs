@@ -37,6 +37,14 @@ pub(super) struct DoorFacts<'a> {
     pub taken: &'a BTreeSet<Ipv4Addr>,
 }
 
+impl DoorFacts<'_> {
+    /// The leases in the record of this node.
+    fn leases(&self) -> &[GuestLease] {
+        let record = self.ledger.node(&self.own.public());
+        record.map_or(&[], |record| &record.guests)
+    }
+}
+
 /// The last datagram of a guest: when it came, and where from.
 pub(super) type LastHeard = (Instant, Option<SocketAddr>);
 
@@ -69,7 +77,7 @@ pub(super) struct GuestView<'a> {
 }
 
 impl Guests {
-    /// Follows the records. Returns what changed.
+    /// Follows the records. Returns the transitions.
     pub(super) fn follow(&mut self, door: &DoorFacts<'_>, now: Now) -> Vec<GuestChange> {
         let wall = UnixSeconds::from_system(now.wall);
         let id = door.own.public();
@@ -89,8 +97,11 @@ impl Guests {
             match self.admit(&guest, door) {
                 Ok(admitted) => {
                     self.admitted.insert(guest.id, admitted);
-                    let turn = GuestTurn::Added(guest.expires_at);
-                    changes.push(GuestChange::new(&guest.name, guest.id, turn));
+                    // After a restart, its lease is in the record of this node already.
+                    if !door.leases().iter().any(|lease| lease.key == guest.id) {
+                        let turn = GuestTurn::Added(guest.expires_at);
+                        changes.push(GuestChange::new(&guest.name, guest.id, turn));
+                    }
                 }
                 Err(why) => drop(self.refused.insert(guest.name, why)),
             }
@@ -137,8 +148,7 @@ impl Guests {
 
     /// The number that the guest had before, or the highest one that is free.
     fn host_for(&self, guest: &Guest, door: &DoorFacts<'_>) -> Option<u16> {
-        let leases = door.ledger.node(&door.own.public());
-        let leases = leases.map_or(&[][..], |node| &node.guests);
+        let leases = door.leases();
         let held: BTreeSet<u16> = self.admitted.values().map(|guest| guest.host).collect();
         let is_free = |host: &u16| {
             let address = door.block.instance(*host);

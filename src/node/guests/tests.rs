@@ -150,7 +150,8 @@ fn a_guest_has_the_same_address_after_a_restart_whoever_came_meanwhile() {
     world.remove(7);
     world.guests = Guests::default();
     world.add(3, None);
-    world.follow(1);
+    let said = world.follow(1);
+    assert_eq!(said, ["g3 added"], "the other one was there before");
     assert_eq!(world.hosts(), [(3, 252), (8, 253)]);
 }
 

@@ -19,15 +19,17 @@ pub(super) fn follow(node: &mut JoinedNode, now: Now) -> bool {
         ledger: node.replica.ledger(),
         taken: &taken,
     };
+    let before = node.device.guests.addresses(door.block);
     let changes = node.device.guests.follow(&door, now);
     for change in &changes {
         node.disk.audit.note(change);
     }
     let addresses = node.device.guests.addresses(&node.identity.block);
+    let is_changed = addresses != before;
     if let Some(docker) = &mut node.workloads.docker {
         docker.reserve(addresses);
     }
-    !changes.is_empty()
+    is_changed
 }
 
 /// Looks which guests were heard, and which have expired.
