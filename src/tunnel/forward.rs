@@ -10,6 +10,7 @@ use super::icmp_errors::{self, ErrorLimit, MAX_ERROR, Reason};
 use super::noise::{padded, room_for};
 use super::packet::Ip;
 use super::peer::Peer;
+use super::reset::{self, MAX_RESET};
 use super::round::Round;
 use super::shared::Shared;
 use super::too_big;
@@ -76,6 +77,10 @@ impl Forwarding {
         if !checking::passes_in((shared, table), peer, packet, memo, now)
             || !checking::passes_out((shared, table), (packet, &ip), &mut self.memo, now)
         {
+            // The programs of a guest fail at once, like those of this machine.
+            if peer.is_guest && self.errors.admit(now) {
+                self.deny(round, sender, packet, &ip);
+            }
             return;
         }
         let Some(fits) = send(round, sender, &ip, space, length) else {
@@ -89,6 +94,21 @@ impl Forwarding {
         {
             self.made.clear();
             self.made.extend_from_slice(&error[..length]);
+            self.send_made(round, sender);
+        }
+    }
+
+    /// Tells a guest that the policy denies its packet.
+    fn deny(&mut self, round: &Round<'_>, sender: &mut Sender, packet: &[u8], ip: &Ip) {
+        let (mut reset, mut error) = ([0; MAX_RESET], [0; MAX_ERROR]);
+        let made = match reset::answer(packet, ip, &mut reset) {
+            Some(length) => reset.get(..length),
+            None => icmp_errors::answer(packet, ip, Reason::Prohibited, &mut error)
+                .and_then(|length| error.get(..length)),
+        };
+        if let Some(made) = made {
+            self.made.clear();
+            self.made.extend_from_slice(made);
             self.send_made(round, sender);
         }
     }
