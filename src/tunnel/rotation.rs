@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use x25519_dalek::StaticSecret;
 
+use super::config::PeerConfig;
 use super::keys::StaticKeys;
 use super::peer::Peer;
 use super::peers::Peers;
@@ -38,6 +39,12 @@ impl Keys<'_> {
         let keys = Arc::new(StaticKeys::new(key));
         self.0
             .change_settings(|table| table.guest_keys = Some(keys));
+    }
+
+    /// Does what [`super::Tunnel::set_peers`] does, with guests: devices that reach the mesh through this node. A guest has one address of each
+    /// family.
+    pub fn set_peers_and_guests(&self, peers: Vec<PeerConfig>, guests: Vec<PeerConfig>) {
+        self.0.set(peers, guests);
     }
 
     /// Changes the private key of this node at once. All sessions end.

@@ -226,12 +226,6 @@ impl Tunnel {
         self.peers.set(peers, Vec::new());
     }
 
-    /// Does what [`Tunnel::set_peers`] does, with guests: devices that reach the mesh through this node. A guest has one address of each
-    /// family.
-    pub fn set_peers_and_guests(&self, peers: Vec<PeerConfig>, guests: Vec<PeerConfig>) {
-        self.peers.set(peers, guests);
-    }
-
     /// The status of all peers.
     #[must_use]
     pub fn peers(&self) -> Vec<PeerStatus> {

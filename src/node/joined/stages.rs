@@ -103,8 +103,8 @@ impl Stages for JoinedNode {
         });
         let block = (!is_duplicate).then_some(&self.identity.block);
         let guests = block.map_or_else(Vec::new, |block| self.device.guests.peers(block));
-        let tunnel = &self.device.tunnel;
-        tunnel.set_peers_and_guests(peers.collect(), guests);
+        let keys = self.device.tunnel.keys();
+        keys.set_peers_and_guests(peers.collect(), guests);
         let addresses = others.iter().map(|m| (m.block.node_v4(), m.id));
         self.connections.gossip.set_peers(addresses.collect());
         let ways = others.iter().map(|m| (m.name.to_string(), m.addresses()));
