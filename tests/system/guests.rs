@@ -81,11 +81,13 @@ impl<'a> Device<'a> {
     /// Does what `wg-quick up` does, except for the resolver of the host.
     fn start(mesh: &'a Mesh, n: usize, config: &str) -> Self {
         let host = &mesh.nodes[n].host;
+        let socket = host.path("/run/wireguard/wg0.sock");
+        // One that was killed leaves it behind.
+        let _ = std::fs::remove_file(&socket);
         let mut command = host.command("wireguard-go").expect("a namespace");
         command.args(["-f", "wg0"]).env("LOG_LEVEL", "error");
         let log = mesh.logs.path().join(format!("guest-{n}"));
         let daemon = host.start(&mut command, &log).expect("a program");
-        let socket = host.path("/run/wireguard/wg0.sock");
         mesh.wait_until("wireguard-go runs", || socket.exists());
         std::thread::sleep(Duration::from_millis(100));
         let (own, stripped): (Vec<&str>, Vec<&str>) = config
@@ -211,7 +213,7 @@ fn a_guest_cannot_send_from_the_address_of_somebody_else() {
     let dropped = dropped
         .lines()
         .find(|line| line.contains("dropped_total{reason=\"foreign_source\"}"));
-    let count = dropped.and_then(|line| line.rsplit(' ').next()?.parse().ok());
+    let count: Option<u64> = dropped.and_then(|line| line.rsplit(' ').next()?.parse().ok());
     assert!(count > Some(0), "{dropped:?}");
 }
 
@@ -257,7 +259,6 @@ fn a_guest_expires_at_its_door_without_the_coordinator_and_outlives_a_restart_an
     };
     let config = add(&mesh, &["--ttl", "40s"]);
     let began = Instant::now();
-    mesh.coordinator.take().expect("it runs").kill();
     let door = mesh.addresses(0).0.to_string();
     {
         let anna = Device::start(&mesh, 2, &config);
@@ -265,6 +266,7 @@ fn a_guest_expires_at_its_door_without_the_coordinator_and_outlives_a_restart_an
         assert_eq!(mesh.on(0, &["rotate-key"]).code, 0);
         assert!(anna.pings(&door, 10, &[]), "after a rotation");
     }
+    mesh.coordinator.take().expect("it runs").kill();
     mesh.kill_node(0);
     mesh.start_node(0);
     let anna = Device::start(&mesh, 2, &config);
