@@ -122,6 +122,8 @@ pub(crate) fn own_records(
         observed: vec![],
         mapped: vec![],
         stream: None,
+        guest_key: None,
+        guests: vec![],
     });
     let own = Envelope::seal(&node, identity);
     let services = (0..services).map(|n| {

@@ -6,13 +6,16 @@ mod audit;
 mod bugreport;
 mod client;
 mod completions;
+mod confirmed;
 mod demo;
 mod doctor;
 mod exit;
+mod guest;
 mod help;
 mod init;
 mod join;
 mod leave;
+mod live;
 mod mesh_key;
 mod names;
 mod netcheck;
@@ -172,6 +175,9 @@ enum Command {
     /// List and remove nodes
     #[command(subcommand)]
     Node(node::Command),
+    /// Add, list and remove guests: devices with nothing but a WireGuard app
+    #[command(subcommand)]
+    Guest(guest::Command),
     /// Check and apply the policy of the mesh, show and explain it
     #[command(subcommand)]
     Policy(policy::Command),
@@ -278,6 +284,7 @@ fn run(cli: Cli, daemons: [clap::Command; 2]) -> Result<u8, CliError> {
             Command::Token(command) => token::run(command, &globals).await,
             Command::ApiToken(command) => api_token::run(command, &globals).await,
             Command::Node(command) => node::run(command, &globals).await,
+            Command::Guest(command) => guest::run(command, &globals).await,
             Command::Policy(command) => policy::run(command, &globals).await,
             Command::Join(arguments) => join::run(arguments, &globals).await,
             Command::Leave(arguments) => leave::run(&arguments, &globals).await,

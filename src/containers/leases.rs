@@ -3,7 +3,7 @@
 //! A container keeps its address for as long as it exists, stopped or not. A released address is not leased again for a
 //! minute, so that a client with an old DNS answer does not connect to another service.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,8 @@ pub struct Leases {
     block: Ipv4Net,
     held: BTreeMap<ContainerId, Lease>,
     released: BTreeMap<Ipv4Addr, Instant>,
+    /// The addresses that something else than a container has.
+    reserved: BTreeSet<Ipv4Addr>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +45,7 @@ impl Leases {
             block,
             held: BTreeMap::new(),
             released: BTreeMap::new(),
+            reserved: BTreeSet::new(),
         };
         for (id, address) in stored {
             if leases.is_instance_address(address) && !leases.is_held(address) {
@@ -81,16 +84,21 @@ impl Leases {
         self.released
             .retain(|_, since| now.saturating_duration_since(*since) < REUSE_DELAY);
         let (first, last) = self.range();
-        let held: std::collections::BTreeSet<Ipv4Addr> =
-            self.held.values().map(|lease| lease.address).collect();
+        let held: BTreeSet<Ipv4Addr> = self.held.values().map(|lease| lease.address).collect();
         let address = (first..=last)
             .map(Ipv4Addr::from)
+            .filter(|a| !self.reserved.contains(a))
             .find(|a| !held.contains(a) && !self.released.contains_key(a))
             .or_else(|| self.reclaim(now))
             .ok_or(Full(last.saturating_sub(first) + 1, self.block))?;
         let idle = None;
         self.held.insert(id.clone(), Lease { address, idle });
         Ok(address)
+    }
+
+    /// Sets the addresses that are leased to no container from now on, because something else has them.
+    pub fn reserve(&mut self, addresses: BTreeSet<Ipv4Addr>) {
+        self.reserved = addresses;
     }
 
     /// Returns the address of the container that has been stopped for the longest time, if that is at least
@@ -173,6 +181,17 @@ mod tests {
             leases.lease(&id(7), now).map(|a| a.to_string()),
             Ok("10.210.1.9".into())
         );
+    }
+
+    #[test]
+    fn an_address_that_something_else_has_is_leased_to_no_container() {
+        let (mut leases, now) = leases();
+        let reserved = Ipv4Addr::new(10, 210, 1, 2);
+        leases.reserve([reserved].into());
+        let first = leases.lease(&id(1), now);
+        assert_eq!(first, Ok(Ipv4Addr::new(10, 210, 1, 3)));
+        leases.reserve(BTreeSet::new());
+        assert_eq!(leases.lease(&id(2), now), Ok(reserved));
     }
 
     #[test]

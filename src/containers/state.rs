@@ -77,7 +77,8 @@ pub struct Offer {
 #[derive(Debug)]
 pub struct Containers {
     context: NodeContext,
-    leases: Leases,
+    /// The addresses of the containers.
+    pub leases: Leases,
     held: BTreeMap<ContainerId, Container>,
     refused: BTreeMap<ContainerId, (String, Refusal)>,
     /// The names of containers that were refused for a new reason since they were last taken, with the reasons.
@@ -361,12 +362,6 @@ impl Containers {
             .iter()
             .filter_map(|(id, held)| Some((id.clone(), held.probe_target(node)?)))
             .collect()
-    }
-
-    /// The leases as they are stored on disk.
-    #[must_use]
-    pub fn leases(&self) -> BTreeMap<ContainerId, Ipv4Addr> {
-        self.leases.stored()
     }
 
     /// The names of all services on this node.

@@ -137,6 +137,17 @@ impl Zone {
             zone.names
                 .put(&name, |entry| entry.addresses = addresses.into());
         }
+        for guest in input.netmap.guests.iter().filter(|guest| guest.heard) {
+            let name = format!("{}.guest", guest.name);
+            for address in guest.addresses() {
+                zone.reverse.give_to_node(address, &name);
+            }
+            // A guest with two doors has the addresses of those that hear it.
+            zone.names.put(&name, |entry| {
+                let held = entry.addresses.iter().copied();
+                entry.addresses = held.chain(guest.addresses()).collect();
+            });
+        }
         let mut touched = BTreeSet::new();
         for service in input.netmap.services.values() {
             zone.add_service(service, input, &mut touched);

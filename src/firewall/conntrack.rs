@@ -224,6 +224,7 @@ mod tests {
                 .collect(),
             native: None,
             policy: None,
+            guests: BTreeSet::new(),
             v6: None,
         }
     }
@@ -247,6 +248,7 @@ mod tests {
                 node: at(1, 1),
                 networks: BTreeMap::new(),
                 mappings: mappings.collect(),
+                guests: BTreeSet::new(),
             }),
             ..state(&[], &[])
         }

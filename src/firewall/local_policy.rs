@@ -103,6 +103,7 @@ mod tests {
             node: label("n1"),
             tags: Vec::new(),
             is_node: offered.is_none(),
+            guest: None,
             services: offered.into_iter().collect(),
         }
     }

@@ -66,6 +66,8 @@ pub struct FirewallState {
     pub native: Option<Native>,
     /// What the policy allows between the addresses of this node. None: everything.
     pub policy: Option<LocalPolicy>,
+    /// The addresses in the block that are those of guests. Packets to them leave by the tunnel device, like packets to other nodes.
+    pub guests: BTreeSet<Ipv4Addr>,
     /// The part for IPv6. None if the machine has no IPv6.
     pub v6: Option<StateV6>,
 }
@@ -83,6 +85,8 @@ pub struct StateV6 {
     pub networks: BTreeMap<String, Vec<Ipv6Net>>,
     /// The containers by instance address.
     pub mappings: BTreeMap<Ipv6Addr, Mapped<Ipv6Addr>>,
+    /// The addresses of guests, as [`FirewallState::guests`].
+    pub guests: BTreeSet<Ipv6Addr>,
 }
 
 impl FirewallState {

@@ -256,7 +256,10 @@ impl ValidState {
         } = state;
         let translates = self.translates(state);
         let refused = [
-            format!("ip daddr {block} goto refuse"),
+            format!(
+                "ip daddr {block}{} goto refuse",
+                except(Family::V4, &state.guests)
+            ),
             format!("ip daddr {} goto refuse", service_addresses(state)),
         ];
         let invalid = translates.then(|| "ip daddr @instances ct state invalid drop".to_owned());
@@ -459,6 +462,15 @@ fn chain(text: &mut String, name: &str, hook: &str, rules: &[String]) {
         let _ = writeln!(text, "\t\t{rule}");
     }
     let _ = writeln!(text, "\t}}");
+}
+
+/// The match that leaves out the addresses of guests, for a rule about this node's block.
+fn except(family: Family, guests: &BTreeSet<impl ToString>) -> String {
+    if guests.is_empty() {
+        return String::new();
+    }
+    let guests: Vec<String> = guests.iter().map(ToString::to_string).collect();
+    format!(" {} daddr != {{ {} }}", family.ip(), guests.join(", "))
 }
 
 /// The range of service addresses in the syntax of nftables.

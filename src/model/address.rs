@@ -217,6 +217,22 @@ impl Block {
         has_host.then(|| host_v6(self.v6, host))
     }
 
+    /// Returns the addresses of the instance with the number `host` in both parts of the block. None if it is the number of the node itself,
+    /// of the network or of the broadcast address, or beyond the block.
+    #[must_use]
+    pub fn instance(&self, host: u16) -> Option<(Ipv4Addr, Ipv6Addr)> {
+        let last = u32::from(self.v4.broadcast()) - u32::from(self.v4.network());
+        let is_instance = host >= 2 && u32::from(host) < last;
+        is_instance.then(|| (host_v4(self.v4, host.into()), host_v6(self.v6, host.into())))
+    }
+
+    /// Returns the number of the last instance address of the block.
+    #[must_use]
+    pub fn last_instance(&self) -> u16 {
+        let last = u32::from(self.v4.broadcast()) - u32::from(self.v4.network());
+        u16::try_from(last.saturating_sub(1)).unwrap_or(u16::MAX)
+    }
+
     /// Whether `address` is in this block.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
@@ -333,6 +349,21 @@ mod tests {
             prefix_v6: "fd12:3456:789a::/48".parse().expect("a literal"),
             node_block_v4: 24,
             node_block_v6: 64,
+        }
+    }
+
+    #[test]
+    fn an_instance_has_the_same_number_in_both_parts_of_a_block_and_no_number_of_another_host() {
+        let block = plan().block(1).expect("in the plan");
+        let (v4, v6) = block.instance(254).expect("the last one");
+        assert_eq!(
+            (v4.to_string(), block.last_instance()),
+            ("10.210.1.254".into(), 254)
+        );
+        assert_eq!(v6.to_string(), "fd12:3456:789a:1::fe");
+        assert!(block.instance(2).is_some());
+        for host in [0, 1, 255, 256, u16::MAX] {
+            assert_eq!(block.instance(host), None, "{host}");
         }
     }
 

@@ -32,6 +32,13 @@ impl PublicKey {
         })
     }
 
+    /// Returns the form of this key for an exchange of keys (RFC 7748). None if it is no key.
+    #[must_use]
+    pub(super) fn exchange_key(&self) -> Option<[u8; 32]> {
+        let key = VerifyingKey::from_bytes(&self.0).ok()?;
+        Some(key.to_montgomery().to_bytes())
+    }
+
     /// Returns the first 12 digits, with which people can distinguish the keys of one mesh.
     #[must_use]
     pub fn short(&self) -> String {
@@ -104,6 +111,16 @@ impl SigningKey {
     #[must_use]
     pub fn public(&self) -> PublicKey {
         PublicKey(self.0.verifying_key().to_bytes())
+    }
+
+    /// Returns the key on which this key and the exchange key `theirs` agree (RFC 7748). None if `theirs` is a point of small order, with
+    /// which every key agrees on the same.
+    #[must_use]
+    pub(super) fn agree(&self, theirs: &[u8; 32]) -> Option<Zeroizing<[u8; 32]>> {
+        let own = x25519_dalek::StaticSecret::from(self.0.to_scalar_bytes());
+        let agreed = own.diffie_hellman(&x25519_dalek::PublicKey::from(*theirs));
+        let is_safe = agreed.was_contributory();
+        is_safe.then(|| Zeroizing::new(agreed.to_bytes()))
     }
 
     /// Signs `message`.

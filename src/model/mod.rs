@@ -15,6 +15,7 @@ pub mod protocol;
 pub mod public_host;
 pub(crate) mod rate;
 pub(crate) mod reasons;
+pub mod sealed;
 pub mod text;
 pub mod time;
 
@@ -24,3 +25,4 @@ pub use name::{Label, ServiceName};
 pub use path::{NodeAddress, Path};
 pub use protocol::Protocol;
 pub use public_host::PublicHost;
+pub use sealed::Sealed;

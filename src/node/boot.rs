@@ -255,6 +255,7 @@ async fn start_tunnel(
     tunnel
         .filter()
         .set_own_networks(&[block.v4.into(), block.v6.into()]);
+    tunnel.keys().set_guest_key(identity.keys.guest());
     Ok((tunnel, previous.is_some()))
 }
 

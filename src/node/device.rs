@@ -8,6 +8,7 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use super::calling::Calling;
+use super::guests::Guests;
 use super::host::{Interface, Upkeep};
 use super::mapping::PortMapping;
 use super::policy::PolicyInForce;
@@ -41,6 +42,8 @@ pub(super) struct Device {
     pub(super) streams: RelayStreams,
     /// The calls of this node and of members.
     pub(super) calling: Calling,
+    /// The guests for which this node is the door.
+    pub(super) guests: Guests,
     /// The problem while the device is in another network namespace.
     elsewhere: Option<Problem>,
 }
@@ -64,6 +67,7 @@ impl Device {
             policy,
             streams,
             calling: Calling::new(clock::now()),
+            guests: Guests::default(),
             elsewhere: None,
         }
     }

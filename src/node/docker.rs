@@ -74,7 +74,7 @@ impl Docker {
         let network = context.network;
         let containers = Containers::new(context, dir.leases(), now);
         let docker = Self {
-            stored: containers.leases(),
+            stored: containers.leases.stored(),
             containers,
             prober: Checker::new(verdict),
             required: config.required,
@@ -267,6 +267,16 @@ impl Docker {
         self.containers.services()
     }
 
+    /// The addresses that are leased to containers.
+    pub(super) fn leased(&self) -> BTreeSet<Ipv4Addr> {
+        self.containers.leases.stored().into_values().collect()
+    }
+
+    /// Sets the addresses that no container gets from now on.
+    pub(super) fn reserve(&mut self, addresses: BTreeSet<Ipv4Addr>) {
+        self.containers.leases.reserve(addresses);
+    }
+
     /// The number of exposed containers.
     pub(super) fn len(&self) -> usize {
         self.containers.count()
@@ -278,7 +288,7 @@ impl Docker {
 
     /// The addresses of containers, if they differ from those on disk, so that a restart does not change them.
     pub(super) fn unwritten(&self) -> Option<BTreeMap<ContainerId, Ipv4Addr>> {
-        let leases = self.containers.leases();
+        let leases = self.containers.leases.stored();
         (leases != self.stored).then_some(leases)
     }
 

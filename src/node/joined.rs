@@ -34,6 +34,7 @@ use crate::records::netmap::Netmap;
 
 mod calling;
 mod events;
+mod guests;
 mod mapping;
 mod messages;
 mod pinhole;
@@ -108,6 +109,7 @@ impl JoinedNode {
         timers.set(Timer::Replica, self.replica.poll_timeout());
         timers.set(Timer::Names, self.names.poll_timeout());
         timers.set(Timer::Policy, self.device.policy.poll_timeout());
+        timers.set(Timer::Guests, self.device.guests.poll_timeout(now));
         timers.set(Timer::Acceptance, self.connections.poll_timeout());
         timers.start(Timer::Keys, now + KEYS_INTERVAL);
         if self.workloads.docker.is_some() {
@@ -127,6 +129,7 @@ impl JoinedNode {
             Timer::Replica => self.replica.handle_time(clock::now()),
             Timer::Names => self.names.handle_time(now),
             Timer::Policy => self.dirty.firewall |= stages::enforce_policy(self),
+            Timer::Guests => guests::poll(self, clock::now()),
             Timer::Containers => {
                 if self.workloads.handle_time(now) {
                     self.containers_changed();

@@ -121,6 +121,7 @@ pub(super) fn text(scrape: &Scrape<'_>) -> String {
         add_changes(&mut page, node);
         add_tunnel(&mut page, node);
         add_paths(&mut page, node);
+        add_guests(&mut page, node);
         add_mapping(&mut page, node);
         reach::add(&mut page, node);
         let (peers, services) = (scrape.settings.per_peer, scrape.settings.per_service);
@@ -303,6 +304,24 @@ fn add_tunnel(page: &mut MetricsPage, node: &JoinedNode) {
         help,
         node.device.streams.refused(),
     );
+}
+
+/// The guests for which this node is the door.
+fn add_guests(page: &mut MetricsPage, node: &JoinedNode) {
+    let (mut here, mut away) = (0_u64, 0_u64);
+    for guest in node.device.guests.views() {
+        let count = if guest.lease.heard {
+            &mut here
+        } else {
+            &mut away
+        };
+        *count += 1;
+    }
+    let help = "Guests for which this node is the door, by whether it heard them in the last three minutes.";
+    let mut family = page.family("guests", Kind::Gauge, help);
+    for (state, count) in [("here", here), ("away", away)] {
+        family.sample(&[("state", state)], count);
+    }
 }
 
 /// The port that the router maps to this node.

@@ -38,6 +38,7 @@ mod disk;
 mod dns_address;
 mod docker;
 pub mod gossip;
+mod guests;
 pub mod host;
 mod join_problem;
 mod joined;

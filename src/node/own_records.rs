@@ -491,6 +491,8 @@ mod tests {
             observed: vec![],
             mapped: vec![],
             stream: None,
+            guest_key: None,
+            guests: vec![],
         }
     }
 

@@ -17,7 +17,7 @@
 use std::collections::BTreeSet;
 
 use super::replica::Changes;
-use crate::records::kinds::RecordKey;
+use crate::records::kinds::{Guest, RecordKey};
 
 /// The parts of a node that are not in step yet.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -64,7 +64,11 @@ impl Dirty {
                     // The record of this node says whether it relays.
                     self.own = true;
                 }
-                _ => self.members = true,
+                key => {
+                    self.members = true;
+                    // The record of this node has the addresses of its guests.
+                    self.own |= Guest::is_concerned(&key);
+                }
             }
         }
     }

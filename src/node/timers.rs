@@ -20,6 +20,8 @@ pub(super) enum Timer {
     Names,
     /// The policy is compiled for changes of members that waited.
     Policy,
+    /// Guests expire, and are heard or not.
+    Guests,
     /// Containers become ready, or their engine has not reported in time.
     Containers,
     /// A join has waited long enough for the coordinator to accept this node's record.
@@ -31,13 +33,14 @@ pub(super) enum Timer {
 }
 
 impl Timer {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Keys,
         Self::Paths,
         Self::Mapping,
         Self::Replica,
         Self::Names,
         Self::Policy,
+        Self::Guests,
         Self::Containers,
         Self::Acceptance,
         Self::Reconcile,

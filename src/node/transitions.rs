@@ -4,6 +4,7 @@
 pub(super) mod coordinator;
 pub(super) mod denials;
 pub(super) mod engine;
+pub(super) mod guests;
 pub(super) mod instances;
 pub(super) mod local;
 pub(super) mod members;

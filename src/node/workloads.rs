@@ -137,7 +137,7 @@ impl Workloads {
     }
 
     /// Hands the wanted state of the kernel to the firewall. `block` is the block of this node, `ipv6` is whether its device has IPv6,
-    /// and `service_addresses` are the usable instance addresses by service address.
+    /// and `service_addresses` are the usable instance addresses by service address. `guests` are the addresses of this node's guests.
     pub(super) fn apply_firewall(
         &mut self,
         mesh: &MeshAddresses,
@@ -145,6 +145,7 @@ impl Workloads {
         ipv6: Ipv6,
         service_addresses: BTreeMap<Ipv4Addr, Vec<Ipv4Addr>>,
         policy: &Table,
+        guests: BTreeSet<Ipv4Addr>,
     ) {
         let docker = self.docker.as_ref();
         // Rules from before a restart of meshd are right until it is known what runs.
@@ -153,7 +154,7 @@ impl Workloads {
         }
         let mappings = mapped(docker.map(Docker::mappings).unwrap_or_default());
         // A kernel without IPv6 has nothing of it to guard.
-        let v6 = (ipv6 != Ipv6::Absent).then(|| self.state_v6(mesh, block, ipv6));
+        let v6 = (ipv6 != Ipv6::Absent).then(|| self.state_v6(mesh, block, ipv6, &guests));
         let of_v4 = mappings.keys().map(|address| IpAddr::V4(*address));
         let of_v6 = v6.iter().flat_map(|v6| v6.mappings.keys());
         let of_v6 = of_v6.map(|address| IpAddr::V6(*address));
@@ -168,6 +169,7 @@ impl Workloads {
             mappings,
             service_addresses,
             policy: LocalPolicy::of(policy, &addresses),
+            guests,
             native: docker.and_then(Docker::native).map(|plan| Native {
                 bridge: network::BRIDGE.into(),
                 range: plan.range(),
@@ -180,7 +182,13 @@ impl Workloads {
     }
 
     /// The part of that state for IPv6. Without addresses on the device, containers have none either.
-    fn state_v6(&self, mesh: &MeshAddresses, block: &Block, ipv6: Ipv6) -> StateV6 {
+    fn state_v6(
+        &self,
+        mesh: &MeshAddresses,
+        block: &Block,
+        ipv6: Ipv6,
+        guests: &BTreeSet<Ipv4Addr>,
+    ) -> StateV6 {
         let docker = self.docker.as_ref();
         let mut networks = docker.map(Docker::bridges_v6).unwrap_or_default();
         networks.retain(|bridge, _| self.bridges.contains_key(bridge));
@@ -191,6 +199,10 @@ impl Workloads {
             node: block.node_v6(),
             networks,
             mappings: mapped(mappings.map(Docker::mappings_v6).unwrap_or_default()),
+            guests: guests
+                .iter()
+                .filter_map(|guest| block.instance_v6(*guest))
+                .collect(),
         }
     }
 

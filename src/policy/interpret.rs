@@ -163,6 +163,7 @@ pub fn selects(selector: &Selector, subject: &Subject) -> bool {
         }
         Selector::Tag(tag) => subject.tags.iter().any(|own| tag.is(own)),
         Selector::Node(name) => subject.is_node && name.is(&subject.node),
+        Selector::Guest(name) => subject.guest.as_ref().is_some_and(|own| name.is(own)),
         Selector::SameProject | Selector::Unknown => false,
     }
 }

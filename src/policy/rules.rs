@@ -144,6 +144,7 @@ impl Policy {
             Selector::Service(_)
             | Selector::InProject(..)
             | Selector::Project(_)
+            | Selector::Guest(_)
             | Selector::SameProject
             | Selector::Unknown => false,
         })

@@ -10,7 +10,7 @@ use crate::model::{Label, ServiceName};
 /// Which nodes and instances a rule, or the label `mesh.allow`, is about.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Selector {
-    /// `*`: all nodes and instances.
+    /// `*`: all nodes, instances and guests.
     Any,
     /// `name`: the instances of a service, as `name.svc.mesh` has them.
     Service(Label),
@@ -18,10 +18,12 @@ pub enum Selector {
     InProject(Wild, Wild),
     /// `project:p`: the instances of all services of a project.
     Project(Wild),
-    /// `tag:t`: the nodes with this tag, and the instances on them.
+    /// `tag:t`: the nodes with this tag and the instances on them, and the guests with this tag.
     Tag(Wild),
     /// `node:n`: a node itself, without the instances on it.
     Node(Wild),
+    /// `guest:g`: a guest.
+    Guest(Wild),
     /// `same-project`: the instances that share a project with the other side.
     SameProject,
     /// A selector of a later version in a signed record: it selects nothing.
@@ -91,6 +93,7 @@ impl Selector {
                 "tag" => Ok(Self::Tag(Wild::parse(name)?)),
                 "node" => Ok(Self::Node(Wild::parse(name)?)),
                 "project" => Ok(Self::Project(Wild::parse(name)?)),
+                "guest" => Ok(Self::Guest(Wild::parse(name)?)),
                 other => Err(SelectorError::Prefix(printable(other), right_prefix(other))),
             };
         }
@@ -118,7 +121,12 @@ impl Selector {
                 of_project && name.is(&service.name)
             }
             Self::Project(project) => service.project.as_ref().is_some_and(|p| project.is(p)),
-            Self::Any | Self::Tag(_) | Self::Node(_) | Self::SameProject | Self::Unknown => false,
+            Self::Any
+            | Self::Tag(_)
+            | Self::Node(_)
+            | Self::Guest(_)
+            | Self::SameProject
+            | Self::Unknown => false,
         }
     }
 }
@@ -153,13 +161,13 @@ fn right_prefix(word: &str) -> String {
         }
         _ => {
             let nearest = text::nearest(word, PREFIXES, 0.0).unwrap_or_default();
-            format!("did you mean `{nearest}:`? there are `tag:`, `node:` and `project:`")
+            format!("did you mean `{nearest}:`? there are `tag:`, `node:`, `project:` and `guest:`")
         }
     }
 }
 
 /// The words before a colon with which selectors begin.
-pub(super) const PREFIXES: [&str; 3] = ["tag", "node", "project"];
+pub(super) const PREFIXES: [&str; 4] = ["tag", "node", "project", "guest"];
 
 impl fmt::Display for Wild {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -179,6 +187,7 @@ impl fmt::Display for Selector {
             Self::Project(project) => write!(f, "project:{project}"),
             Self::Tag(tag) => write!(f, "tag:{tag}"),
             Self::Node(node) => write!(f, "node:{node}"),
+            Self::Guest(guest) => write!(f, "guest:{guest}"),
             Self::SameProject => f.write_str("same-project"),
             Self::Unknown => f.write_str("(unknown)"),
         }
@@ -203,6 +212,8 @@ mod tests {
             "tag:*",
             "node:web-1",
             "node:*",
+            "guest:anna",
+            "guest:*",
             "same-project",
         ] {
             assert_eq!(
@@ -223,7 +234,7 @@ mod tests {
         assert_eq!(said(""), "a selector cannot be empty");
         assert_eq!(
             said("tags:ops"),
-            "`tags:` begins no selector; did you mean `tag:`? there are `tag:`, `node:` and `project:`"
+            "`tags:` begins no selector; did you mean `tag:`? there are `tag:`, `node:`, `project:` and `guest:`"
         );
         assert_eq!(
             said("group:ops"),

@@ -7,7 +7,7 @@ use super::ports::{Asked, PortSet};
 use super::selector::Selector;
 use crate::model::{Label, Protocol, ServiceName};
 
-/// Something with addresses in the mesh: a node, or one instance of one or more services.
+/// Something with addresses in the mesh: a node, one instance of one or more services, or a guest.
 ///
 /// A program without an instance address sends from the address of its node, so rules take it for the node. If two subjects of one node
 /// have an address, every rule for one of them is a rule for this address. If subjects of two nodes have an address, nothing passes to it
@@ -18,12 +18,14 @@ pub struct Subject {
     pub addresses: Vec<IpAddr>,
     /// The name of its node.
     pub node: Label,
-    /// The tags of this node.
+    /// The tags of this node, or those of the guest.
     pub tags: Vec<Label>,
     /// The services that are reached at these addresses.
     pub services: Vec<Offered>,
     /// Whether these addresses are those of the node itself.
     pub is_node: bool,
+    /// The name of the guest that has these addresses, whose door the node is.
+    pub guest: Option<Label>,
 }
 
 /// A service that a subject offers.
@@ -97,9 +99,12 @@ impl Subject {
     }
 }
 
-/// The name in messages: `node web-1`, or `shop/db on web-1`.
+/// The name in messages: `node web-1`, `guest anna`, or `shop/db on web-1`.
 impl fmt::Display for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(guest) = &self.guest {
+            return write!(f, "guest {guest}");
+        }
         match self.services.first() {
             Some(offered) if !self.is_node => {
                 if let Some(project) = &offered.service.project {

@@ -189,6 +189,7 @@ fn made_up(selector: &Selector, ports: Option<&Ports>) -> Subject {
         tags: Vec::new(),
         services: Vec::new(),
         is_node: false,
+        guest: None,
     };
     let service = match selector {
         Selector::Service(service) => Some(ServiceName::from(service.clone())),
@@ -208,10 +209,14 @@ fn made_up(selector: &Selector, ports: Option<&Ports>) -> Subject {
             subject.node = name(node);
             None
         }
+        Selector::Guest(guest) => {
+            subject.guest = Some(name(guest));
+            None
+        }
         Selector::Any | Selector::SameProject | Selector::Unknown => None,
     };
     match service {
-        None => subject.is_node = true,
+        None => subject.is_node = subject.guest.is_none(),
         Some(service) => subject.services.push(Offered {
             service,
             ports: declared(ports),

@@ -24,12 +24,14 @@
 //! | `GET /v1/policy/denied` | | [`DeniedList`] |
 //! | `GET /v1/metrics` | | text (Prometheus text format 0.0.4) |
 
+mod guests;
 mod instances;
 mod paths;
 mod policy;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+pub use guests::GuestStatus;
 pub use instances::{OwnInstance, OwnInstances};
 pub use paths::{
     CallCheck, EndpointSource, Ipv6State, LocalAddress, NatCheck, NatFiltering, NatMapping,
@@ -110,7 +112,7 @@ impl Status {
 }
 
 /// The identity of the node.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NodeStatus {
     /// The identity key.
     pub id: PublicKey,
@@ -133,6 +135,9 @@ pub struct NodeStatus {
     pub endpoints: Vec<SocketAddr>,
     /// The domain of the mesh.
     pub domain: Label,
+    /// The guests for which this node is the door. They are absent if there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub guests: Vec<GuestStatus>,
 }
 
 /// The tunnel device.

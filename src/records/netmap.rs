@@ -1,7 +1,7 @@
 //! The map of the mesh that a node computes from its ledger: the members, their addresses, and their services.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use super::kinds::{Mesh, Record, Service, StreamOffer};
@@ -24,6 +24,8 @@ pub struct Netmap {
     pub rules: Rules,
     /// The services by record id that are left out because their nodes may not serve them.
     pub unlawful: BTreeMap<String, Unlawful>,
+    /// The guests to which a door has leased addresses. They may have expired.
+    pub guests: Vec<GuestAt>,
 }
 
 /// The policy in force, which decides who may serve a name and who may reach it.
@@ -154,6 +156,28 @@ pub struct Member {
     pub at_router: AtRouter,
     /// Where it relays over TLS.
     pub stream: Option<StreamOffer>,
+}
+
+/// A guest to which its door has leased addresses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestAt {
+    pub name: Label,
+    pub key: WireGuardKey,
+    pub tags: Vec<Label>,
+    /// The identity key of the door.
+    pub door: PublicKey,
+    pub v4: Ipv4Addr,
+    pub v6: Ipv6Addr,
+    /// Whether the door has heard the guest lately.
+    pub heard: bool,
+}
+
+impl GuestAt {
+    /// Both addresses, IPv4 first.
+    #[must_use]
+    pub fn addresses(&self) -> [IpAddr; 2] {
+        [self.v4.into(), self.v6.into()]
+    }
 }
 
 /// The addresses that a router has for a member.

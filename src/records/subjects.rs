@@ -5,18 +5,21 @@ use std::net::IpAddr;
 
 use super::kinds::{Instance, POLICY_1, Service};
 use super::ledger::Ledger;
-use super::netmap::{Member, Netmap};
+use super::netmap::{GuestAt, Member, Netmap};
 use crate::model::address::Block;
 use crate::model::{Label, PublicKey};
 use crate::policy::{Offered, OfferedPort, Selector, Subject};
 
-/// Returns the subjects of `netmap`: the nodes, and the instances that have addresses of their own. An instance with an address of its
+/// Returns the subjects of `netmap`: the nodes, the guests, and the instances that have addresses of their own. An instance with an address of its
 /// node is a service that the node itself offers.
 #[must_use]
 pub fn subjects(netmap: &Netmap) -> Vec<Subject> {
     let mut subjects = Subjects::default();
     for member in netmap.members.values() {
         subjects.add_node(member);
+    }
+    for guest in &netmap.guests {
+        subjects.add_guest(netmap, guest);
     }
     for service in netmap.services.values() {
         if let Some(member) = netmap.members.get(&service.node) {
@@ -49,6 +52,9 @@ pub fn subject_at(netmap: &Netmap, address: IpAddr) -> Option<Subject> {
     let member = netmap.owner_of(address)?;
     let mut subjects = Subjects::default();
     subjects.add_node(member);
+    for guest in netmap.guests.iter().filter(|g| g.door == member.id) {
+        subjects.add_guest(netmap, guest);
+    }
     let services = netmap.services.values();
     for service in services.filter(|service| service.node == member.id) {
         for instance in &service.instances {
@@ -73,6 +79,11 @@ pub fn changed(before: &Netmap, now: &Netmap) -> bool {
     let members = before.members.values().map(facts);
     let mut services = before.services.values().zip(now.services.values());
     before.rules != now.rules
+        || !before
+            .guests
+            .iter()
+            .map(of_guest)
+            .eq(now.guests.iter().map(of_guest))
         || !members.eq(now.members.values().map(facts))
         || before.services.len() != now.services.len()
         || services.any(|(a, b)| a.id != b.id || differ(Some(a), Some(b)))
@@ -86,6 +97,12 @@ fn facts(member: &Member) -> (PublicKey, &Label, &[Label], Block) {
         member.tags.as_slice(),
         member.block,
     )
+}
+
+/// The parts of a guest that its subject has.
+fn of_guest(guest: &GuestAt) -> (&Label, &[Label], PublicKey, [IpAddr; 2]) {
+    let tags = guest.tags.as_slice();
+    (&guest.name, tags, guest.door, guest.addresses())
 }
 
 /// Whether two versions of a service differ in a part that [`subjects`] reads. Most new versions only have another health.
@@ -152,15 +169,19 @@ impl Moved {
     }
 }
 
-/// The addresses of the nodes and of their instances.
+/// The addresses of the nodes, of their guests and of their instances.
 fn owned(netmap: &Netmap) -> Owned<'_> {
     let nodes = netmap.members.values().flat_map(|member| {
         let own = member.block.node_addresses();
         own.map(|address| (address, member.id, None))
     });
+    let guests = netmap.guests.iter().flat_map(|guest| {
+        let own = guest.addresses();
+        own.map(|address| (address, guest.door, Some(&guest.name)))
+    });
     let services = netmap.services.values();
     let instances = services.flat_map(|service| instances(service, netmap));
-    nodes.chain(instances).collect()
+    nodes.chain(guests).chain(instances).collect()
 }
 
 /// The addresses of the instances of a service, without those of its node.
@@ -195,7 +216,21 @@ impl Subjects {
             tags: member.tags.clone(),
             services: Vec::new(),
             is_node: true,
+            guest: None,
         });
+    }
+
+    fn add_guest(&mut self, netmap: &Netmap, guest: &GuestAt) {
+        if let Some(door) = netmap.members.get(&guest.door) {
+            self.add(Subject {
+                addresses: guest.addresses().to_vec(),
+                node: door.name.clone(),
+                tags: guest.tags.clone(),
+                services: Vec::new(),
+                is_node: false,
+                guest: Some(guest.name.clone()),
+            });
+        }
     }
 
     fn add(&mut self, subject: Subject) {
@@ -224,6 +259,7 @@ impl Subjects {
                 tags: member.tags.clone(),
                 services: vec![offered(service, instance)],
                 is_node: false,
+                guest: None,
             });
         }
     }
@@ -339,6 +375,35 @@ mod tests {
             allow: vec![],
         };
         assert_eq!(subjects[0].services, [web]);
+    }
+
+    #[test]
+    fn a_guest_is_a_subject_of_its_door_and_its_going_is_a_change_while_its_silence_is_none() {
+        let mut netmap = netmap();
+        netmap.guests.push(GuestAt {
+            name: label("anna"),
+            key: crate::model::WireGuardKey([7; 32]),
+            tags: vec![label("ops")],
+            door: build::id(1),
+            v4: [10, 210, 1, 254].into(),
+            v6: "fd00:1:2:1::fe".parse().expect("a literal"),
+            heard: true,
+        });
+        let own = address("10.210.1.254");
+        let guest = subject_at(&netmap, own).expect("it is a guest");
+        assert_eq!(guest.guest, Some(label("anna")));
+        assert_eq!(guest.tags, [label("ops")]);
+        assert!(!guest.is_node && subjects(&netmap).contains(&guest));
+        let mut silent = netmap.clone();
+        silent.guests[0].heard = false;
+        assert!(!changed(&netmap, &silent));
+        let mut gone = netmap.clone();
+        gone.guests.clear();
+        assert!(changed(&netmap, &gone));
+        let moved = Moved::between(&netmap, &gone);
+        let addresses: Vec<IpAddr> = moved.gone.iter().map(|(address, _)| *address).collect();
+        assert_eq!(addresses, [own, address("fd00:1:2:1::fe")]);
+        assert!(moved.added.is_empty());
     }
 
     #[test]

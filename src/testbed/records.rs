@@ -121,6 +121,8 @@ pub fn node(id: &PublicKey, block: Block) -> Node {
         observed: vec![],
         mapped: vec![],
         stream: None,
+        guest_key: None,
+        guests: vec![],
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::drops::DropReason;
+use super::guests::{self, GuestWay};
 use super::messages;
 use super::noise::Opened;
 use super::packet::Ip;
@@ -17,6 +18,10 @@ use super::table::Table;
 pub(super) enum Decision {
     /// Deliver the packet to the device.
     Deliver,
+    /// The packet is of a guest or for one: pass it on to the peer that owns its destination.
+    Forward,
+    /// The packet is of a guest to the local service: answer it.
+    Serve,
     /// The packet is a probe to this node: answer it.
     AnswerProbe,
     /// The packet is the answer to the probe with this nonce, after this round trip.
@@ -27,6 +32,17 @@ pub(super) enum Decision {
     Keepalive,
     /// Drop the message.
     Drop(DropReason),
+}
+
+impl From<GuestWay> for Decision {
+    fn from(way: GuestWay) -> Self {
+        match way {
+            GuestWay::Forward => Self::Forward,
+            GuestWay::Serve => Self::Serve,
+            GuestWay::Deliver => Self::Deliver,
+            GuestWay::Drop(reason) => Self::Drop(reason),
+        }
+    }
 }
 
 /// Decides about a data message of the session of `sender`, which was opened into `output`. `is_local` says whether an address is
@@ -55,6 +71,11 @@ pub(super) fn decide(
     let is_owner = |owner: &Arc<Peer>| Arc::ptr_eq(owner, sender) || owner.member == sender.member;
     if !owner.is_some_and(is_owner) {
         return Decision::Drop(DropReason::ForeignSource);
+    }
+    if table.has_guests
+        && let Some(way) = guests::decide(packet, &ip, sender, table)
+    {
+        return way.into();
     }
     if !table.accepts_destination(ip.destination) {
         return Decision::Drop(DropReason::ForeignDestination);

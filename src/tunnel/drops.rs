@@ -39,6 +39,8 @@ reasons! {
         ForeignSource = "foreign_source",
         /// From a peer: the destination is not in a network of this node, or it is an address that each node serves for itself alone.
         ForeignDestination = "foreign_destination",
+        /// From a guest: the packet is for a port at which only nodes speak, or may hide such a port.
+        Guest = "guest",
         /// From the TUN device or a peer: the policy of the mesh denies the packet.
         Policy = "policy",
         /// From the TUN device: the packet is for the port of a peer at which only the meshd of this node speaks to that of the peer.

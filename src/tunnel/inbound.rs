@@ -9,6 +9,7 @@ use super::decision::{Decision, decide};
 use super::delivery::Delivery;
 use super::drops::DropReason;
 use super::endpoint::{Carrier, Endpoint, Via};
+use super::forward::Forwarding;
 use super::guard::Memo;
 use super::handshakes::{self, Handshakes};
 use super::incoming;
@@ -39,6 +40,7 @@ pub(super) struct Inbound {
     recent: Option<Arc<Peer>>,
     /// The last packet that the policy let pass.
     memo: Memo,
+    forwarding: Forwarding,
     handshakes: Handshakes,
     /// Whether this thread wakes itself because handshakes wait that arrived by streams.
     is_woken: bool,
@@ -53,6 +55,7 @@ impl Inbound {
             sender: Sender::new(),
             recent: None,
             memo: Memo::default(),
+            forwarding: Forwarding::new(Instant::now()),
             handshakes: Handshakes::default(),
             is_woken: false,
         }
@@ -73,6 +76,7 @@ impl Inbound {
         // The peer of the last datagram may have been removed since.
         self.recent = None;
         self.memo.clear();
+        self.forwarding.begin();
         let round = Round {
             shared,
             tun: &device.pairs[self.pair],
@@ -103,6 +107,7 @@ impl Inbound {
         let device = shared.device.load();
         self.recent = None;
         self.memo.clear();
+        self.forwarding.begin();
         let round = Round {
             shared,
             tun: &device.pairs[self.pair],
@@ -269,6 +274,10 @@ impl Inbound {
                     self.deliver(round, &peer, length);
                 }
             }
+            decision @ (Decision::Forward | Decision::Serve) => {
+                drop(state);
+                self.pass_on(round, (&peer, decision), opened);
+            }
             Decision::AnswerProbe => {
                 state.paths.wait.handle_probe(session_of(datagram));
                 if let Some(ip) = Ip::parse(space) {
@@ -312,6 +321,15 @@ impl Inbound {
         let packet = &self.delivery.space()[..length];
         if checking::passes_in(within, peer, packet, &mut self.memo, round.now) {
             self.delivery.push(length, round.tun, &round.shared.drops);
+        }
+    }
+
+    /// Passes a packet on that `peer` sent, which is of a guest or for one.
+    fn pass_on(&mut self, round: &Round<'_>, from: (&Peer, Decision), opened: Opened) {
+        if let Opened::Packet(length) = opened {
+            let (space, memo) = (self.delivery.space(), &mut self.memo);
+            let sender = &mut self.sender;
+            (self.forwarding).handle(round, sender, from, (space, length), memo);
         }
     }
 

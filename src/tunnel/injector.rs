@@ -1,12 +1,14 @@
-//! Packets for the kernel that come from another part of this program.
+//! Packets for the kernel or for a guest that come from another part of this program.
 
 use std::net::SocketAddr;
 use std::sync::Weak;
+use std::time::Instant;
 
+use super::forward;
 use super::local_service::write_datagram;
 use super::shared::Shared;
 
-/// Passes packets to the kernel as if they came from a peer. Does nothing once the tunnel is gone.
+/// Passes packets to the kernel as if they came from a peer, and those for a guest to the guest. Does nothing once the tunnel is gone.
 #[derive(Clone)]
 pub struct Injector(pub(super) Weak<Shared>);
 
@@ -14,7 +16,9 @@ impl Injector {
     /// Passes a whole packet with its checksums.
     pub fn packet(&self, packet: &[u8]) {
         if let Some(shared) = self.0.upgrade() {
-            shared.inject(packet);
+            if !forward::to_guest(&shared, packet, Instant::now()) {
+                shared.inject(packet);
+            }
         }
     }
 

@@ -42,6 +42,8 @@ mod decision;
 mod delivery;
 mod endpoint;
 mod filter;
+mod forward;
+mod guests;
 mod handshakes;
 mod inbound;
 mod incoming;

@@ -20,6 +20,8 @@ pub(super) struct Peer {
     pub(super) index: u32,
     /// The number of the member that the peer belongs to. The current and the retired peers of a member share it.
     pub(super) member: u64,
+    /// Whether it is a device that reaches the mesh through this node.
+    pub(super) is_guest: bool,
     /// The keys of this node that it has its sessions with, if they are not the present ones.
     pub(super) bound: OnceLock<Arc<StaticKeys>>,
     pub(super) rx_bytes: AtomicU64,
@@ -54,6 +56,7 @@ impl Peer {
             public_key: config.public_key,
             index,
             member,
+            is_guest: false,
             bound: OnceLock::new(),
             rx_bytes: AtomicU64::new(0),
             tx_bytes: AtomicU64::new(0),
@@ -73,6 +76,14 @@ impl Peer {
         }
     }
 
+    /// A guest, which reaches the mesh through this node.
+    pub(super) fn guest(config: PeerConfig, index: u32, member: u64, live: Arc<Live>) -> Self {
+        Self {
+            is_guest: true,
+            ..Self::new(config, index, member, live)
+        }
+    }
+
     /// The peer that takes the place of this one, with another public key: the same member, the same path, no session.
     pub(super) fn successor(&self, public_key: [u8; 32], index: u32) -> Self {
         let before = self.lock();
@@ -83,6 +94,7 @@ impl Peer {
         let live = Arc::clone(&before.live);
         let mut successor = Self::new(config, index, self.member, live);
         successor.probes = Arc::clone(&self.probes);
+        successor.is_guest = self.is_guest;
         let mut state = successor.lock();
         state.paths = before.paths.for_successor();
         drop(state);

@@ -49,16 +49,25 @@ impl Peers {
         self.shared.table.load_full()
     }
 
-    /// Replaces all peers. Those that stay keep their sessions, and their endpoint unless another one is configured than
-    /// before.
-    pub(super) fn set(&self, peers: Vec<PeerConfig>) {
+    /// Replaces all peers and guests. Those that stay keep their sessions, and their endpoint unless another one is configured than
+    /// before. A peer with the key of a guest is left out.
+    pub(super) fn set(&self, peers: Vec<PeerConfig>, guests: Vec<PeerConfig>) {
         let changing = self.lock_changes();
         let old = self.table();
-        let mut by_key = HashMap::with_capacity(peers.len());
-        let mut taken = HashSet::with_capacity(peers.len());
+        let count = peers.len() + guests.len();
+        let mut by_key: HashMap<[u8; 32], Arc<Peer>> = HashMap::with_capacity(count);
+        let mut taken = HashSet::with_capacity(count);
         let mut prefixes = Vec::new();
-        for config in peers {
-            let peer = match old.by_key.get(&config.public_key) {
+        let peers = peers.into_iter().map(|config| (config, false));
+        let guests = guests.into_iter().map(|config| (config, true));
+        // The administrator has let a guest in with its key, and a member may only claim it.
+        for (config, is_guest) in guests.chain(peers) {
+            let claimed = by_key.get(&config.public_key);
+            if !is_guest && claimed.is_some_and(|held| held.is_guest) {
+                continue;
+            }
+            let held = old.by_key.get(&config.public_key);
+            let peer = match held.filter(|held| held.is_guest == is_guest) {
                 Some(peer) => {
                     self.configure(peer, &config);
                     Arc::clone(peer)
@@ -67,7 +76,12 @@ impl Peers {
                     let index = free_index(|i| taken.contains(&i) || old.by_index.contains_key(&i));
                     let member = self.members.fetch_add(1, Ordering::Relaxed);
                     let live = Arc::clone(&self.shared.live);
-                    Arc::new(Peer::new(config.clone(), index, member, live))
+                    let make = if is_guest { Peer::guest } else { Peer::new };
+                    let peer = make(config.clone(), index, member, live);
+                    if let Some(keys) = old.guest_keys.as_ref().filter(|_| is_guest) {
+                        let _ = peer.bound.set(Arc::clone(keys));
+                    }
+                    Arc::new(peer)
                 }
             };
             let nets = config.allowed_ips.iter();

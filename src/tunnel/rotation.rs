@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use x25519_dalek::StaticSecret;
 
+use super::config::PeerConfig;
 use super::keys::StaticKeys;
 use super::peer::Peer;
 use super::peers::Peers;
@@ -30,6 +31,20 @@ impl Keys<'_> {
     pub fn private_key(&self) -> Option<StaticSecret> {
         let table = self.0.table();
         table.keys.as_ref().map(|keys| keys.secret().clone())
+    }
+
+    /// Sets the private key that guests have their sessions with. It is set once, before there are guests: the configurations of guests have
+    /// its public half, so it is never rotated.
+    pub fn set_guest_key(&self, key: StaticSecret) {
+        let keys = Arc::new(StaticKeys::new(key));
+        self.0
+            .change_settings(|table| table.guest_keys = Some(keys));
+    }
+
+    /// Does what [`super::Tunnel::set_peers`] does, with guests: devices that reach the mesh through this node. A guest has one address of each
+    /// family.
+    pub fn set_peers_and_guests(&self, peers: Vec<PeerConfig>, guests: Vec<PeerConfig>) {
+        self.0.set(peers, guests);
     }
 
     /// Changes the private key of this node at once. All sessions end.
@@ -87,11 +102,12 @@ fn rotated(old: &Table, keys: Arc<StaticKeys>, now: Instant, successor: Successo
     };
     let until = now + OVERLAP;
     new.previous = Some((Arc::clone(&before), until));
-    let peers = old.by_key.iter();
-    new.by_key = peers
-        .map(|(key, peer)| (*key, successor(peer, *key)))
-        .collect();
-    for peer in old.by_key.values() {
+    // Guests have keys of their own.
+    let peers = || old.by_key.iter().filter(|(_, peer)| !peer.is_guest);
+    for (key, peer) in peers() {
+        new.by_key.insert(*key, successor(peer, *key));
+    }
+    for (_, peer) in peers() {
         new.retire(Arc::clone(peer), until);
     }
     for retired in &new.retired {
@@ -162,6 +178,25 @@ mod tests {
         assert_eq!((kept.by_index.len(), kept.previous.is_some()), (4, true));
         let over = settled(&new, later).completed(&new);
         assert_eq!((over.by_index.len(), over.previous.is_some()), (2, false));
+    }
+
+    #[test]
+    fn a_guest_keeps_its_session_and_the_keys_of_its_configuration_through_a_rotation() {
+        let member = peer(2, 1, 7, "10.0.0.2/32");
+        let config = peer(3, 2, 8, "10.0.0.3/32").lock().config.clone();
+        let guest = Arc::new(Peer::guest(config, 2, 8, Arc::default()));
+        let mut old = table(&[member, Arc::clone(&guest)]);
+        let guest_keys = keys(5);
+        let _ = guest.bound.set(Arc::clone(&guest_keys));
+        old.guest_keys = Some(Arc::clone(&guest_keys));
+        let new = rotated(&old, keys(9), Instant::now(), &successors()).completed(&old);
+        assert!(Arc::ptr_eq(&new.by_key[&guest.public_key], &guest));
+        assert_eq!(new.retired.len(), 1, "the member");
+        let initiator = new.initiator(&guest_keys, &guest.public_key);
+        assert!(initiator.is_some_and(|found| Arc::ptr_eq(found, &guest)));
+        for other in [keys(1), keys(9)] {
+            assert!(new.initiator(&other, &guest.public_key).is_none());
+        }
     }
 
     #[test]

@@ -223,7 +223,7 @@ impl Tunnel {
     /// Replaces all peers. Those that stay keep their sessions, and their endpoint unless another one is configured than
     /// before.
     pub fn set_peers(&self, peers: Vec<PeerConfig>) {
-        self.peers.set(peers);
+        self.peers.set(peers, Vec::new());
     }
 
     /// The status of all peers.

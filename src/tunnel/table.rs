@@ -55,6 +55,10 @@ pub(super) struct Table {
     pub(super) own_networks: Arc<[IpNet]>,
     /// The policy between members. Without one everything passes.
     pub(super) guard: Option<Guard>,
+    /// Whether one of the peers is a guest.
+    pub(super) has_guests: bool,
+    /// The keys of this node that guests have their sessions with.
+    pub(super) guest_keys: Option<Arc<StaticKeys>>,
 }
 
 impl Table {
@@ -71,6 +75,8 @@ impl Table {
             relays: Arc::default(),
             own_networks: Arc::default(),
             guard: None,
+            has_guests: false,
+            guest_keys: None,
         }
     }
 
@@ -94,7 +100,8 @@ impl Table {
     /// The keys of this node that a handshake message is addressed to. Costs a hash for each key.
     pub(super) fn keys_for(&self, datagram: &[u8]) -> Option<&Arc<StaticKeys>> {
         let previous = self.previous.iter().map(|(keys, _)| keys);
-        let mut all = self.keys.iter().chain(previous);
+        let guests = self.guest_keys.iter().filter(|_| self.has_guests);
+        let mut all = self.keys.iter().chain(previous).chain(guests);
         all.find(|keys| keys.is_for_us(datagram))
     }
 
@@ -150,6 +157,7 @@ impl Table {
             .values()
             .map(|peer| (peer.member, Arc::clone(peer)))
             .collect();
+        self.has_guests = members.values().any(|peer| peer.is_guest);
         self.retired
             .retain(|retired| members.contains_key(&retired.peer.member));
         let retired = self.retired.iter().map(|retired| &retired.peer);

@@ -147,6 +147,8 @@ fn records() -> Vec<Envelope> {
                 observed: vec![],
                 mapped: vec![],
                 stream: None,
+                guest_key: None,
+                guests: vec![],
             }),
             &node,
         ),

@@ -11,7 +11,7 @@ use crate::reference::{cell, check, head};
 use crate::{read, repository, walk};
 
 /// The commands, the types that they print, and the files of the schemas.
-const DOCUMENTS: [(&str, &str, &str); 18] = [
+const DOCUMENTS: [(&str, &str, &str); 19] = [
     ("meshctl status --json", "Status", "status"),
     ("meshctl status --system --json", "SystemList", "system"),
     ("meshctl why web-1 --json", "Why", "why"),
@@ -30,6 +30,7 @@ const DOCUMENTS: [(&str, &str, &str); 18] = [
         "CreatedApiToken",
         "api-token",
     ),
+    ("meshctl guest list --json", "GuestList", "guests"),
     ("meshctl doctor --json", "Report", "doctor"),
     (
         "meshctl policy apply /run/shop.toml --json",
@@ -73,8 +74,9 @@ const MESSAGES: [(&str, &str); 6] = [
     ("WhyRequest", "why-request"),
 ];
 /// The files of the types.
-const SOURCES: [&str; 18] = [
+const SOURCES: [&str; 21] = [
     "src/protocol/local.rs",
+    "src/protocol/local/guests.rs",
     "src/protocol/local/instances.rs",
     "src/protocol/local/paths.rs",
     "src/protocol/local/policy.rs",
@@ -83,6 +85,8 @@ const SOURCES: [&str; 18] = [
     "src/model/protocol.rs",
     "src/cli/api_token/create.rs",
     "src/cli/api_token/list.rs",
+    "src/cli/guest/list.rs",
+    "src/cli/guest/row.rs",
     "src/cli/token/create.rs",
     "src/cli/doctor/mod.rs",
     "src/cli/doctor/explain.rs",

@@ -141,6 +141,8 @@ impl World {
             observed: vec![],
             mapped: vec![],
             stream: None,
+            guest_key: None,
+            guests: vec![],
         }
     }
 

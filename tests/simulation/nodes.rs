@@ -953,6 +953,8 @@ fn wanted(
             observed: vec![],
             mapped: vec![],
             stream: None,
+            guest_key: None,
+            guests: vec![],
         }));
     }
     let floor = held.map_or(0, |held| held.services_from);

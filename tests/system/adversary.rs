@@ -201,6 +201,8 @@ fn lies(stolen: &Stolen) -> Vec<(&'static str, Vec<Envelope>)> {
         observed: vec![],
         mapped: vec![],
         stream: None,
+        guest_key: None,
+        guests: vec![],
     });
     let its_token = Record::Token(Token {
         id: evil_token.public(),

@@ -21,6 +21,7 @@ mod engine;
 mod flood;
 mod forwarding;
 mod four_hosts;
+mod guests;
 mod host_dns;
 mod host_network;
 mod ipv6_only;

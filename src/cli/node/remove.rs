@@ -1,12 +1,10 @@
 //! `meshctl node remove`.
 
-use std::io::{BufRead as _, IsTerminal as _, Write as _};
-
 use serde::Serialize;
 
 use super::revoke;
 use crate::cli::exit::CliError;
-use crate::cli::{Globals, table};
+use crate::cli::{Globals, confirmed, table};
 use crate::model::{Label, PublicKey};
 use crate::protocol::admin::{NodeList, NodeRow};
 use crate::protocol::api::ErrorCode;
@@ -80,46 +78,15 @@ pub(in crate::cli) async fn run(
     }
 }
 
-/// Asks the person at the terminal. Where there is no terminal, a script has called this command, and is not asked.
+/// Asks the person at the terminal, if there is one.
 fn is_confirmed(node: &NodeRow) -> Result<bool, CliError> {
-    if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
-        return Ok(true);
-    }
     let state = if node.connected {
         "connected now"
     } else {
         "away"
     };
-    let mut stderr = std::io::stderr();
-    let asked = write!(
-        stderr,
-        "remove {} ({state}) from the mesh for good? It can only join again with a new token. [y/N] ",
+    confirmed::is_confirmed(&format!(
+        "remove {} ({state}) from the mesh for good? It can only join again with a new token.",
         node.name
-    );
-    asked
-        .and_then(|()| stderr.flush())
-        .map_err(CliError::failed)?;
-    let mut answer = String::new();
-    std::io::stdin()
-        .lock()
-        .read_line(&mut answer)
-        .map_err(CliError::failed)?;
-    Ok(is_yes(&answer))
-}
-
-fn is_yes(answer: &str) -> bool {
-    matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn nothing_but_a_clear_yes_removes_a_node() {
-        assert!(is_yes("y\n") && is_yes("YES\n"));
-        for other in ["", "\n", "n\n", "yess\n", "web-1\n"] {
-            assert!(!is_yes(other), "{other:?}");
-        }
-    }
+    ))
 }

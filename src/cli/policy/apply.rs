@@ -6,9 +6,9 @@ use clap::Args;
 use serde::Serialize;
 
 use super::check::UnmatchedSelector;
-use super::live::Live;
 use super::{MAX_NAMED, check, file};
 use crate::cli::exit::CliError;
+use crate::cli::live::Live;
 use crate::cli::{Globals, mesh_key, table};
 use crate::model::Label;
 use crate::model::text::listed;

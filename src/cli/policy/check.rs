@@ -4,9 +4,9 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::live::Live;
 use super::{MAX_NAMED, file};
 use crate::cli::exit::CliError;
+use crate::cli::live::Live;
 use crate::cli::{Globals, table};
 use crate::model::Label;
 use crate::model::text::listed;

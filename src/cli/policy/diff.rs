@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use super::explain::{selector_of, shown};
 use super::file;
-use super::live::Live;
 use crate::cli::exit::CliError;
+use crate::cli::live::Live;
 use crate::cli::{Globals, table};
 use crate::model::text::listed;
 use crate::policy::{Change, PortSet, Subject, diff};

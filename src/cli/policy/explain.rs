@@ -7,8 +7,8 @@ use clap::Args;
 use clap_complete::ArgValueCandidates;
 use serde::Serialize;
 
-use super::live::Live;
 use crate::cli::exit::CliError;
+use crate::cli::live::Live;
 use crate::cli::{Globals, names, table};
 use crate::model::{Label, Protocol, ServiceName};
 use crate::policy::{Asked, Selector, Subject, Verdict, explain};
@@ -294,6 +294,7 @@ mod tests {
             node: label("web-1"),
             tags: vec![label("shop")],
             is_node: offered.is_none(),
+            guest: None,
             services: offered.into_iter().collect(),
         }
     }

@@ -6,7 +6,6 @@ mod denied;
 mod diff;
 mod explain;
 mod file;
-mod live;
 mod show;
 
 use std::path::PathBuf;

@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use super::MAX_NAMED;
-use super::live::Live;
 use crate::cli::exit::CliError;
+use crate::cli::live::Live;
 use crate::cli::{Globals, table};
 use crate::model::Label;
 use crate::model::text::listed;

@@ -3,8 +3,10 @@
 use crate::cli::style::{BAD, GOOD, Output, WARNING};
 use crate::cli::table;
 use crate::model::Label;
-use crate::model::text::bytes;
-use crate::protocol::local::{NodeState, NodeStatus, PeerState, PeerStatus, PolicyStatus, Status};
+use crate::model::text::{bytes, listed};
+use crate::protocol::local::{
+    GuestStatus, NodeState, NodeStatus, PeerState, PeerStatus, PolicyStatus, Status,
+};
 
 const HEADINGS: [&str; 10] = [
     "PEER",
@@ -18,6 +20,9 @@ const HEADINGS: [&str; 10] = [
     "RECEIVED",
     "SENT",
 ];
+
+/// The maximum number of guests that the line about guests names.
+const MAX_NAMED: usize = 8;
 
 /// The lines of a status.
 pub(super) fn lines(status: &Status, output: Output) -> Vec<String> {
@@ -118,6 +123,7 @@ fn parts(status: &Status, node: &NodeStatus) -> Vec<String> {
         ));
     }
     lines.extend(status.policy.as_ref().map(policy));
+    lines.extend(guests(&node.guests));
     let services = &status.services;
     let of = |services: usize, instances: usize| {
         let plural = |count: usize| if count == 1 { "" } else { "s" };
@@ -133,6 +139,17 @@ fn parts(status: &Status, node: &NodeStatus) -> Vec<String> {
         of(services.mesh, services.mesh_instances)
     ));
     lines
+}
+
+/// The line about the guests of the node, if it has any.
+fn guests(guests: &[GuestStatus]) -> Option<String> {
+    let here = guests.iter().filter(|guest| guest.is_here);
+    let here: Vec<&str> = here.map(|guest| guest.name.as_str()).collect();
+    let names = match here.as_slice() {
+        [] => "none of them here".to_owned(),
+        here => format!("here: {}", listed(here, MAX_NAMED)),
+    };
+    (!guests.is_empty()).then(|| format!("guests       {}, {names}", guests.len()))
 }
 
 fn policy(policy: &PolicyStatus) -> String {
@@ -270,6 +287,24 @@ pub(super) fn sample(peers: &[(&str, &str, Option<f64>)], problems: usize) -> St
 mod tests {
     use super::*;
     use crate::protocol::local::TriedPolicy;
+
+    #[test]
+    fn guests_are_counted_and_those_that_are_here_are_named() {
+        let guest = |name: &str, is_here| GuestStatus {
+            name: Label::parse(name).expect("a literal"),
+            key: crate::model::WireGuardKey([1; 32]),
+            address_v4: [10, 210, 1, 254].into(),
+            address_v6: "fd00::fe".parse().expect("a literal"),
+            is_here,
+            last_heard_seconds_ago: None,
+            endpoint: None,
+        };
+        assert_eq!(guests(&[]), None);
+        let said = guests(&[guest("anna", true), guest("bert", false)]);
+        assert_eq!(said.as_deref(), Some("guests       2, here: anna"));
+        let said = guests(&[guest("bert", false)]);
+        assert_eq!(said.as_deref(), Some("guests       1, none of them here"));
+    }
 
     #[test]
     fn the_verdict_is_first_problems_follow_and_unreachable_peers_lead_the_table() {

@@ -447,7 +447,7 @@ fn a_container_that_is_not_listed_was_removed() {
         .containers
         .handle_listed(&BTreeSet::from([id(2)]), world.now);
     assert_eq!(world.published("web"), [healthy("n1-shop-web-2")]);
-    assert_eq!(world.containers.leases().len(), 1);
+    assert_eq!(world.containers.leases.stored().len(), 1);
 }
 
 #[test]
@@ -498,7 +498,7 @@ fn addresses_survive_a_restart_of_meshd() {
         world.up(n);
     }
     let before = world.mapped();
-    let kept = world.containers.leases();
+    let kept = world.containers.leases.stored();
     world.containers = Containers::new(context(), kept, world.now);
     world
         .containers

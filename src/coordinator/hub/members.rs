@@ -6,12 +6,13 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 
 use crate::coordinator::store::Write;
-use crate::model::{Label, PublicKey};
+use crate::model::{Label, PublicKey, WireGuardKey};
 use crate::os::audit::{Event, LineDigest, Transition, What, Who};
 use crate::os::log::TRANSITION;
 use crate::protocol::api_token::ApiCertificate;
 use crate::records::envelope::Authentic;
-use crate::records::kinds::{Record, RecordKey, RevokedKind, Token};
+use crate::records::kinds::{Guest, Record, RecordKey, RevokedKind, Token};
+use crate::records::ledger::guests;
 use crate::records::{Ledger, api_revocation};
 
 /// A transition of a member.
@@ -239,6 +240,9 @@ pub enum Administered {
     /// The certificate of an API token. It is no record: the command that signed it tells the coordinator.
     ApiTokenMade(ApiCertificate),
     ApiTokenRevoked(PublicKey),
+    GuestAdded(Guest),
+    /// The guest with this key, and its name as far as it is known.
+    GuestRemoved(WireGuardKey, Option<Label>),
     /// A policy with this version, and the digest of its text.
     PolicyApplied(u64, Option<LineDigest>),
     /// A record with this version that has a policy to be tried beside the one in force.
@@ -257,6 +261,14 @@ impl Administered {
         let entry = ledger.entry(key)?;
         if let Some(token) = api_revocation::revoked_by(key) {
             return Some(Self::ApiTokenRevoked(token));
+        }
+        // Whoever may sign such a record without the mesh key has it under another kind.
+        if let Some(guest) = guests::record_at(ledger, key) {
+            return Some(Self::GuestAdded(guest));
+        }
+        if let Some(id) = Guest::removed_by(key) {
+            let name = guests::record_of(ledger, &id).map(|guest| guest.name);
+            return Some(Self::GuestRemoved(id, name));
         }
         Some(match &entry.record {
             Record::Mesh(_) if is_first => Self::MeshMade(ledger.mesh_key()),
@@ -309,6 +321,16 @@ impl Transition for Submitted<'_> {
             Administered::ApiTokenRevoked(id) => {
                 tracing::info!(target: TRANSITION, token = id.short(), "API token revoked");
             }
+            Administered::GuestAdded(guest) => {
+                let (name, doors) = (&guest.name, guest.doors.len());
+                tracing::info!(target: TRANSITION, guest = %name, doors, "guest added");
+            }
+            Administered::GuestRemoved(key, name) => {
+                let guest = name
+                    .as_ref()
+                    .map_or_else(|| key.to_string(), Label::to_string);
+                tracing::info!(target: TRANSITION, guest, "guest removed");
+            }
             Administered::PolicyApplied(version, _) => {
                 tracing::info!(target: TRANSITION, version, "policy applied");
             }
@@ -339,6 +361,18 @@ impl Transition for Submitted<'_> {
                 expires_at: token.expires_at,
             },
             Administered::ApiTokenRevoked(token) => What::ApiTokenRevoked { token: *token },
+            Administered::GuestAdded(guest) => What::GuestAdded {
+                guest: guest.name.clone(),
+                key: guest.id,
+                doors: guest.doors.iter().map(|door| door.node).collect(),
+                tags: guest.tags.clone(),
+                expires_at: guest.expires_at,
+            },
+            Administered::GuestRemoved(key, name) => What::GuestRemoved {
+                guest: name.clone(),
+                key: *key,
+                reason: "the administrator removed it",
+            },
             Administered::PolicyApplied(version, digest) => What::PolicyApplied {
                 version: *version,
                 digest: *digest,
@@ -361,10 +395,56 @@ impl Transition for Submitted<'_> {
 mod tests {
     use super::*;
     use crate::os::log::captured;
+    use crate::records::Envelope;
     use crate::records::kinds::MeshPolicy;
     use crate::testbed::records as build;
 
     const DOCUMENT: &str = include_str!("../../../docs/logs.md");
+
+    #[test]
+    fn a_guest_that_is_added_or_removed_is_one_line_and_names_the_guest() {
+        let mut ledger = Ledger::new(build::id(1));
+        let guest = Guest {
+            id: WireGuardKey([7; 32]),
+            version: 1,
+            name: build::label("anna"),
+            tags: vec![],
+            doors: vec![],
+            preshared_hash: Guest::hash_of(&[1; 32]),
+            expires_at: None,
+        };
+        let mut apply = |payload: String| {
+            let record = Envelope::seal_payload(payload, &build::key(1));
+            let key = record.key().expect("a header");
+            ledger.apply(record).expect("the mesh key's");
+            let administered = Administered::of(&ledger, &key, true);
+            administered.expect("it is of the administrator")
+        };
+        let added = apply(guest.payload());
+        let removed = apply(Guest::removal_payload(guest.id));
+        let by = Who::Administrator;
+        let lines = captured::lines(|| {
+            Submitted(&added, &by).log();
+            Submitted(&removed, &by).log();
+        });
+        assert_eq!(
+            lines,
+            [
+                "INFO guest added guest=anna doors=0",
+                "INFO guest removed guest=anna"
+            ]
+        );
+        for line in &lines {
+            captured::assert_documented(line, DOCUMENT);
+        }
+        let what = Submitted(&removed, &by).event().map(|event| event.what);
+        let expected = What::GuestRemoved {
+            guest: Some(guest.name),
+            key: guest.id,
+            reason: "the administrator removed it",
+        };
+        assert_eq!(what, Some(expected));
+    }
 
     #[test]
     fn a_policy_that_is_tried_is_another_event_than_one_that_is_applied() {

@@ -234,6 +234,8 @@ fn node(hub: &Hub, n: u8, version: u64, block: u32) -> Envelope {
         observed: vec![],
         mapped: vec![],
         stream: None,
+        guest_key: None,
+        guests: vec![],
     };
     Envelope::seal(&Record::Node(node), &key(n))
 }

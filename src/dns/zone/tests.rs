@@ -1,6 +1,8 @@
 use super::*;
 use crate::dns::answer::tests::{HEALTHY, id, label, netmap};
+use crate::model::WireGuardKey;
 use crate::records::kinds::{Port, Protocol, Source};
+use crate::records::netmap::GuestAt;
 use proptest::prelude::*;
 
 /// Services of any of three nodes: with a project or without, with an address of their own or without.
@@ -162,4 +164,30 @@ fn a_node_without_ipv6_has_no_ipv6_address_and_the_others_keep_theirs() {
         assert_eq!(there, member.id != without, "{}", member.name);
         assert!(entry.addresses.iter().any(IpAddr::is_ipv4));
     }
+}
+
+#[test]
+fn a_guest_has_a_name_while_its_door_hears_it() {
+    let mut netmap = netmap(HEALTHY);
+    let (groups, nobody) = Default::default();
+    let guest = |name: &str, host: u8, heard| GuestAt {
+        name: label(name),
+        key: WireGuardKey([host; 32]),
+        tags: vec![],
+        door: id(1),
+        v4: [10, 210, 1, host].into(),
+        v6: "fd00:1:2:1::fe".parse().expect("a literal"),
+        heard,
+    };
+    netmap.guests = vec![guest("anna", 254, true), guest("bert", 253, false)];
+    let zone = Zone::build(&input(&netmap, &groups, &nobody));
+    let anna = zone.find("anna.guest").expect("it is heard");
+    let addresses: Vec<String> = anna.addresses.iter().map(ToString::to_string).collect();
+    assert_eq!(addresses, ["10.210.1.254", "fd00:1:2:1::fe"]);
+    let reverse = zone.find_address(&[10, 210, 1, 254].into());
+    assert_eq!(reverse.as_deref(), Some("anna.guest"));
+    assert!(zone.find("bert.guest").is_none());
+    netmap.guests.clear();
+    let zone = Zone::build(&input(&netmap, &groups, &nobody));
+    assert!(zone.find("anna.guest").is_none() && zone.find("guest").is_none());
 }

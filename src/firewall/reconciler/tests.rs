@@ -187,6 +187,7 @@ fn state() -> FirewallState {
         service_addresses: BTreeMap::new(),
         native: None,
         policy: None,
+        guests: std::collections::BTreeSet::new(),
         v6: None,
     }
 }
@@ -209,6 +210,7 @@ fn dual() -> FirewallState {
                 vec!["fd00:17::/64".parse().expect("a literal")],
             )]),
             mappings: BTreeMap::from([("fd00:1:2:1::2".parse().expect("a literal"), mapped)]),
+            guests: std::collections::BTreeSet::new(),
         }),
         ..state()
     }

@@ -39,6 +39,7 @@ fn without_containers() -> FirewallState {
         service_addresses: BTreeMap::new(),
         native: None,
         policy: None,
+        guests: BTreeSet::new(),
         v6: None,
     }
 }
@@ -55,6 +56,7 @@ fn without_containers_v6() -> StateV6 {
         node: v6("fd00:1:2:1::1"),
         networks: BTreeMap::new(),
         mappings: BTreeMap::new(),
+        guests: BTreeSet::new(),
     }
 }
 
@@ -644,4 +646,21 @@ fn two_containers_with_mesh_addresses_on_one_bridge_are_held_to_the_policy_by_th
         mapped.container = *instance;
     }
     assert_eq!(bridge(&state), include_str!("bridged.nft"));
+}
+
+#[test]
+fn packets_to_a_guest_are_not_refused_like_those_to_an_address_without_a_target() {
+    let mut state = with_containers();
+    let before = table(&state);
+    state.guests = BTreeSet::from([ip("10.210.1.253"), ip("10.210.1.254")]);
+    let except = "ip daddr 10.210.1.0/24 ip daddr != { 10.210.1.253, 10.210.1.254 } goto refuse";
+    let text = table(&state);
+    assert_eq!(text.matches(except).count(), 2);
+    let plain = text.replace(" ip daddr != { 10.210.1.253, 10.210.1.254 }", "");
+    assert_eq!(plain, before);
+    let mut state = dual();
+    let part = state.v6.as_mut().expect("it has IPv6");
+    part.guests = BTreeSet::from([v6("fd00:1:2:1::fe")]);
+    let except = "ip6 daddr fd00:1:2:1::/64 ip6 daddr != { fd00:1:2:1::fe } goto refuse";
+    assert_eq!(table_v6(&state).matches(except).count(), 2);
 }

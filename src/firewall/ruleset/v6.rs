@@ -13,7 +13,7 @@ use super::family::Family;
 use super::local::{LocalAddresses, LocalRules};
 use super::sets;
 use super::{
-    MARK, TABLE, ValidState, chain, clamp, guard, leaving, mapped, own_names, own_sources,
+    MARK, TABLE, ValidState, chain, clamp, except, guard, leaving, mapped, own_names, own_sources,
     replacing, to_containers, untranslated,
 };
 use crate::firewall::{LocalPolicy, Ports, StateV6};
@@ -156,7 +156,11 @@ impl ValidV6 {
     /// The chains that filter forwarded packets and packets of this host.
     fn filters(&self, text: &mut String, state: &StateV6, interface: &str, mark: bool) {
         let translates = self.translates();
-        let refused = format!("ip6 daddr {} goto refuse", state.block);
+        let refused = format!(
+            "ip6 daddr {}{} goto refuse",
+            state.block,
+            except(Family::V6, &state.guests)
+        );
         let invalid = translates.then(|| "ip6 daddr @instances ct state invalid drop".to_owned());
         let local = self.local.as_ref();
         let mut passing = vec![clamp(interface)];

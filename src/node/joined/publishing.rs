@@ -144,6 +144,8 @@ fn node_record(node: &mut JoinedNode) -> Option<(Node, bool)> {
         observed: own.observed,
         mapped: own.mapped,
         stream,
+        guest_key: Some(node.identity.keys.guest_public()),
+        guests: node.device.guests.leases(),
     };
     let is_new = held != Some(&record);
     Some((record, is_new))

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 
-use super::{JoinedNode, mapping, publishing, relaying, streaming, writes};
+use super::{JoinedNode, guests, mapping, publishing, relaying, streaming, writes};
 use crate::dns::Replaced;
 use crate::model::address::is_routable;
 use crate::model::{NodeAddress, Path, PublicKey};
@@ -18,6 +18,7 @@ use crate::node::paths::{PathPeer, Paths, SteeredPeer};
 use crate::node::replica::Changes;
 use crate::node::settle::Stages;
 use crate::node::transitions::members;
+use crate::os::clock;
 use crate::path::link::Evidence;
 use crate::path::links::Candidate;
 use crate::path::watch::keepalive_seconds;
@@ -62,6 +63,7 @@ impl Stages for JoinedNode {
         if !changes.is_empty() {
             self.disk.write_policy(&self.device.policy);
         }
+        let concerns_firewall = guests::follow(self, clock::now()) || concerns_firewall;
         let id = self.id();
         for change in members::changes(&before, &self.netmap, &id, self.replica.ledger()) {
             self.disk.audit.note(&change);
@@ -100,7 +102,10 @@ impl Stages for JoinedNode {
             allowed_ips: vec![IpNet::V4(member.block.v4), IpNet::V6(member.block.v6)],
             persistent_keepalive: Some(keepalive_seconds(&member.id)),
         });
-        self.device.tunnel.set_peers(peers.collect());
+        let block = (!is_duplicate).then_some(&self.identity.block);
+        let guests = block.map_or_else(Vec::new, |block| self.device.guests.peers(block));
+        let keys = self.device.tunnel.keys();
+        keys.set_peers_and_guests(peers.collect(), guests);
         let addresses = others.iter().map(|m| (m.block.node_v4(), m.id));
         self.connections.gossip.set_peers(addresses.collect());
         let ways = others.iter().map(|m| (m.name.to_string(), m.addresses()));
@@ -187,6 +192,7 @@ impl Stages for JoinedNode {
                 self.device.network.ipv6(),
                 service_addresses,
                 self.device.policy.table(),
+                self.device.guests.addresses(&self.identity.block),
             );
         }
     }

@@ -91,6 +91,8 @@ mod tests {
                 observed: vec![],
                 mapped: vec![],
                 stream: None,
+                guest_key: None,
+                guests: vec![],
             })
         };
         let mesh = Record::Mesh(Mesh {

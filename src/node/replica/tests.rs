@@ -117,6 +117,8 @@ fn node_record(n: u8, version: u64, index: u32) -> Node {
         observed: vec![],
         mapped: vec![],
         stream: None,
+        guest_key: None,
+        guests: vec![],
     }
 }
 

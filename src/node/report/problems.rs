@@ -39,10 +39,12 @@ pub(in crate::node) enum ProblemKind {
     Peers,
     /// A join that nobody waits for.
     Join,
+    /// Guests that this node does not let in.
+    Guests,
 }
 
 impl ProblemKind {
-    pub(in crate::node) const ALL: [Self; 10] = [
+    pub(in crate::node) const ALL: [Self; 11] = [
         Self::Membership,
         Self::Coordinator,
         Self::Device,
@@ -53,6 +55,7 @@ impl ProblemKind {
         Self::Policy,
         Self::Peers,
         Self::Join,
+        Self::Guests,
     ];
 
     /// The value of the label.
@@ -68,6 +71,7 @@ impl ProblemKind {
             Self::Policy => "policy",
             Self::Peers => "peers",
             Self::Join => "join",
+            Self::Guests => "guests",
         }
     }
 }
@@ -155,6 +159,7 @@ fn found(node: &JoinedNode, damaged_services: Option<&str>, flagged: usize) -> F
     problems.extend(ProblemKind::Services, contested_names(&node.netmap));
     problems.extend(ProblemKind::Peers, narrow_paths(node));
     problems.extend(ProblemKind::Peers, unreached(node));
+    problems.extend(ProblemKind::Guests, node.device.guests.problems());
     problems
 }
 

@@ -7,12 +7,13 @@ use super::peers::{not_ready, peers, seconds};
 use super::problems::problems;
 use crate::model::time::made_at;
 use crate::model::{Label, PublicKey};
+use crate::node::guests::LastHeard;
 use crate::node::joined::JoinedNode;
 use crate::node::policy::PolicyInForce;
 use crate::os::clock;
 use crate::protocol::local::{
-    CoordinatorStatus, DnsStatus, InterfaceStatus, NodeState, NodeStatus, PolicyStatus, SCHEMA,
-    ServiceCounts, Status, TriedPolicy,
+    CoordinatorStatus, DnsStatus, GuestStatus, InterfaceStatus, NodeState, NodeStatus,
+    PolicyStatus, SCHEMA, ServiceCounts, Status, TriedPolicy,
 };
 use crate::records::kinds::Service;
 
@@ -39,7 +40,7 @@ pub(in crate::node) fn status(node: &JoinedNode, damaged_services: Option<&str>)
     let now = Instant::now();
     let zone = node.names.zone().load();
     Status {
-        node: Some(node_status(node)),
+        node: Some(node_status(node, now)),
         interface: Some(InterfaceStatus {
             name: node.device.tunnel.interface().to_owned(),
             mtu: u32::from(node.device.mtu),
@@ -98,7 +99,7 @@ fn count<'a>(services: impl Iterator<Item = &'a Service>, own: &PublicKey) -> Se
     counts
 }
 
-fn node_status(node: &JoinedNode) -> NodeStatus {
+fn node_status(node: &JoinedNode, now: Instant) -> NodeStatus {
     let identity = &node.identity;
     let ledger = node.replica.ledger();
     let membership = ledger.membership(&node.id());
@@ -117,7 +118,29 @@ fn node_status(node: &JoinedNode) -> NodeStatus {
         domain: ledger
             .mesh()
             .map_or_else(|| identity.name.clone(), |m| m.domain.clone()),
+        guests: guests(node, now),
     }
+}
+
+/// The guests of this node, in the order of their names.
+fn guests(node: &JoinedNode, now: Instant) -> Vec<GuestStatus> {
+    let views = node.device.guests.views();
+    let guests = views.filter_map(|view| {
+        let (address_v4, address_v6) = view.lease.addresses(&node.identity.block)?;
+        let ago = |(at, _): LastHeard| seconds(now.saturating_duration_since(at));
+        Some(GuestStatus {
+            name: view.name.clone(),
+            key: view.lease.key,
+            address_v4,
+            address_v6,
+            is_here: view.lease.heard,
+            last_heard_seconds_ago: view.last.map(ago),
+            endpoint: view.last.and_then(|(_, endpoint)| endpoint),
+        })
+    });
+    let mut guests: Vec<GuestStatus> = guests.collect();
+    guests.sort_by(|a, b| a.name.cmp(&b.name));
+    guests
 }
 
 fn policy_status(policy: &PolicyInForce, now: SystemTime) -> Option<PolicyStatus> {

@@ -28,6 +28,7 @@ use std::time::Instant;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
 use super::replica::{InStep, NewcomerLists, Newcomers, Position};
@@ -103,6 +104,24 @@ impl Keys {
             identity: SigningKey::from_seed(&half(identity)),
             wireguard: x25519_dalek::StaticSecret::from(*half(wireguard)),
         })
+    }
+
+    /// The key of the tunnel towards guests. It follows from the identity and never changes, since the configuration of a guest has its
+    /// public half.
+    #[must_use]
+    pub fn guest(&self) -> x25519_dalek::StaticSecret {
+        let seed = self.identity.seed();
+        let secret = Sha256::new()
+            .chain_update(b"meshd guest key v1\0")
+            .chain_update(seed.as_slice())
+            .finalize();
+        x25519_dalek::StaticSecret::from(<[u8; 32]>::from(secret))
+    }
+
+    /// The public half of the key of the tunnel towards guests.
+    #[must_use]
+    pub fn guest_public(&self) -> WireGuardKey {
+        WireGuardKey(x25519_dalek::PublicKey::from(&self.guest()).to_bytes())
     }
 
     /// The public half of the tunnel's key.

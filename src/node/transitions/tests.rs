@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 use super::coordinator::LinkChange;
 use super::denials::FirstDenial;
 use super::engine::{ContainerRefused, EngineChange};
+use super::guests::{GuestChange, GuestTurn};
 use super::instances::{InstanceChange, InstanceTurn, turns};
 use super::local::LocalChange;
 use super::members::{MemberChange, MemberTurn, changes};
 use super::peers::{PeerChange, PeerTurn, PeerTurns};
 use super::policy::PolicyChange;
-use crate::model::{Protocol, PublicKey, ServiceName};
+use crate::model::{Protocol, PublicKey, ServiceName, WireGuardKey};
 use crate::os::audit::{LocalCall, Outcome, Text, Transition as _, Who};
 use crate::os::log::captured;
 use crate::path::watch::Reach;
@@ -406,6 +407,30 @@ fn each_call_that_changes_something_and_each_refused_container_is_one_line() {
     let event = change(Err(&error)).event().expect("it has one");
     assert_eq!(event.who, by);
     assert_eq!(event.result, Outcome::Failed(Text::from("it exists")));
+}
+
+#[test]
+fn each_transition_of_a_guest_is_one_line() {
+    let endpoint = "192.0.2.9:4000".parse().ok();
+    let lines = captured::lines(|| {
+        for turn in [
+            GuestTurn::Added(None),
+            GuestTurn::Seen(endpoint),
+            GuestTurn::Removed,
+            GuestTurn::Expired,
+        ] {
+            GuestChange::new(&label("anna"), WireGuardKey([1; 32]), turn).log();
+        }
+    });
+    assert_lines(
+        &lines,
+        &[
+            "INFO guest let in guest=anna",
+            "INFO guest seen guest=anna endpoint=192.0.2.9:4000",
+            "INFO guest not let in any more guest=anna reason=\"the administrator removed it\"",
+            "INFO guest not let in any more guest=anna reason=\"it expired\"",
+        ],
+    );
 }
 
 /// Compares the lines, and holds that the document lists the message and the values of each.

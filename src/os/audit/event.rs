@@ -12,7 +12,7 @@ use serde::{Serialize, Serializer};
 use super::digest::LineDigest;
 use crate::model::text::printable;
 use crate::model::time::UnixSeconds;
-use crate::model::{Label, PublicKey};
+use crate::model::{Label, PublicKey, WireGuardKey};
 use crate::protocol::api_token::Scope;
 
 /// The maximum length of a text in an event, in characters. Some texts come from other machines.
@@ -222,6 +222,30 @@ pub enum What {
     ApiTokenRevoked {
         token: PublicKey,
     },
+    /// The administrator added a guest. `expires_at` is absent if it stays until it is removed.
+    GuestAdded {
+        guest: Label,
+        key: WireGuardKey,
+        doors: Vec<PublicKey>,
+        tags: Vec<Label>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        expires_at: Option<UnixSeconds>,
+    },
+    /// The guest was removed, or it expired. `guest` is absent if the record of the guest is not known.
+    GuestRemoved {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        guest: Option<Label>,
+        key: WireGuardKey,
+        reason: &'static str,
+    },
+    /// This node is the door of the guest, and heard it for the first time, or after three minutes or more. The endpoint is where its
+    /// packets came from.
+    GuestSeen {
+        guest: Label,
+        key: WireGuardKey,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        endpoint: Option<SocketAddr>,
+    },
     /// A call over the network was refused for its token. `call` is the method and the path.
     ApiRefused {
         call: Text,
@@ -421,6 +445,7 @@ pub enum Noise {
     Uplinks,
     Denials,
     Calls,
+    Guests,
 }
 
 impl Noise {
@@ -437,6 +462,7 @@ impl Noise {
             Self::Uplinks => "coordinator_away",
             Self::Denials => "pair_denied",
             Self::Calls => "api_refused",
+            Self::Guests => "guest_seen",
         }
     }
 }
@@ -455,6 +481,7 @@ impl Event {
             | What::PeerNotReached { peer, .. }
             | What::PeerLost { peer, .. }
             | What::PeerBack { peer, .. } => (Noise::Peers, peer.to_string()),
+            What::GuestSeen { guest, .. } => (Noise::Guests, guest.to_string()),
             What::PathChanged { peer, .. } => (Noise::Paths, peer.to_string()),
             What::ServicePublished {
                 service, instance, ..

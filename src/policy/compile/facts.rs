@@ -21,6 +21,7 @@ pub const MAX_KINDS: usize = 1_024;
 #[derive(PartialEq, Eq, Hash)]
 struct Facts<'s> {
     node: Option<&'s Label>,
+    guest: Option<&'s Label>,
     tags: Vec<&'s Label>,
     services: &'s [Offered],
 }
@@ -32,6 +33,7 @@ impl<'s> Facts<'s> {
         tags.dedup();
         Self {
             node: subject.is_node.then_some(&subject.node),
+            guest: subject.guest.as_ref(),
             tags,
             services: &subject.services,
         }
@@ -103,6 +105,8 @@ impl Owners {
 
 fn merge(into: &mut Subject, more: &Subject) {
     into.is_node |= more.is_node;
+    // Two guests never have one address, see `Ledger::netmap`.
+    into.guest = into.guest.take().or_else(|| more.guest.clone());
     into.services.extend(more.services.iter().cloned());
     for tag in &more.tags {
         if !into.tags.contains(tag) {

@@ -14,15 +14,35 @@ pub(super) type Members = Vec<u16>;
 
 type By<K> = HashMap<K, Members, RandomState>;
 
+/// The classes that have a name of one kind.
+#[derive(Default)]
+struct Named<'s> {
+    all: Members,
+    by_name: By<&'s Label>,
+}
+
+impl<'s> Named<'s> {
+    fn push(&mut self, name: &'s Label, class: u16) {
+        push(&mut self.all, class);
+        push(self.by_name.entry(name).or_default(), class);
+    }
+
+    fn select(&self, name: &Wild) -> Option<&Members> {
+        match name {
+            Wild::Is(name) => self.by_name.get(name),
+            Wild::Any => Some(&self.all),
+        }
+    }
+}
+
 /// The classes by their facts.
 pub(super) struct Index<'s> {
     examples: &'s [&'s Subject],
     all: Members,
-    nodes: Members,
-    tagged: Members,
+    nodes: Named<'s>,
+    guests: Named<'s>,
+    tagged: Named<'s>,
     in_projects: Members,
-    by_node: By<&'s Label>,
-    by_tag: By<&'s Label>,
     by_service: By<&'s ServiceName>,
     /// The classes with a service of this name in any project.
     by_name: By<&'s Label>,
@@ -39,11 +59,10 @@ impl<'s> Index<'s> {
         let mut index = Self {
             examples,
             all: Members::new(),
-            nodes: Members::new(),
-            tagged: Members::new(),
+            nodes: Named::default(),
+            guests: Named::default(),
+            tagged: Named::default(),
             in_projects: Members::new(),
-            by_node: By::default(),
-            by_tag: By::default(),
             by_service: By::default(),
             by_name: By::default(),
             by_project: HashMap::default(),
@@ -61,12 +80,13 @@ impl<'s> Index<'s> {
     fn add(&mut self, class: u16, subject: &'s Subject) {
         self.all.push(class);
         if subject.is_node {
-            self.nodes.push(class);
-            push(self.by_node.entry(&subject.node).or_default(), class);
+            self.nodes.push(&subject.node, class);
+        }
+        if let Some(guest) = &subject.guest {
+            self.guests.push(guest, class);
         }
         for tag in &subject.tags {
-            push(&mut self.tagged, class);
-            push(self.by_tag.entry(tag).or_default(), class);
+            self.tagged.push(tag, class);
         }
         let mut own = Vec::new();
         for offered in &subject.services {
@@ -152,10 +172,9 @@ impl<'s> Index<'s> {
             Selector::InProject(Wild::Any, Wild::Any) | Selector::Project(Wild::Any) => {
                 Some(&self.in_projects)
             }
-            Selector::Tag(Wild::Is(tag)) => self.by_tag.get(tag),
-            Selector::Tag(Wild::Any) => Some(&self.tagged),
-            Selector::Node(Wild::Is(name)) => self.by_node.get(name),
-            Selector::Node(Wild::Any) => Some(&self.nodes),
+            Selector::Tag(name) => self.tagged.select(name),
+            Selector::Node(name) => self.nodes.select(name),
+            Selector::Guest(name) => self.guests.select(name),
             Selector::SameProject | Selector::Unknown => None,
         };
         members.map_or(&[], Vec::as_slice)

@@ -42,6 +42,7 @@ fn is_about_services(selector: &Selector) -> bool {
         Selector::Any
         | Selector::Tag(_)
         | Selector::Node(_)
+        | Selector::Guest(_)
         | Selector::SameProject
         | Selector::Unknown => false,
     }

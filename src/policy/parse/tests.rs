@@ -158,7 +158,7 @@ fn a_wrong_word_in_a_rule_is_named_with_its_place() {
     );
     assert_eq!(
         to("tags:ops"),
-        "line 4, column 13: `tags:` begins no selector; did you mean `tag:`? there are `tag:`, `node:` and `project:`"
+        "line 4, column 13: `tags:` begins no selector; did you mean `tag:`? there are `tag:`, `node:`, `project:` and `guest:`"
     );
     assert_eq!(
         to("db:70000"),

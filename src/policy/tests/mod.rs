@@ -54,6 +54,16 @@ fn node(number: u16, name: &str, tags: &[&str]) -> Subject {
         tags: tags.iter().map(|tag| label(tag)).collect(),
         services: Vec::new(),
         is_node: true,
+        guest: None,
+    }
+}
+
+/// A guest of the node `n1`.
+fn guest(number: u16, name: &str, tags: &[&str]) -> Subject {
+    Subject {
+        guest: Some(label(name)),
+        is_node: false,
+        ..node(number, "n1", tags)
     }
 }
 

@@ -221,3 +221,29 @@ fn a_selector_that_selects_nobody_is_named_with_the_nearest_word() {
         ]
     );
 }
+
+#[test]
+fn a_guest_is_selected_by_its_name_and_its_tags_and_not_as_the_node_that_is_its_door() {
+    let (anna, bert) = (guest(5, "anna", &["ops"]), guest(6, "bert", &[]));
+    let db = instance(3, "db", &["5432"]);
+    let all = [anna.clone(), bert.clone(), db.clone(), node(1, "n1", &[])];
+    for (from, who) in [
+        ("guest:anna", [true, false]),
+        ("guest:*", [true, true]),
+        ("tag:ops", [true, false]),
+        ("node:n1", [false, false]),
+        ("node:*", [false, false]),
+        ("*", [true, true]),
+    ] {
+        let policy = policy(&format!("[[allow]]\nfrom = [\"{from}\"]\nto = [\"db\"]\n"));
+        let table = Table::compile(Some(&policy), &all);
+        for (subject, expected) in [&anna, &bert].into_iter().zip(who) {
+            let verdict = interpret(Some(&policy), subject, &db, tcp(5432));
+            assert_eq!(verdict == Verdict::Allow, expected, "{from} {subject}");
+            let class = |subject: &Subject| table.class(subject.addresses[0]);
+            let by_table = table.allows(class(subject), class(&db), tcp(5432));
+            assert_eq!(by_table, expected, "{from} {subject}");
+        }
+    }
+    assert_eq!(anna.to_string(), "guest anna");
+}

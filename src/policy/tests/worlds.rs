@@ -8,7 +8,7 @@ use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use super::*;
 
 const SERVICES: [&str; 7] = ["a", "b", "a.p", "b.p", "c.p", "a.q", "b.q"];
-const SELECTORS: [&str; 22] = [
+const SELECTORS: [&str; 24] = [
     "*",
     "a",
     "b",
@@ -26,6 +26,8 @@ const SELECTORS: [&str; 22] = [
     "node:n1",
     "node:n2",
     "node:*",
+    "guest:x",
+    "guest:*",
     "g0",
     "g1",
     "g2",
@@ -131,13 +133,18 @@ pub(crate) fn mesh() -> impl Strategy<Value = Vec<Subject>> {
 fn subject() -> impl Strategy<Value = Subject> {
     let node = select(&["n1", "n2", "n3"][..]);
     let tags = prop::sample::subsequence(vec!["t", "u", "v"], 0..=3);
-    (node, tags, vec(service(), 0..4), any::<bool>()).prop_map(|(node, tags, services, is_node)| {
-        Subject {
-            services,
-            is_node,
-            ..super::node(0, node, &tags)
-        }
-    })
+    let guest = prop_oneof![4 => Just(None::<&str>), 1 => select(&["x", "y"][..]).prop_map(Some)];
+    let services = vec(service(), 0..4);
+    (node, tags, services, any::<bool>(), guest).prop_map(
+        |(node, tags, services, is_node, guest)| match guest {
+            Some(guest) => super::guest(0, guest, &tags),
+            None => Subject {
+                services,
+                is_node,
+                ..super::node(0, node, &tags)
+            },
+        },
+    )
 }
 
 fn service() -> impl Strategy<Value = Offered> {

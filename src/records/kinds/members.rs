@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::guest::{GuestLease, MAX_GUESTS};
 use super::rules::{RecordError, bounded, check_address};
 use crate::model::address::{Block, MeshAddresses, is_routable};
 use crate::model::key::{IdentityProof, KeyProof, PublicKey, SigningKey, WireGuardKey};
@@ -275,6 +276,20 @@ pub struct Node {
         skip_serializing_if = "Option::is_none"
     )]
     pub stream: Option<StreamOffer>,
+    /// The WireGuard key of the node's tunnel towards guests. Records of earlier versions, which let no guests in, do not have it.
+    #[serde(
+        default,
+        deserialize_with = "known_key",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub guest_key: Option<WireGuardKey>,
+    /// The addresses that the node leased to its guests. Records of earlier versions have none.
+    #[serde(
+        default,
+        deserialize_with = "first::<_, _, MAX_GUESTS>",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub guests: Vec<GuestLease>,
 }
 
 /// Where a node relays over TLS.
@@ -343,6 +358,13 @@ fn known_stream<'de, D: Deserializer<'de>>(
         Lenient::Other(_) => None,
     };
     Ok(offer.filter(|offer| offer.url.len() <= MAX_STREAM_URL))
+}
+
+fn known_key<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<WireGuardKey>, D::Error> {
+    Ok(match Lenient::<WireGuardKey>::deserialize(deserializer)? {
+        Lenient::Known(key) => Some(key),
+        Lenient::Other(_) => None,
+    })
 }
 
 /// Reads the first `MOST` entries of a list, as [`lenient_list`] does.

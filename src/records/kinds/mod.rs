@@ -15,6 +15,7 @@
 //! | `node` | node's identity key | WireGuard key, address block, endpoints |
 //! | `name` | node's identity key | another name than that of its membership |
 //! | `service` | node's identity key | the node's instances of one service |
+//! | `api_revocation`, `guest`, `guest_removal` | mesh key | see [`super::api_revocation`] and [`Guest`] |
 //!
 //! Each record has a version that only grows; of two versions the higher one is kept.
 
@@ -22,11 +23,15 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+mod guest;
 mod members;
 mod policy;
 mod rules;
 mod services;
 
+pub use self::guest::{
+    Door, GUEST, GUEST_REMOVAL, Guest, GuestLease, MAX_DOORS, MAX_GUEST_TAGS, MAX_GUESTS,
+};
 pub use self::members::{
     CALLS_1, Departure, MAX_COORDINATORS, MAX_ENDPOINTS, MAX_OBSERVED, MAX_RELAYS, MAX_STREAM_URL,
     MAX_TAGS, Membership, Mesh, Name, Node, PATHS_1, PEER_CALLS_1, POLICY_1, Revocation,
@@ -255,7 +260,7 @@ mod tests {
         };
         // Versions that do not have the fields read and write the same text.
         let payload = Record::Node(node(&[])).payload();
-        for field in ["speaks", "relays", "observed", "mapped", "stream"] {
+        for field in ["speaks", "relays", "observed", "mapped", "stream", "guest"] {
             assert!(!payload.contains(field), "{field}");
         }
         for (speaks, expected) in [

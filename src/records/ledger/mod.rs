@@ -32,6 +32,7 @@
 //! | `succession` | decides which of two versions of a record is kept |
 //! | `consequences` | stores a record, and drops the records that it makes void |
 //! | `addresses`, `names`, [`usage`] | indexes, so that a record is checked without a search through all others |
+//! | [`guests`] | finds the guests |
 //! | `view` | computes the map of the mesh |
 
 use std::collections::{HashMap, HashSet};
@@ -44,6 +45,7 @@ use crate::model::{Label, PublicKey};
 
 mod addresses;
 mod consequences;
+pub mod guests;
 mod names;
 mod refused;
 mod rights;

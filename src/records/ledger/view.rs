@@ -2,11 +2,11 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::Ledger;
+use super::{Ledger, guests};
 use crate::model::{Label, PublicKey};
 use crate::records::RecordKey;
 use crate::records::kinds::{Membership, MeshPolicy, PATHS_1, Record, Service};
-use crate::records::netmap::{AtRouter, Member, Netmap, Rules};
+use crate::records::netmap::{AtRouter, GuestAt, Member, Netmap, Rules};
 
 impl Ledger {
     /// Returns the policy record, whether this version understands its text or not.
@@ -62,6 +62,7 @@ impl Ledger {
             );
         }
         netmap.leave_out_relays();
+        netmap.guests = guests_at(self, &netmap);
         for service in self.services() {
             netmap.replace(&service.id, Some(service));
         }
@@ -102,4 +103,36 @@ impl Ledger {
         }
         names
     }
+}
+
+/// Returns the guests to which a door among the members of `netmap` has leased addresses of its block. If a door leased an address
+/// twice, one guest has it.
+fn guests_at(ledger: &Ledger, netmap: &Netmap) -> Vec<GuestAt> {
+    let mut found = Vec::new();
+    let mut taken = HashSet::new();
+    for guest in guests::guests(ledger).into_values() {
+        for door in &guest.doors {
+            let member = netmap.members.get(&door.node);
+            let leases = ledger.node(&door.node).map_or(&[][..], |node| &node.guests);
+            let lease = leases.iter().find(|lease| lease.key == guest.id);
+            let (Some(member), Some(lease)) = (member, lease) else {
+                continue;
+            };
+            let Some((v4, v6)) = lease.addresses(&member.block) else {
+                continue;
+            };
+            if taken.insert(v4) {
+                found.push(GuestAt {
+                    name: guest.name.clone(),
+                    key: guest.id,
+                    tags: guest.tags.clone(),
+                    door: door.node,
+                    v4,
+                    v6,
+                    heard: lease.heard,
+                });
+            }
+        }
+    }
+    found
 }

@@ -43,6 +43,8 @@ fn node(wireguard_key: WireGuardKey) -> Record {
         observed: vec![],
         mapped: vec![],
         stream: None,
+        guest_key: None,
+        guests: vec![],
     })
 }
 

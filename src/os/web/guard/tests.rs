@@ -37,6 +37,7 @@ impl Knowledge for Known {
                 allow: vec![],
             }],
             is_node: false,
+            guest: None,
         };
         Ok(Facts {
             place: Place {

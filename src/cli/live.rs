@@ -1,7 +1,7 @@
 //! The present mesh, from the records of the coordinator. meshctl verifies them with a ledger of its own, as a node does.
 
-use crate::cli::exit::CliError;
-use crate::cli::{Globals, mesh_key};
+use super::exit::CliError;
+use super::{Globals, mesh_key};
 use crate::model::{Label, PublicKey};
 use crate::policy::{Policy, Subject};
 use crate::protocol::admin::{MeshState, RecordList};
@@ -44,6 +44,11 @@ impl Live {
             );
         }
         Ok(Self { ledger })
+    }
+
+    /// The verified records.
+    pub(super) fn ledger(&self) -> &Ledger {
+        &self.ledger
     }
 
     /// The version of the policy record; 0 if there is none.

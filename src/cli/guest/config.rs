@@ -1,0 +1,153 @@
+//! The configuration of a guest in the format of `wg-quick`, which the WireGuard apps read too. Pure.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use ipnet::IpNet;
+use qrcode::render::unicode::Dense1x2;
+use qrcode::{EcLevel, QrCode};
+use zeroize::Zeroizing;
+
+use crate::model::WireGuardKey;
+
+/// The maximum size of a configuration in bytes. A code with more is hard to read for the camera of a phone.
+pub(super) const MAX_CONFIG: usize = 400;
+/// What stands in the place of a private key that never left its device.
+const ON_DEVICE: &str = "PUT-THE-PRIVATE-KEY-OF-THE-DEVICE-HERE";
+
+/// What a configuration is made of.
+pub(super) struct GuestConfig {
+    /// None if the private key never left the device.
+    pub(super) private_key: Option<Zeroizing<[u8; 32]>>,
+    pub(super) preshared_key: Zeroizing<[u8; 32]>,
+    pub(super) addresses: (Ipv4Addr, Ipv6Addr),
+    /// The DNS address of the mesh.
+    pub(super) dns: Ipv4Addr,
+    /// The key of the door's tunnel.
+    pub(super) door: WireGuardKey,
+    /// The prefixes of the mesh.
+    pub(super) prefixes: [IpNet; 2],
+    pub(super) endpoint: SocketAddr,
+}
+
+impl GuestConfig {
+    /// The text. It has a secret in it.
+    pub(super) fn text(&self) -> Zeroizing<String> {
+        let private = match &self.private_key {
+            Some(key) => base64_of(key),
+            None => Zeroizing::new(ON_DEVICE.to_owned()),
+        };
+        let (v4, v6) = self.addresses;
+        let [prefix, other] = self.prefixes;
+        let text = Zeroizing::new(format!(
+            "[Interface]\n\
+             PrivateKey = {}\n\
+             Address = {}, {}\n\
+             DNS = {}\n\
+             [Peer]\n\
+             PublicKey = {}\n\
+             PresharedKey = {}\n\
+             AllowedIPs = {prefix}, {other}\n\
+             Endpoint = {}\n\
+             PersistentKeepalive = 25\n",
+            *private,
+            IpNet::from(IpAddr::V4(v4)),
+            IpNet::from(IpAddr::V6(v6)),
+            self.dns,
+            self.door,
+            *base64_of(&self.preshared_key),
+            self.endpoint,
+        ));
+        if text.len() <= MAX_CONFIG {
+            return text;
+        }
+        // The spaces are for people. Long addresses of IPv6 leave no room for them.
+        Zeroizing::new(text.replace(" = ", "=").replace(", ", ","))
+    }
+}
+
+fn base64_of(key: &[u8; 32]) -> Zeroizing<String> {
+    Zeroizing::new(STANDARD.encode(key))
+}
+
+/// The text as a QR code of half blocks, for a terminal. Dark parts of the code are spaces, since most terminals are dark.
+///
+/// # Errors
+/// The text is too long.
+pub(super) fn qr_code(text: &str) -> Result<Zeroizing<String>, qrcode::types::QrError> {
+    let code = QrCode::with_error_correction_level(text, EcLevel::L)?;
+    let image = code
+        .render::<Dense1x2>()
+        .dark_color(Dense1x2::Light)
+        .light_color(Dense1x2::Dark)
+        .build();
+    Ok(Zeroizing::new(image))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(endpoint: &str) -> GuestConfig {
+        GuestConfig {
+            private_key: Some(Zeroizing::new([1; 32])),
+            preshared_key: Zeroizing::new([2; 32]),
+            addresses: (
+                Ipv4Addr::new(10, 210, 255, 254),
+                "fd12:3456:789a:ffff::fe".parse().expect("a literal"),
+            ),
+            dns: Ipv4Addr::new(10, 210, 0, 53),
+            door: WireGuardKey([3; 32]),
+            prefixes: [
+                "10.210.0.0/16".parse().expect("a literal"),
+                "fd12:3456:789a::/48".parse().expect("a literal"),
+            ],
+            endpoint: endpoint.parse().expect("a literal"),
+        }
+    }
+
+    #[test]
+    fn a_configuration_has_what_wg_quick_reads_and_is_small() {
+        let text = config("203.0.113.7:51820").text();
+        assert_eq!(
+            *text,
+            "[Interface]\n\
+             PrivateKey = AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=\n\
+             Address = 10.210.255.254/32, fd12:3456:789a:ffff::fe/128\n\
+             DNS = 10.210.0.53\n\
+             [Peer]\n\
+             PublicKey = AwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwM=\n\
+             PresharedKey = AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=\n\
+             AllowedIPs = 10.210.0.0/16, fd12:3456:789a::/48\n\
+             Endpoint = 203.0.113.7:51820\n\
+             PersistentKeepalive = 25\n"
+        );
+        assert!(text.len() <= MAX_CONFIG, "{}", text.len());
+        let long = config("[2001:1db8:1111:2222:3333:4444:5555:6666]:51820").text();
+        assert!(long.len() <= MAX_CONFIG, "{}", long.len());
+        assert!(long.contains("\nEndpoint=[2001:1db8:1111:2222:3333:4444:5555:6666]:51820\n"));
+    }
+
+    #[test]
+    fn without_a_private_key_its_place_is_named() {
+        let config = GuestConfig {
+            private_key: None,
+            ..config("203.0.113.7:51820")
+        };
+        assert!(config.text().contains(ON_DEVICE));
+    }
+
+    #[test]
+    fn a_code_has_one_line_for_two_rows_and_a_quiet_zone_around_it() {
+        let text = config("203.0.113.7:51820").text();
+        let image = qr_code(&text).expect("it is short");
+        let lines: Vec<&str> = image.lines().collect();
+        let width = lines.first().map_or(0, |line| line.chars().count());
+        assert!(lines.iter().all(|line| line.chars().count() == width));
+        assert_eq!(lines.len(), width.div_ceil(2));
+        assert!(width <= 80, "{width} columns");
+        let is_quiet = |line: &&str| line.chars().all(|c| c == '\u{2588}');
+        assert_eq!(lines.iter().take_while(|line| is_quiet(line)).count(), 2);
+    }
+}
