@@ -15,8 +15,9 @@ use meshd::testbed::{DockerHost, Host, Image, Running, World};
 use crate::compare::{masked, shown};
 use crate::page::{Block, Marker, Page, Part};
 use crate::setup::{Setup, is_host};
+use crate::tool::find_program;
 use crate::traffic::{Traffic, answer_connections};
-use crate::{UPDATE, is_installed, is_update, program_path, repository};
+use crate::{UPDATE, is_update, program_path, repository};
 
 /// How long anything that is waited for may take: only a hang takes that long.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -60,7 +61,7 @@ fn the_tutorial_for_containers_leads_from_a_label_to_a_name() {
     if let Err(why) = DockerHost::is_possible() {
         return meshd::testbed::skip_test(&why);
     }
-    if !is_installed("docker-compose") && !has_compose() {
+    if find_program("docker-compose").is_none() && !has_compose() {
         return meshd::testbed::skip_test("docker-compose is not installed");
     }
     walk("docs/tutorial-containers.md", &[]);
@@ -183,7 +184,10 @@ fn walk(path: &str, needed: &[&str]) {
     if !nix::unistd::geteuid().is_root() {
         return meshd::testbed::skip_test("network namespaces need root");
     }
-    if let Some(program) = needed.iter().find(|program| !is_installed(program)) {
+    if let Some(program) = needed
+        .iter()
+        .find(|program| find_program(program).is_none())
+    {
         return meshd::testbed::skip_test(&format!("{program} is not installed"));
     }
     let page = Page::read(path);

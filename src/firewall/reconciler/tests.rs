@@ -1,3 +1,4 @@
+use std::net::Ipv4Addr;
 use std::time::Instant;
 
 use ipnet::Ipv4Net;
