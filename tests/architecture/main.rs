@@ -154,6 +154,7 @@ const SHELLS: &[&str] = &[
     "dns/forward/sockets.rs",
     "services/checks.rs",
     "containers/client.rs",
+    "containers/control.rs",
     "containers/engine.rs",
     "firewall/reconciler.rs",
     "firewall/kernel.rs",
