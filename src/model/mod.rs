@@ -5,6 +5,7 @@
 
 pub mod address;
 pub mod authority;
+pub mod container;
 pub mod domain;
 pub mod interface;
 pub mod key;
@@ -20,6 +21,7 @@ pub mod text;
 pub mod time;
 
 pub use address::MeshAddresses;
+pub use container::ContainerId;
 pub use key::{IdentityProof, KeyProof, PublicKey, SigningKey, WireGuardKey};
 pub use name::{Label, ServiceName};
 pub use path::{NodeAddress, Path};

@@ -94,8 +94,8 @@ pub enum Command {
 pub enum ApiQuery {
     /// Return the addresses at which to listen.
     Addresses(Reply<Vec<IpAddr>>),
-    /// Return the facts about a token with this id, and about a caller at this address.
-    Facts(PublicKey, IpAddr, Reply<Facts>),
+    /// Return the facts about a token with this id, if the caller shows one, and about a caller at this address.
+    Facts(Option<PublicKey>, IpAddr, Reply<Facts>),
     /// Return the revision of the mesh that this node has received.
     Revision(Reply<u64>),
 }

@@ -86,7 +86,7 @@ pub(super) async fn serve(api: LocalApi) {
 struct OfAgent(mpsc::Sender<Command>);
 
 impl Knowledge for OfAgent {
-    async fn facts(&self, token: PublicKey, address: IpAddr) -> Result<Facts, ApiError> {
+    async fn facts(&self, token: Option<PublicKey>, address: IpAddr) -> Result<Facts, ApiError> {
         let query = |reply| Command::Api(ApiQuery::Facts(token, address, reply));
         api::send(&self.0, query).await
     }

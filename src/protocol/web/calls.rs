@@ -3,7 +3,7 @@
 use crate::protocol::api_token::Scope;
 
 /// A call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ApiCall {
     pub method: &'static str,
     /// The path. A segment in braces stands for any text without a slash.
@@ -303,7 +303,7 @@ mod tests {
 
     fn scope_of(method: &str, path: &str) -> Option<Scope> {
         match find(OF_NODE, method, path) {
-            Found::Call(call) => Some(call.scope),
+            Found::Call(call) => Some(call.scope.clone()),
             _ => None,
         }
     }
