@@ -66,6 +66,12 @@ pub(super) type GroupAccess = Option<(String, String)>;
 pub struct Stream(http::Response);
 
 impl Stream {
+    /// The type of the content, as the engine names it.
+    #[must_use]
+    pub fn content_type(&self) -> Option<&str> {
+        self.header("content-type")
+    }
+
     /// The value of a header of the answer.
     pub(super) fn header(&self, name: &str) -> Option<&str> {
         self.0.header(name)

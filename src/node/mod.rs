@@ -19,6 +19,7 @@
 //! | [`report`], [`contact`], [`metrics`] | status, problems and metrics of the node |
 //! | [`discovery`] | the calls with which Prometheus and an ingress follow the services |
 //! | [`web`] | the API over the network, at the mesh addresses |
+//! | [`docker_face`] | Docker's API for callers of the mesh, who create containers by templates |
 //! | [`transitions`] | the transitions that have a line in the log |
 
 mod agent;
@@ -37,6 +38,7 @@ mod discovery;
 mod disk;
 mod dns_address;
 mod docker;
+mod docker_face;
 pub mod gossip;
 pub mod host;
 mod join_problem;

@@ -5,6 +5,7 @@
 
 use std::collections::btree_map::{BTreeMap, Entry};
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::time::Duration;
 
 use axum::Router;
@@ -13,11 +14,13 @@ use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 use super::api::{self, ApiQuery, Command, LocalApi};
+use super::docker_face::{self, Face, LongAnswer};
 use crate::model::PublicKey;
 use crate::os::tasks::{AbortOnDrop, Tasks};
 use crate::os::web::{ConnectionPlace, Facts, Guard, Knowledge, Places, Source, guarded};
@@ -32,8 +35,12 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a caller may take to send the head of its request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long one connection may take, from its first byte to the end of the answer.
+/// How long one connection may take, from its first byte to the end of the answer, unless the answer is marked as a long one.
 const TIME_LIMIT: Duration = Duration::from_secs(60);
+/// How long a caller may read nothing while bytes wait for it. The kernel ends the connection then.
+const UNREAD_TIMEOUT: Duration = Duration::from_secs(120);
+/// The time without a byte after which the kernel asks whether the caller is still there, and the time between two such questions.
+const KEEPALIVE: Duration = Duration::from_secs(30);
 /// The maximum size of a request's head, in bytes. A token has at most half of that.
 const MAX_HEAD: usize = 16 * 1024;
 /// The maximum number of connections that wait to be accepted.
@@ -48,7 +55,10 @@ pub(super) async fn serve(api: LocalApi) {
         openapi::PATH_OF_NODE,
         api.audit.clone(),
     );
+    let face = api.spawner.clone();
+    let face = face.map(|spawner| Face::new(guard.clone(), spawner));
     let router = guarded(api::over_network(api), guard);
+    let router = docker_face::beside(router, face);
     let places = Places::default();
     let mut listeners: BTreeMap<IpAddr, AbortOnDrop> = BTreeMap::new();
     let mut failed: BTreeMap<IpAddr, String> = BTreeMap::new();
@@ -122,9 +132,13 @@ async fn accept(listener: TcpListener, router: Router, places: Places) {
 
 /// Serves one request.
 async fn connection(tcp: TcpStream, source: IpAddr, router: Router, place: ConnectionPlace) {
+    set_options(&tcp);
+    let long = LongAnswer::default();
     let router = TowerToHyperService::new(router);
+    let mark = long.clone();
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
         request.extensions_mut().insert(Source(source));
+        request.extensions_mut().insert(mark.clone());
         router.call(request)
     });
     let served = http1::Builder::new()
@@ -132,9 +146,25 @@ async fn connection(tcp: TcpStream, source: IpAddr, router: Router, place: Conne
         .header_read_timeout(HEAD_TIMEOUT)
         .keep_alive(false)
         .max_buf_size(MAX_HEAD)
-        .serve_connection(TokioIo::new(tcp), service);
-    if let Ok(Err(error)) = timeout(TIME_LIMIT, served).await {
+        .serve_connection(TokioIo::new(tcp), service)
+        .with_upgrades();
+    let mut served = pin!(served);
+    let mut ended = timeout(TIME_LIMIT, served.as_mut()).await;
+    if ended.is_err() && long.is_set() {
+        ended = timeout(docker_face::LIFETIME, served).await;
+    }
+    if let Ok(Err(error)) = ended {
         tracing::debug!(%error, "a connection of the API ended");
     }
     drop(place);
+}
+
+/// Sets the options of a connection. It works without those that the kernel refuses.
+fn set_options(tcp: &TcpStream) {
+    let socket = SockRef::from(tcp);
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE)
+        .with_interval(KEEPALIVE);
+    let _ = socket.set_tcp_keepalive(&keepalive);
+    let _ = socket.set_tcp_user_timeout(Some(UNREAD_TIMEOUT));
 }
