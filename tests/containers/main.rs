@@ -10,6 +10,7 @@ mod hosts;
 
 mod clients;
 mod compose;
+mod docker_api;
 mod fallback;
 mod flows;
 mod guards;
