@@ -1,7 +1,7 @@
 //! The services and containers of this node, their health checks, and the firewall that leads to the containers.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -276,6 +276,17 @@ impl Workloads {
         let mappings = applied.mappings.iter();
         let mapped = mappings.map(|(address, mapped)| (*address, mapped.container));
         Some(AppliedMappings::Mapped(mapped.collect()))
+    }
+
+    /// The instance address of the container that has the address `own` on its bridge, if the kernel maps it. A guard drops what others
+    /// send from this address.
+    pub(super) fn instance_of(&self, own: IpAddr) -> Option<IpAddr> {
+        let AppliedMappings::Mapped(mappings) = self.applied_mappings()? else {
+            return None;
+        };
+        let mut mappings = mappings.into_iter();
+        let found = mappings.find(|(_, container)| IpAddr::from(*container) == own);
+        found.map(|(instance, _)| instance.into())
     }
 
     /// Why an instance of this node is unhealthy, draining or withdrawn, as far as that is known.

@@ -30,6 +30,12 @@ pids = 64
 max = 2
 
 [[spawn]]
+name = "service"
+from = ["runner"]
+images = ["box:latest"]
+command = true
+
+[[spawn]]
 name = "short"
 from = ["node:n2"]
 images = ["box:latest"]
@@ -213,4 +219,55 @@ fn a_spawned_container_expires_and_neither_it_nor_its_owner_is_lost_in_a_restart
     for what in ["spawned", "spawn_expired", "spawn_orphan_removed"] {
         assert!(audit.contains(&format!(r#""what":"{what}""#)), "{what}");
     }
+}
+
+#[test]
+fn a_container_is_known_as_its_service_on_the_same_node_and_on_another_one() {
+    let Some(spawning) = Spawning::start() else {
+        return;
+    };
+    let hosts = &spawning.hosts;
+    for (n, name) in [(ENGINE, "near"), (CALLER, "far")] {
+        hosts.serve(n, name, "bridge", "runner");
+        hosts.run(n, &format!("{name}-other"), "bridge", &[]);
+    }
+    hosts.wait_for(ENGINE, "runner", 2);
+    let url = format!("http://{}/v1/spawn", spawning.address);
+    let body = json!({
+        "template": "service", "image": "box", "name": "one",
+        "command": [ECHO, "serve", "7777", "0"],
+    });
+    let body = body.to_string();
+    let spawn = [
+        "exec",
+        "near",
+        "wget",
+        "-q",
+        "-O",
+        "-",
+        "--post-data",
+        &body,
+        &url,
+    ];
+    let mut spawned = String::new();
+    hosts.wait_until("the runner is known by its address", || {
+        let words = [&["docker"], &spawn[..]].concat();
+        match hosts.nodes[ENGINE].exec(&words) {
+            Ok(text) => spawned = text,
+            Err(_) => return false,
+        }
+        true
+    });
+    assert!(spawned.contains(r#""name":"one""#), "{spawned}");
+    // All instances of a service own its containers together.
+    let list = |n: usize, name: &str| {
+        let words = ["docker", "exec", name, "wget", "-q", "-O", "-", &url];
+        hosts.nodes[n].exec(&words)
+    };
+    let far = list(CALLER, "far").expect("it is the same service");
+    assert!(far.contains(r#""name":"one""#), "{far}");
+    // A container without a service is nobody on its own node, and the node itself on another one.
+    assert!(list(ENGINE, "near-other").is_err());
+    let node = list(CALLER, "far-other").expect("it has the address of the node");
+    assert_eq!(node, r#"{"schema":1,"containers":[]}"#);
 }

@@ -22,6 +22,8 @@ pub(in crate::node) fn api_facts(
     let mesh = ledger.mesh().ok_or_else(no_mesh)?;
     let own = node.netmap.members.get(&node.id());
     let name = own.map_or(&node.identity.name, |member| &member.name);
+    // A container of this node calls it from its own address, since no packet of such a call leaves the machine.
+    let address = node.workloads.instance_of(address).unwrap_or(address);
     Ok(Facts {
         place: Place {
             mesh_key: ledger.mesh_key(),
