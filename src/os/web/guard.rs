@@ -16,7 +16,7 @@ use axum::Extension;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::HeaderMap;
-use axum::http::header::{AUTHORIZATION, HOST, HeaderName};
+use axum::http::header::{AUTHORIZATION, HOST, HeaderName, ORIGIN};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 
@@ -156,7 +156,9 @@ impl<K: Knowledge> Guard<K> {
         Ok((by, caller))
     }
 
-    /// Checks a call without a token, whose caller is known by its mesh address. WireGuard and the firewall prove this address.
+    /// Checks a call without a token, whose caller is known by its mesh address. WireGuard and the firewall prove this address. A page in a
+    /// browser would have the rights of its machine, so a request that a browser sent for a page is refused: those that can change
+    /// something have an origin (section 3.2 of the Fetch standard).
     async fn check_address(
         &self,
         source: IpAddr,
@@ -166,6 +168,11 @@ impl<K: Knowledge> Guard<K> {
         let facts = self.knowledge.facts(None, source).await;
         let facts = facts.map_err(Refusal::unnoted)?;
         check_host(headers, &facts).map_err(|error| Refusal::of(unproven(source), error))?;
+        if headers.contains_key(ORIGIN) {
+            let text = "a page in a browser needs an API token for this call; send the header `Authorization: Bearer TOKEN`";
+            let error = ApiError::new(ErrorCode::Forbidden, text);
+            return Err(Refusal::of(unproven(source), error));
+        }
         let caller = ApiCaller {
             token: None,
             subject: facts.place.caller,

@@ -167,6 +167,11 @@ async fn a_call_about_spawned_containers_needs_a_template_in_the_token_or_a_mesh
     };
     let (status, caller) = send(&server, without("/v1/spawn", RUNNER)).await;
     assert_eq!((status, caller), (200, json!([null, "ci/runner on ci-1"])));
+    // A page in a browser of that machine is not the program.
+    let mut page = without("/v1/spawn", RUNNER);
+    let origin = HeaderValue::from_static("https://evil.example");
+    page.headers_mut().insert("origin", origin);
+    assert_eq!(send(&server, page).await.0, 403);
     // An address that the mesh does not have proves nothing, and other calls need a token in any case.
     assert_eq!(
         send(&server, without("/v1/spawn", [10, 210, 1, 8])).await.0,
