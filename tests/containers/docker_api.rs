@@ -3,7 +3,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::process::{Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -25,7 +25,7 @@ enabled = true
 
 [[spawn]]
 name = "job"
-from = ["node:n2"]
+from = ["runner"]
 images = ["box:latest"]
 command = true
 environment = true
@@ -35,15 +35,19 @@ cpus = 0.5
 pids = 64
 max = 32
 memory_total = "4g"
-rate = "60000/min"
+rate = "1000/s"
 ttl = "1h"
 network = "own"
 labels = ["job"]
 "#;
 
+/// Where the docker command line of the caller's node has its configuration.
+const CLIENT_CONFIG: &str = "/run/docker-config";
+
 struct Spawning {
     hosts: Hosts,
     address: SocketAddr,
+    token: String,
 }
 
 impl Spawning {
@@ -60,7 +64,27 @@ impl Spawning {
         }
         hosts.wait_for_peers();
         let address = SocketAddr::from((hosts.node(ENGINE), PORT));
-        let spawning = Self { hosts, address };
+        let create = [
+            "api-token",
+            "create",
+            "--name",
+            "ci",
+            "--scope",
+            "spawn:job",
+        ];
+        let token = hosts.meshctl(&hosts.outside, &create);
+        let token = token.trim().to_owned();
+        let header = format!("Bearer {token}");
+        let config = json!({"HttpHeaders": {"Authorization": header}});
+        let folder = hosts.nodes[CALLER].host().path(CLIENT_CONFIG);
+        std::fs::create_dir_all(&folder).expect("its own file system");
+        let file = folder.join("config.json");
+        std::fs::write(file, config.to_string()).expect("its own file system");
+        let spawning = Self {
+            hosts,
+            address,
+            token,
+        };
         spawning.hosts.wait_until("the node serves the API", || {
             spawning.request("GET", "/_ping", "").0 == 200
         });
@@ -70,7 +94,7 @@ impl Spawning {
     /// Sends a request from the caller's node. Returns the status and the body; 0 if there is no answer.
     fn request(&self, method: &str, path: &str, body: &str) -> (u16, String) {
         let caller = self.hosts.nodes[CALLER].host();
-        let sent = caller.inside(|| send(self.address, method, path, body));
+        let sent = caller.inside(|| send(self.address, &self.token, method, path, body));
         let answer = sent.expect("a namespace").unwrap_or_default();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
         let status = head
@@ -80,15 +104,20 @@ impl Spawning {
         (status.unwrap_or_default(), body.to_owned())
     }
 
-    /// Runs the docker command line on a node, with the API of the first one as its engine.
-    fn output(&self, n: usize, words: &[&str], input: &str) -> Output {
-        let mut command = self.hosts.nodes[n].host().command("env").expect("a host");
+    /// The docker command line on the caller's node, with the API of the first one as its engine.
+    fn client(&self, words: &[&str]) -> Command {
+        let host = self.hosts.nodes[CALLER].host();
+        let mut command = host.command("env").expect("a host");
         command.arg(format!("DOCKER_HOST=tcp://{}", self.address));
-        command.arg("DOCKER_CONFIG=/run/docker-config");
+        command.arg(format!("DOCKER_CONFIG={CLIENT_CONFIG}"));
         command.arg("docker").args(words);
         command.stdin(Stdio::piped());
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().expect("a program");
+        command
+    }
+
+    fn output(&self, words: &[&str], input: &str) -> Output {
+        let mut child = self.client(words).spawn().expect("a program");
         let mut stdin = child.stdin.take().expect("it is piped");
         // A command that reads nothing may have ended already.
         let _ = stdin.write_all(input.as_bytes());
@@ -98,7 +127,7 @@ impl Spawning {
 
     /// Runs the docker command line on the caller's node, and it must succeed.
     fn docker(&self, words: &[&str]) -> String {
-        let output = self.output(CALLER, words, "");
+        let output = self.output(words, "");
         assert!(output.status.success(), "{words:?}: {output:?}");
         String::from_utf8_lossy(&output.stdout)
             .trim_end()
@@ -107,7 +136,7 @@ impl Spawning {
 
     /// Runs the docker command line on the caller's node, and it must fail. Returns what it says.
     fn refused(&self, words: &[&str]) -> String {
-        let output = self.output(CALLER, words, "");
+        let output = self.output(words, "");
         assert!(!output.status.success(), "{words:?}: {output:?}");
         String::from_utf8_lossy(&output.stderr).into_owned()
     }
@@ -121,13 +150,19 @@ impl Spawning {
 }
 
 /// Sends one request, and reads to the end of the connection.
-fn send(address: SocketAddr, method: &str, path: &str, body: &str) -> std::io::Result<String> {
+fn send(
+    address: SocketAddr,
+    token: &str,
+    method: &str,
+    path: &str,
+    body: &str,
+) -> std::io::Result<String> {
     let mut tcp = TcpStream::connect(address)?;
     tcp.set_read_timeout(Some(Duration::from_secs(120)))?;
     let length = body.len();
     write!(
         tcp,
-        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
     )?;
     let mut answer = Vec::new();
     tcp.read_to_end(&mut answer)?;
@@ -146,13 +181,13 @@ fn the_docker_command_line_runs_follows_enters_and_removes_its_containers() {
     // In the foreground: the output, the input and the exit code pass.
     let output = docker(&["run", "--rm", "box", "sh", "-c", "echo out; echo err >&2"]);
     assert_eq!(output, "out");
-    let echoed = spawning.output(CALLER, &["run", "--rm", "-i", "box", "cat"], "in\n");
+    let echoed = spawning.output(&["run", "--rm", "-i", "box", "cat"], "in\n");
     assert_eq!(
         String::from_utf8_lossy(&echoed.stdout),
         "in\n",
         "{echoed:?}"
     );
-    let failed = spawning.output(CALLER, &["run", "--rm", "box", "sh", "-c", "exit 7"], "");
+    let failed = spawning.output(&["run", "--rm", "box", "sh", "-c", "exit 7"], "");
     assert_eq!(failed.status.code(), Some(7), "{failed:?}");
 
     // In the background.
@@ -180,9 +215,9 @@ fn the_docker_command_line_runs_follows_enters_and_removes_its_containers() {
         .hosts
         .wait_until("its output is there", || docker(&["logs", "web"]) == "b");
     assert_eq!(docker(&["exec", "web", "echo", "there"]), "there");
-    let given = spawning.output(CALLER, &["exec", "-i", "web", "cat"], "in\n");
+    let given = spawning.output(&["exec", "-i", "web", "cat"], "in\n");
     assert_eq!(String::from_utf8_lossy(&given.stdout), "in\n", "{given:?}");
-    let code = spawning.output(CALLER, &["exec", "web", "sh", "-c", "exit 3"], "");
+    let code = spawning.output(&["exec", "web", "sh", "-c", "exit 3"], "");
     assert_eq!(code.status.code(), Some(3), "{code:?}");
     let archive = docker(&["cp", "web:/etc/passwd", "-"]);
     assert!(archive.contains("root:x:0:0"), "{archive}");
@@ -191,12 +226,7 @@ fn the_docker_command_line_runs_follows_enters_and_removes_its_containers() {
     assert_template(&spawning.inspect(&id));
 
     // It ends, and what waits for it learns that.
-    let caller = spawning.hosts.nodes[CALLER].host();
-    let mut waiting = caller.command("env").expect("a host");
-    waiting.arg(format!("DOCKER_HOST=tcp://{}", spawning.address));
-    waiting
-        .args(["docker", "wait", "web"])
-        .stdout(Stdio::piped());
+    let mut waiting = spawning.client(&["wait", "web"]);
     let waiting = waiting.spawn().expect("a program");
     assert!(spawning.refused(&["rm", "web"]).contains("with force"));
     docker(&["kill", "web"]);
@@ -231,38 +261,54 @@ fn the_docker_command_line_runs_follows_enters_and_removes_its_containers() {
 }
 
 #[test]
-fn a_caller_shows_its_token_in_the_configuration_of_the_docker_command_line() {
+fn a_service_of_the_template_needs_no_token_and_nobody_else_gets_in_without_one() {
     let Some(spawning) = Spawning::start() else {
         return;
     };
     let hosts = &spawning.hosts;
-    // This node is not in `from` of the template.
-    let run = ["run", "--rm", "box", "echo", "there"];
-    let refused = spawning.output(ENGINE, &run, "");
-    assert!(!refused.status.success(), "{refused:?}");
-    let text = String::from_utf8_lossy(&refused.stderr);
-    assert!(text.contains("no template of this node is for"), "{text}");
-    let create = [
-        "api-token",
-        "create",
-        "--name",
-        "ci",
-        "--scope",
-        "spawn:job",
+    hosts.serve(CALLER, "runner", "bridge", "runner");
+    hosts.serve(CALLER, "other", "bridge", "other");
+    for service in ["runner", "other"] {
+        hosts.wait_for(ENGINE, service, 1);
+    }
+    let url = |path: &str| format!("http://{}{path}", spawning.address);
+    let get = |container: &str, path: &str| {
+        let words = ["docker", "exec", container, "wget", "-qO-", &url(path)];
+        hosts.nodes[CALLER].exec(&words)
+    };
+    hosts.wait_until("the service is a caller", || {
+        get("runner", "/v1.43/containers/json").is_ok_and(|list| list.trim() == "[]")
+    });
+    let header = "Content-Type: application/json";
+    let body = r#"{"Image":"box","Cmd":["true"]}"#;
+    let create = url("/v1.43/containers/create?name=job");
+    let words = [
+        "exec",
+        "runner",
+        "wget",
+        "-qO-",
+        "--header",
+        header,
+        "--post-data",
+        body,
+        &create,
     ];
-    let token = hosts.meshctl(&hosts.outside, &create);
-    let header = format!("Bearer {}", token.trim());
-    let config = json!({"HttpHeaders": {"Authorization": header}});
-    let folder = hosts.nodes[ENGINE].host().path("/run/docker-config");
-    std::fs::create_dir_all(&folder).expect("its own file system");
-    let file = folder.join("config.json");
-    std::fs::write(file, config.to_string()).expect("its own file system");
-    let output = spawning.output(ENGINE, &run, "");
-    assert_eq!(
-        String::from_utf8_lossy(&output.stdout),
-        "there\n",
-        "{output:?}"
-    );
+    let created = hosts.docker(CALLER, &words);
+    let created: Value = serde_json::from_str(&created).expect("a document");
+    let id = created["Id"].as_str().expect("an id");
+    assert_template(&spawning.inspect(id));
+    let list = get("runner", "/containers/json?all=1").expect("an answer");
+    assert!(list.contains(id), "{list}");
+
+    // What belongs to the service does not exist for the holder of a token, and others have no access.
+    assert_eq!(spawning.docker(&["ps", "-aq"]), "");
+    let (status, answer) = spawning.request("GET", &format!("/containers/{id}/json"), "");
+    assert_eq!(status, 404, "{answer}");
+    assert!(get("other", "/v1.43/containers/json").is_err());
+    let host = hosts.nodes[CALLER].host();
+    let bare = host.inside(|| send(spawning.address, "none", "GET", "/_ping", ""));
+    let bare = bare.expect("a namespace").expect("an answer");
+    assert!(bare.starts_with("HTTP/1.1 401 "), "{bare}");
 }
 
 #[test]

@@ -218,7 +218,7 @@ impl Asked {
 /// A container as its caller knows it.
 fn shown(entry: &Entry) -> Shown {
     Shown {
-        name: entry.name.clone().unwrap_or_else(|| entry.id.to_string()),
+        name: entry.shown().to_owned(),
         image: entry.image.clone(),
     }
 }
