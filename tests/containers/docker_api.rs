@@ -3,6 +3,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
@@ -139,6 +140,24 @@ impl Spawning {
         let output = self.output(words, "");
         assert!(!output.status.success(), "{words:?}: {output:?}");
         String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
+    /// Prepares a command in a container at the engine itself. Returns its id.
+    fn prepare(&self, id: &str) -> String {
+        let socket = self.hosts.nodes[ENGINE].host().path("/run/docker.sock");
+        let mut stream = UnixStream::connect(socket).expect("the engine listens");
+        let body = r#"{"Cmd":["id"],"AttachStdout":true}"#;
+        let length = body.len();
+        write!(
+            stream,
+            "POST /containers/{id}/exec HTTP/1.0\r\nHost: engine\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+        )
+        .expect("the engine reads");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("text");
+        let (_, body) = answer.split_once("\r\n\r\n").expect("a body");
+        let created: Value = serde_json::from_str(body).expect("a document");
+        created["Id"].as_str().expect("an id").to_owned()
     }
 
     /// What the engine itself says about a container.
@@ -341,22 +360,7 @@ fn containers_of_others_do_not_exist_and_other_calls_are_refused_with_their_path
         }
     }
     // A command that somebody else prepared in it.
-    let exec = spawning.hosts.exec(
-        ENGINE,
-        &[
-            "curl",
-            "-s",
-            "--unix-socket",
-            "/run/docker.sock",
-            "-H",
-            "Content-Type: application/json",
-            "-d",
-            r#"{"Cmd":["id"],"AttachStdout":true}"#,
-            &format!("http://x/containers/{id}/exec"),
-        ],
-    );
-    let exec: Value = serde_json::from_str(&exec).expect("an id");
-    let exec = exec["Id"].as_str().expect("an id");
+    let exec = spawning.prepare(&id);
     let start = format!("/exec/{exec}/start");
     assert_eq!(spawning.request("POST", &start, "{}").0, 404);
     assert_eq!(
