@@ -370,8 +370,8 @@ fn containers_of_others_do_not_exist_and_other_calls_are_refused_with_their_path
     assert_eq!(spawning.docker(&["ps", "-aq"]), "");
     assert_eq!(spawning.inspect(&id)["State"]["Running"], true);
 
-    for (words, call) in [
-        (&["network", "ls"][..], "GET /networks"),
+    let others: &[(&[&str], &str)] = &[
+        (&["network", "ls"], "GET /networks"),
         (&["network", "create", "x"], "POST /networks/create"),
         (&["volume", "create", "x"], "POST /volumes/create"),
         (&["system", "df"], "GET /system/df"),
@@ -388,7 +388,8 @@ fn containers_of_others_do_not_exist_and_other_calls_are_refused_with_their_path
             "POST /containers/foreign/update",
         ),
         (&["export", "foreign"], "GET /containers/foreign/export"),
-    ] {
+    ];
+    for &(words, call) in others {
         let text = spawning.refused(words);
         let expected = format!("meshd does not permit {call}");
         assert!(text.contains(&expected), "{words:?}: {text}");
@@ -404,8 +405,8 @@ fn options_beyond_the_template_are_refused_and_each_names_its_field() {
     let Some(spawning) = Spawning::start() else {
         return;
     };
-    for (options, field) in [
-        (&["-v", "/:/host"][..], "HostConfig.Binds"),
+    let beyond: &[(&[&str], &str)] = &[
+        (&["-v", "/:/host"], "HostConfig.Binds"),
         (
             &["--mount", "type=bind,src=/etc,dst=/x"],
             "HostConfig.Mounts",
@@ -449,8 +450,9 @@ fn options_beyond_the_template_are_refused_and_each_names_its_field() {
         (&["--link", "foreign"], "HostConfig.Links"),
         (&["-u", "0:0"], "User"),
         (&["--label", "mesh.service=db"], "Labels"),
-    ] {
-        let words = [&["create"], options, &["box", "true"]].concat();
+    ];
+    for &(options, field) in beyond {
+        let words = [&["create"][..], options, &["box", "true"]].concat();
         let text = spawning.refused(&words);
         assert!(text.contains(field), "{options:?}: {text}");
     }

@@ -96,7 +96,7 @@ async fn serve(
         .push((asked, body));
     let answer = answers.iter().find(|(key, _)| path.starts_with(*key));
     let missing = "HTTP/1.1 404 x\r\ncontent-length: 0\r\n\r\n";
-    let answer = answer.map_or(missing, |(_, answer)| answer);
+    let answer = answer.map_or(missing, |(_, answer)| answer.as_str());
     let _ = stream.write_all(answer.as_bytes()).await;
 }
 
