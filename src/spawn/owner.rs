@@ -2,6 +2,9 @@
 //!
 //! A caller is known by its token, or by its mesh address: the service that has the address owns the containers. So all instances of a
 //! service share them, and a runner that was replaced finds those of the one before it.
+//!
+//! All programs of a node, and its containers without an instance address, send from the address of the node. So this address is a caller
+//! only where a template names the node itself. A tag selects the instances on its nodes alone.
 
 use std::fmt;
 use std::str::FromStr;
@@ -24,6 +27,8 @@ pub enum Owner {
     Token(PublicKey),
     /// The instances of a service of the mesh.
     Service(ServiceName),
+    /// All programs of a node.
+    Node(Label),
 }
 
 /// A template that a caller may use, and the owner of what it spawns from it.
@@ -63,11 +68,15 @@ fn by_token(template: &Label, caller: &ApiCaller) -> Option<Owner> {
 }
 
 fn by_address(template: &Template, caller: &ApiCaller) -> Option<Owner> {
-    let subject = caller
-        .subject
-        .as_ref()
-        .filter(|_| caller.has_own_address())?;
+    let subject = caller.subject.as_ref()?;
     let mut selectors = template.from.iter();
+    if subject.is_node {
+        let is_named = |selector: &Selector| {
+            matches!(selector, Selector::Node(_)) && selects(selector, subject)
+        };
+        let is_caller = selectors.any(is_named);
+        return is_caller.then(|| Owner::Node(subject.node.clone()));
+    }
     let service = selectors.find_map(|selector| service_by(selector, subject));
     service.map(Owner::Service)
 }
@@ -98,6 +107,7 @@ impl fmt::Display for Owner {
         match self {
             Self::Token(id) => write!(f, "token:{id}"),
             Self::Service(service) => write!(f, "service:{service}"),
+            Self::Node(node) => write!(f, "node:{node}"),
         }
     }
 }
@@ -106,12 +116,15 @@ impl FromStr for Owner {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || "an owner is `token:ID` or `service:NAME`".to_owned();
+        let wrong = || "an owner is `token:ID`, `service:NAME` or `node:NAME`".to_owned();
         let (kind, name) = text.split_once(':').ok_or_else(wrong)?;
         match kind {
             "token" => name.parse().map(Self::Token).map_err(|_| wrong()),
             "service" => ServiceName::parse(name)
                 .map(Self::Service)
+                .map_err(|error| error.to_string()),
+            "node" => Label::parse(name)
+                .map(Self::Node)
                 .map_err(|error| error.to_string()),
             _ => Err(wrong()),
         }
@@ -196,13 +209,18 @@ mod tests {
     }
 
     #[test]
-    fn the_address_of_a_node_and_an_unknown_one_prove_no_caller() {
+    fn the_address_of_a_node_is_a_caller_only_where_the_node_is_named_and_an_unknown_one_never_is()
+    {
         let mut node = instance(&["runner.ci"]);
         if let Some(subject) = &mut node.subject {
             subject.is_node = true;
         }
         assert_eq!(owner("ci/runner", &node), None);
         assert_eq!(owner("tag:build", &node), None);
+        assert_eq!(owner("node:ci-2", &node), None);
+        let named = Some(Owner::Node(label("ci-1")));
+        assert_eq!(owner("node:ci-1", &node), named);
+        assert_eq!(owner("node:ci-1", &instance(&["runner.ci"])), None);
         let nobody = ApiCaller {
             token: None,
             subject: None,
@@ -229,7 +247,8 @@ mod tests {
         let (template, other) = (label("job"), label("web"));
         let token = Owner::Token(PublicKey([7; 32]));
         let service = Owner::Service(service("runner.ci"));
-        for owner in [&token, &service] {
+        let node = Owner::Node(label("ci-1"));
+        for owner in [&token, &service, &node] {
             let text = serde_json::to_string(owner).expect("a text");
             assert_eq!(
                 serde_json::from_str::<Owner>(&text).ok().as_ref(),
@@ -244,7 +263,8 @@ mod tests {
             "token:",
             "token:12",
             "service:",
-            "node:web-1",
+            "node:",
+            "tag:ci",
             "runner.ci",
         ] {
             assert!(text.parse::<Owner>().is_err(), "{text}");

@@ -9,7 +9,7 @@ use crate::model::Label;
 use crate::model::text::printable;
 use crate::model::time::milliseconds;
 use crate::os::config_file::Findings;
-use crate::policy::Selector;
+use crate::policy::{Selector, Wild};
 use crate::spawn::ImagePattern;
 use crate::spawn::template::{
     LabelRule, Limits, Network, Permitted, Quota, SpawnRate, Template, User, bytes,
@@ -167,17 +167,13 @@ fn template(section: &SpawnSection, reader: &mut Reader) -> Option<Template> {
     Some(template)
 }
 
-/// Reads a selector of callers. A caller without a token is known by an address of its own, which a node does not have: all programs of
-/// the machine share it.
+/// Reads a selector of callers.
 fn caller(text: &str) -> Result<Selector, String> {
-    let example = "write a service such as ci/runner, or a tag such as tag:ci";
+    let example = "write a service such as ci/runner, a tag such as tag:ci, or node:NAME for all programs of a node";
     match Selector::parse(text) {
-        Ok(Selector::Any | Selector::SameProject | Selector::Unknown) => {
-            Err(format!("`{text}` names nobody in particular; {example}"))
-        }
-        Ok(Selector::Node(_)) => Err(format!(
-            "all programs of a node have its address, so a node is no caller; {example}, or give the caller an API token"
-        )),
+        Ok(
+            Selector::Any | Selector::SameProject | Selector::Unknown | Selector::Node(Wild::Any),
+        ) => Err(format!("`{text}` names nobody in particular; {example}")),
         Ok(selector) => Ok(selector),
         Err(error) => Err(format!("{error}; {example}")),
     }

@@ -440,8 +440,8 @@ fn a_setting_of_a_template_without_a_meaning_is_an_error_that_says_what_to_write
             "from: `*` names nobody in particular; write a service such as ci/runner",
         ),
         (
-            r#"from = ["node:web-1"]"#,
-            "from: all programs of a node have its address",
+            r#"from = ["node:*"]"#,
+            "from: `node:*` names nobody in particular",
         ),
         (
             r#"from = ["runner.ci"]"#,

@@ -3,6 +3,9 @@
 //! A call passes if it is in the table of calls, its `Host` is one of this server, and it shows an API token (RFC 6750) that permits the
 //! call at this server, at this time and for this caller. A handler finds the caller as [`Who`] in the extensions of the request. Cookies
 //! and other credentials are ignored, so a page in a browser has no rights without a token of its own.
+//!
+//! A call about spawned containers ([`Scope::AnyTemplate`]) needs no token if the caller has a mesh address. Its handler finds the caller
+//! as [`ApiCaller`] in the extensions too, and looks which templates are for it.
 
 use std::future::Future;
 use std::net::IpAddr;
@@ -167,7 +170,7 @@ impl<K: Knowledge> Guard<K> {
             token: None,
             subject: facts.place.caller,
         };
-        if !caller.has_own_address() {
+        if caller.subject.is_none() {
             return Err(Refusal::of(unproven(source), no_proof()));
         }
         if !self.limits().take_address(source, now) {
@@ -256,7 +259,7 @@ fn unproven(address: IpAddr) -> Who {
 }
 
 fn no_proof() -> ApiError {
-    let text = "this call needs an API token with the scope spawn:TEMPLATE, since the caller has no mesh address of its own; send the header `Authorization: Bearer TOKEN`";
+    let text = "this call needs an API token with the scope spawn:TEMPLATE, since no node and no service of the mesh has the address of the caller; send the header `Authorization: Bearer TOKEN`";
     ApiError::new(ErrorCode::Unauthorized, text)
 }
 

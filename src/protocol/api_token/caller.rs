@@ -18,13 +18,3 @@ pub struct ShownToken {
     pub id: PublicKey,
     pub scopes: Vec<Scope>,
 }
-
-impl ApiCaller {
-    /// Whether the caller has an address that is its own: that of an instance. All programs of a node, and its containers without an
-    /// instance address, share that of the node.
-    #[must_use]
-    pub fn has_own_address(&self) -> bool {
-        let subject = self.subject.as_ref();
-        subject.is_some_and(|subject| !subject.is_node)
-    }
-}

@@ -144,7 +144,7 @@ async fn without_the_scope_of_a_call_it_does_not_reach_its_handler() {
 }
 
 #[tokio::test]
-async fn a_call_about_spawned_containers_needs_a_template_in_the_token_or_an_address_of_its_own() {
+async fn a_call_about_spawned_containers_needs_a_template_in_the_token_or_a_mesh_address() {
     let server = server();
     let spawn = Scope::Spawn(label("job"));
     let token = sign(certificate(&[spawn, Scope::Drain]));
@@ -167,7 +167,7 @@ async fn a_call_about_spawned_containers_needs_a_template_in_the_token_or_an_add
     };
     let (status, caller) = send(&server, without("/v1/spawn", RUNNER)).await;
     assert_eq!((status, caller), (200, json!([null, "ci/runner on ci-1"])));
-    // An address that no instance of the mesh has proves nothing, and other calls need a token in any case.
+    // An address that the mesh does not have proves nothing, and other calls need a token in any case.
     assert_eq!(
         send(&server, without("/v1/spawn", [10, 210, 1, 8])).await.0,
         401
