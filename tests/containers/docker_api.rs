@@ -279,6 +279,62 @@ fn the_docker_command_line_runs_follows_enters_and_removes_its_containers() {
     assert!(refused.contains("alpine:3.20"), "{refused}");
 }
 
+/// What a program with Docker's library for Python does, with the addresses of the API and the token as its arguments.
+const PYTHON: &str = r#"
+import sys
+import docker
+
+client = docker.DockerClient(base_url=sys.argv[1], version="auto")
+client.api.headers["Authorization"] = "Bearer " + sys.argv[2]
+assert client.containers.run("box", ["echo", "out"], remove=True) == b"out
+"
+try:
+    client.containers.run("box", ["sh", "-c", "exit 7"], remove=True)
+    raise SystemExit("the exit code is lost")
+except docker.errors.ContainerError as error:
+    assert error.exit_status == 7, error
+job = client.containers.run("box", ["sh", "-c", "echo $A; exec sleep 600"], name="job", environment={"A": "b"}, labels={"job": "1"}, detach=True)
+assert [found.name for found in client.containers.list(filters={"label": "job=1"})] == ["job"]
+assert next(job.logs(stream=True)) == b"b
+"
+code, output = job.exec_run(["sh", "-c", "echo there; exit 3"])
+assert (code, output) == (3, b"there
+"), (code, output)
+archive, stat = job.get_archive("/etc/passwd")
+assert stat["name"] == "passwd" and b"root:x:0:0" in b"".join(archive)
+assert client.images.pull("box", "latest").tags == ["box:latest"]
+try:
+    client.containers.run("box", ["true"], privileged=True)
+    raise SystemExit("it is privileged")
+except docker.errors.APIError as error:
+    assert error.status_code == 403 and "HostConfig.Privileged" in error.explanation, error
+job.kill()
+assert job.wait()["StatusCode"] == 137
+job.remove()
+assert client.containers.list(all=True) == []
+"#;
+
+#[test]
+fn the_library_for_python_runs_follows_enters_and_removes_its_containers() {
+    let has_library = Command::new("python3")
+        .args(["-c", "import docker"])
+        .output();
+    if !has_library.is_ok_and(|output| output.status.success()) {
+        meshd::testbed::skip_test("Docker's library for Python is not installed");
+        return;
+    }
+    let Some(spawning) = Spawning::start() else {
+        return;
+    };
+    let host = spawning.hosts.nodes[CALLER].host();
+    let mut python = host.command("python3").expect("a host");
+    python.args(["-c", PYTHON]);
+    python.arg(format!("tcp://{}", spawning.address));
+    python.arg(&spawning.token);
+    let output = python.output().expect("a program");
+    assert!(output.status.success(), "{output:?}");
+}
+
 #[test]
 fn a_service_of_the_template_needs_no_token_and_nobody_else_gets_in_without_one() {
     let Some(spawning) = Spawning::start() else {
