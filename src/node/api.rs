@@ -18,6 +18,7 @@ use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 
 use super::join_problem::JoinProblem;
+use super::spawn::{self, Spawner};
 use super::transitions::local::LocalChange;
 use crate::discovery::sites::Site;
 use crate::discovery::targets::Target;
@@ -109,6 +110,8 @@ pub struct LocalApi {
     pub audit: Audit,
     /// The tasks that finish a call whose caller hangs up.
     pub tasks: Tasks,
+    /// The containers that callers spawn over the network, if there are templates.
+    pub(super) spawner: Option<Spawner>,
 }
 
 /// Serves requests until the listener fails or the agent ends. `discovery` has the handlers of the calls with which other programs
@@ -136,6 +139,7 @@ pub async fn serve(
 
 /// The handlers of the calls over the network. They check no caller, so that has to be done before a request reaches them.
 pub(super) fn over_network(api: LocalApi) -> Router {
+    let spawning = spawn::router(api.spawner.clone());
     shared()
         .route("/v1/events", get(events))
         .route(
@@ -143,6 +147,7 @@ pub(super) fn over_network(api: LocalApi) -> Router {
             get(|| async { web::json(&openapi::of_node()) }),
         )
         .with_state(api)
+        .merge(spawning)
 }
 
 /// The handlers of the calls that exist both on the socket and over the network.
@@ -355,6 +360,7 @@ async fn change<T: Serialize + Send + 'static>(
         commands,
         audit,
         tasks,
+        ..
     } = agent;
     // If the caller hangs up, this future is dropped, but the agent still carries out the change. So a task notes the event.
     tasks.spawn_child("a change by a caller", async move {
@@ -406,6 +412,7 @@ mod tests {
     use hyper_util::service::TowerToHyperService;
 
     use super::*;
+    use crate::protocol::api_token::{ApiCaller, Scope};
     use crate::protocol::web::calls::OF_NODE;
 
     #[tokio::test]
@@ -416,6 +423,7 @@ mod tests {
             commands,
             audit: Audit::none(),
             tasks: Tasks::new("test"),
+            spawner: None,
         };
         let router = TowerToHyperService::new(over_network(api));
         for call in OF_NODE {
@@ -423,6 +431,7 @@ mod tests {
                 Some("AddService") => r#"{"name":"web","port":80,"protocol":"tcp"}"#,
                 Some("Resolve") => r#"{"name":"db.svc.mesh","type":"A"}"#,
                 Some("WhyRequest") => r#"{"to":"web-1"}"#,
+                Some("SpawnRequest") => r#"{"template":"job","image":"alpine:3.20"}"#,
                 Some(other) => panic!("{other} needs an example"),
                 None => "",
             };
@@ -430,10 +439,20 @@ mod tests {
                 .method(call.method)
                 .uri(call.path.replace(['{', '}'], ""))
                 .extension(Who::Daemon)
+                .extension(ApiCaller {
+                    token: None,
+                    subject: None,
+                })
                 .body(Body::from(body));
             let answer = router.call(request.expect("a valid request")).await;
             let status = answer.expect("it never fails").status().as_u16();
-            assert_eq!(status, 503, "{} {}", call.method, call.path);
+            // A node without templates refuses calls about spawned containers.
+            let expected = if call.scope == Scope::AnyTemplate {
+                403
+            } else {
+                503
+            };
+            assert_eq!(status, expected, "{} {}", call.method, call.path);
         }
     }
 
@@ -445,6 +464,7 @@ mod tests {
             commands,
             audit: Audit::open(directory.path()),
             tasks: Tasks::new("test"),
+            spawner: None,
         };
         let by = Extension(Who::Daemon);
         let leave = (LocalCall::Leave, None);

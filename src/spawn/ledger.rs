@@ -78,6 +78,13 @@ pub struct StoredLedger {
     created: BTreeMap<Label, VecDeque<UnixSeconds>>,
 }
 
+impl StoredLedger {
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+}
+
 /// A container that the engine has, with the value of its label.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {

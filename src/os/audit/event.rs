@@ -383,6 +383,41 @@ pub enum What {
         in_force: Option<u64>,
         reason: Text,
     },
+    /// A caller created a container from a template. `container` is the name by which the engine has it.
+    Spawned {
+        template: Label,
+        owner: Text,
+        container: Text,
+        image: Text,
+    },
+    /// A caller started a further process in a container that it spawned.
+    SpawnExec {
+        template: Label,
+        owner: Text,
+        container: Text,
+        command: Text,
+    },
+    /// A spawned container does not exist any more: its caller or somebody else removed it.
+    SpawnRemoved {
+        template: Label,
+        owner: Text,
+        container: Text,
+        reason: &'static str,
+    },
+    /// The time of a spawned container was over, and it was removed.
+    SpawnExpired {
+        template: Label,
+        owner: Text,
+        container: Text,
+    },
+    /// A call about spawned containers asked for more than a template permits.
+    SpawnRefused {
+        call: Text,
+    },
+    /// A container with the label of spawned ones was in no list, and was removed.
+    SpawnOrphanRemoved {
+        container: Text,
+    },
     /// The first packet was denied between two addresses. The texts name them, and the nodes that have them.
     PairDenied {
         from: Text,
@@ -421,6 +456,7 @@ pub enum Noise {
     Uplinks,
     Denials,
     Calls,
+    Spawns,
 }
 
 impl Noise {
@@ -437,6 +473,7 @@ impl Noise {
             Self::Uplinks => "coordinator_away",
             Self::Denials => "pair_denied",
             Self::Calls => "api_refused",
+            Self::Spawns => "spawn_refused",
         }
     }
 }
@@ -448,6 +485,8 @@ impl Event {
         Some(match &self.what {
             What::JoinRefused { .. } => (Noise::Joins, source_of(&self.who)),
             What::ApiRefused { .. } => (Noise::Calls, source_of(&self.who)),
+            What::SpawnRefused { .. } => (Noise::Spawns, source_of(&self.who)),
+            What::SpawnExec { container, .. } => (Noise::Spawns, container.0.clone()),
             What::NodeAway { id, .. } | What::NodeBack { id, .. } => {
                 (Noise::Members, id.to_string())
             }

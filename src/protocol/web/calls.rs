@@ -55,6 +55,9 @@ const RESOLVE: Document = document!("Resolve", "resolve");
 const RESOLVED: Document = document!("Resolved", "resolved");
 const SERVICE_CHANGED: Document = document!("ServiceChanged", "service-changed");
 const SERVICES: Document = document!("ServiceList", "services");
+const SPAWN: Document = document!("SpawnRequest", "spawn-request");
+const SPAWNED: Document = document!("Spawned", "spawned");
+const SPAWNED_LIST: Document = document!("SpawnedList", "spawned-list");
 const STATUS: Document = document!("Status", "status");
 const SYSTEM: Document = document!("SystemList", "system");
 const WHY: Document = document!("Why", "why");
@@ -139,6 +142,33 @@ pub const OF_NODE: &[ApiCall] = &[
         "/v1/services/{name}/undrain",
         "Sends clients to a service of the node again.",
     ),
+    ask(
+        "/v1/spawn",
+        Scope::AnyTemplate,
+        SPAWN,
+        SPAWNED,
+        "Creates a container from a template, and starts it.",
+    ),
+    read(
+        "/v1/spawn",
+        Scope::AnyTemplate,
+        SPAWNED_LIST,
+        "Lists the containers that the caller spawned.",
+    ),
+    read(
+        "/v1/spawn/{id}",
+        Scope::AnyTemplate,
+        SPAWNED,
+        "Returns a container that the caller spawned, with its state.",
+    ),
+    ApiCall {
+        method: "DELETE",
+        path: "/v1/spawn/{id}",
+        scope: Scope::AnyTemplate,
+        about: "Ends and removes a container that the caller spawned.",
+        body: None,
+        answer: Answer::Document(SPAWNED),
+    },
 ];
 
 /// The calls of a coordinator.
@@ -369,7 +399,10 @@ mod tests {
     #[test]
     fn a_call_that_changes_something_needs_a_scope_that_only_reads_nothing() {
         for call in OF_NODE {
-            let writes = matches!(call.scope, Scope::ServicesWrite | Scope::Drain);
+            let writes = matches!(
+                call.scope,
+                Scope::ServicesWrite | Scope::Drain | Scope::AnyTemplate
+            );
             let is_question = call.method == "POST" && call.body.is_some() && !writes;
             assert!(
                 writes || call.method == "GET" || is_question,
