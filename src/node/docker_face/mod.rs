@@ -100,7 +100,7 @@ async fn divert<K: Knowledge>(
         return next.run(request).await;
     }
     let is_head = request.method() == "HEAD";
-    let answered = answer(&face, source, long, request).await;
+    let answered = respond(&face, source, long, request).await;
     let mut response = answered.unwrap_or_else(Failure::into_response);
     if is_head {
         *response.body_mut() = Body::empty();
@@ -108,7 +108,7 @@ async fn divert<K: Knowledge>(
     response
 }
 
-async fn answer<K: Knowledge>(
+async fn respond<K: Knowledge>(
     face: &Face<K>,
     source: IpAddr,
     long: LongAnswer,

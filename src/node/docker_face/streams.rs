@@ -36,7 +36,7 @@ const BUFFER: usize = 16 * 1024;
 pub(in crate::node) struct LongAnswer(Arc<AtomicBool>);
 
 impl LongAnswer {
-    pub(super) fn set(&self) {
+    pub(in crate::node) fn set(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
