@@ -233,3 +233,6 @@ fn asks_for_tcp(headers: &HeaderMap) -> bool {
     let protocol = headers.get(UPGRADE).map(|value| value.as_bytes());
     protocol.is_some_and(|protocol| protocol.eq_ignore_ascii_case(b"tcp"))
 }
+
+#[cfg(test)]
+mod tests;
