@@ -183,6 +183,7 @@ async fn each_call_asks_the_engine_for_what_it_says_and_for_nothing_else() {
     let image = "GET /images/docker.io/library/box:latest/json".to_owned();
     let of = |method: &str, below: &str| format!("{method} /containers/{ID}{below}");
     let exec = format!("GET /exec/{EXEC}/json");
+    let start_exec = format!("/exec/{EXEC}/start");
     let calls = [
         ("GET", "/_ping", "", 200, vec![]),
         ("HEAD", "/_ping", "", 200, vec![]),
@@ -264,10 +265,10 @@ async fn each_call_asks_the_engine_for_what_it_says_and_for_nothing_else() {
         ("GET", &exec[4..], "", 200, vec![exec.clone()]),
         (
             "POST",
-            &format!("/exec/{EXEC}/start"),
+            &start_exec,
             r#"{"Detach":true}"#,
             200,
-            vec![exec.clone(), format!("POST /exec/{EXEC}/start")],
+            vec![exec.clone(), format!("POST {start_exec}")],
         ),
         (
             "GET",
