@@ -26,3 +26,4 @@ mod projects;
 mod promptness;
 mod rolling;
 mod routers;
+mod spawn;

@@ -70,7 +70,8 @@ impl Transition for SpawnedChange<'_> {
                 tracing::info!(target: TRANSITION, %template, %owner, container, why, "a spawned container ended");
             }
             (None, SpawnTurn::Exec { command }) => {
-                tracing::info!(target: TRANSITION, %template, %owner, container, command, "a process was started in a spawned container");
+                // A caller can repeat this without end, so it is no line that is never left out.
+                tracing::info!(%template, %owner, container, command, "a process was started in a spawned container");
             }
             (None, _) => {
                 tracing::info!(target: TRANSITION, %template, %owner, container, image, "a container was spawned");
