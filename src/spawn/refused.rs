@@ -20,7 +20,7 @@ pub enum Refused {
     )]
     NoTemplate(Option<String>),
     /// The caller named a template that does not exist or is not for it.
-    #[error("there is no template {0} for this caller; there are {}", text::listed(.1, MAX_LISTED))]
+    #[error("there is no template {0} for this caller; there are {all}", all = text::listed(.1, MAX_LISTED))]
     OtherTemplate(Label, Vec<Label>),
     /// The body is not JSON, or not the JSON of this call.
     #[error("the body of the request cannot be read: {0}")]
@@ -31,7 +31,7 @@ pub enum Refused {
     #[error("Image: {0}")]
     Image(#[from] ImageError),
     /// No template of the caller permits the image.
-    #[error("Image: no template of this caller permits {0}; they permit {}", text::listed(.1, MAX_LISTED))]
+    #[error("Image: no template of this caller permits {0}; they permit {all}", all = text::listed(.1, MAX_LISTED))]
     OtherImage(String, Vec<String>),
     /// The name cannot be that of a container.
     #[error(
@@ -47,10 +47,10 @@ pub enum Refused {
     )]
     Full(Label, u32),
     /// The memory of all containers together is used up.
-    #[error("the containers of the template {0} together may have {} MiB of memory; remove one, or wait until one expires", .1 >> 20)]
+    #[error("the containers of the template {0} together may have {mib} MiB of memory; remove one, or wait until one expires", mib = .1 >> 20)]
     Memory(Label, u64),
     /// Too many containers were created lately.
-    #[error("the template {0} permits {1} new containers; try again in {} s", .2.as_secs().max(1))]
+    #[error("the template {0} permits {1} new containers; try again in {wait} s", wait = .2.as_secs().max(1))]
     Rate(Label, String, Duration),
     /// There is no such container among those of the caller.
     #[error("there is no container {0} of this caller")]

@@ -7,12 +7,10 @@ use std::time::{Duration, Instant};
 use tokio::time::{sleep, timeout};
 
 use super::failed::Failed;
-use super::spawner::Spawner;
+use super::spawner::{Spawner, compare};
 use crate::node::transitions::spawn::{OrphanRemoved, SpawnTurn};
 use crate::os::audit::{Audit, Who};
-use crate::os::clock;
 use crate::spawn::body::{ID_LABEL, OF_NETWORK};
-use crate::spawn::ledger::Found;
 
 /// How often the ledger is compared with what the engine has.
 const LOOK_INTERVAL: Duration = Duration::from_secs(15);
@@ -70,37 +68,15 @@ async fn sweep(spawner: &Spawner, audit: &Audit) -> Result<(), Failed> {
             Err(fault) => result = Err(fault.into()),
         }
     }
-    compare(spawner, audit).await?;
-    let label = format!("{ID_LABEL}={OF_NETWORK}");
-    let networks = spawner.engine().networks_labelled(&label).await?;
-    let networks: BTreeSet<String> = networks.into_iter().collect();
-    spawner.remove_unused(networks).await;
-    result
-}
-
-async fn compare(spawner: &Spawner, audit: &Audit) -> Result<(), Failed> {
-    let before = spawner.ledger().with_container();
-    let found = spawner.engine().labelled(ID_LABEL).await?;
-    let found: Vec<Found> = found
-        .into_iter()
-        .map(|found| Found {
-            container: found.id,
-            label: found.labels.get(ID_LABEL).cloned().unwrap_or_default(),
-        })
-        .collect();
-    let now = clock::now();
-    let (gone, orphans) = spawner.ledger().compare(&before, &found, now);
-    for entry in &gone {
-        spawner.note(entry, &Who::Daemon, SpawnTurn::Gone);
-    }
-    if !gone.is_empty() {
-        spawner.write().await?;
-    }
-    for container in orphans {
+    for container in compare(spawner).await? {
         spawner.engine().remove(&container).await?;
         audit.note(&OrphanRemoved {
             container: &container,
         });
     }
-    Ok(())
+    let label = format!("{ID_LABEL}={OF_NETWORK}");
+    let networks = spawner.engine().networks_labelled(&label).await?;
+    let networks: BTreeSet<String> = networks.into_iter().collect();
+    spawner.remove_unused(networks).await;
+    result
 }

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex as AsyncMutex, Notify, oneshot};
 
@@ -18,12 +19,16 @@ use crate::os::audit::{Audit, Who};
 use crate::os::tasks::Tasks;
 use crate::os::{clock, random};
 use crate::protocol::api_token::ApiCaller;
-use crate::spawn::ledger::Order;
+use crate::spawn::body::ID_LABEL;
+use crate::spawn::ledger::{Found, Order};
 use crate::spawn::request::Asked;
 use crate::spawn::{
     Entry, Granted, ImageName, Ledger, Refused, SpawnId, Template, Wanted, body, create, granted,
     request,
 };
+
+/// The least time between two comparisons with the engine that calls cause.
+const COMPARE_PAUSE: Duration = Duration::from_millis(250);
 
 /// A call, with who makes it. The check of the API made both of the same request.
 #[derive(Debug, Clone)]
@@ -45,6 +50,8 @@ struct Shared {
     dir: AsyncMutex<StateDir>,
     /// Held while a network is created, or removed because no entry uses it.
     networks: AsyncMutex<()>,
+    /// When a call last caused a comparison with the engine.
+    compared: AsyncMutex<Option<Instant>>,
     audit: Audit,
     tasks: Tasks,
     /// The ledger has a new entry.
@@ -72,6 +79,7 @@ impl Spawner {
             ledger: Mutex::new(ledger),
             dir: AsyncMutex::new(dir.clone()),
             networks: AsyncMutex::new(()),
+            compared: AsyncMutex::new(None),
             audit: dir.audit.clone(),
             tasks: tasks.clone(),
             added: Notify::new(),
@@ -310,7 +318,15 @@ impl Spawner {
             name: asked.name.as_deref(),
             image: asked.wanted.image.shown(),
         };
-        let entry = self.ledger().reserve(order, clock::now())?;
+        let reserved = self.ledger().reserve(order.clone(), clock::now());
+        let entry = match reserved {
+            Err(Refused::NameTaken(_) | Refused::Full(..) | Refused::Memory(..)) => {
+                // The engine may have removed a container that ended a moment ago.
+                compare_again(self).await;
+                self.ledger().reserve(order, clock::now())?
+            }
+            reserved => reserved?,
+        };
         let template = &asked.granted.template;
         let created = self.create_reserved(template, &asked.wanted, &entry, start);
         match created.await {
@@ -371,6 +387,42 @@ impl Spawner {
         }
         Ok(held)
     }
+}
+
+/// Compares the ledger with the engine, if a call has not caused that a moment ago.
+async fn compare_again(spawner: &Spawner) {
+    let mut compared = spawner.0.compared.lock().await;
+    let is_due = compared.is_none_or(|at| at.elapsed() >= COMPARE_PAUSE);
+    if is_due {
+        // The keeper reports an engine that does not answer.
+        let _ = compare(spawner).await;
+        *compared = Some(Instant::now());
+    }
+}
+
+/// Forgets the entries whose container the engine does not have any more. Returns the containers that no entry has.
+///
+/// # Errors
+/// The engine does not answer, or the ledger cannot be written.
+pub(super) async fn compare(spawner: &Spawner) -> Result<Vec<ContainerId>, Failed> {
+    let before = spawner.ledger().with_container();
+    let found = spawner.engine().labelled(ID_LABEL).await?;
+    let found: Vec<Found> = found
+        .into_iter()
+        .map(|found| Found {
+            container: found.id,
+            label: found.labels.get(ID_LABEL).cloned().unwrap_or_default(),
+        })
+        .collect();
+    let now = clock::now();
+    let (gone, orphans) = spawner.ledger().compare(&before, &found, now);
+    for entry in &gone {
+        spawner.note(entry, &Who::Daemon, SpawnTurn::Gone);
+    }
+    if !gone.is_empty() {
+        spawner.write().await?;
+    }
+    Ok(orphans)
 }
 
 /// An image that the engine has, or else downloads.
