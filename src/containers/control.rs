@@ -20,7 +20,7 @@ pub use super::client::{EngineFault, Stream};
 use super::described::event;
 pub use super::described::{
     Config, ContainerEvent, Described, ExecDescribed, ExecId, ExecProcess, ImageFound, Labelled,
-    NetworkEnd, State,
+    NetworkEnd, NetworkSettings, State,
 };
 use super::inspect::ContainerId;
 use super::ndjson::NdjsonReader;

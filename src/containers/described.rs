@@ -198,7 +198,7 @@ impl ExecId {
 ///
 /// # Errors
 /// The line is no event.
-pub fn event(line: &[u8]) -> Result<Option<ContainerEvent>, serde_json::Error> {
+pub(super) fn event(line: &[u8]) -> Result<Option<ContainerEvent>, serde_json::Error> {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
     struct Raw {

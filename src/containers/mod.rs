@@ -13,6 +13,8 @@ pub mod container;
 pub mod control;
 mod described;
 pub mod engine;
+#[cfg(test)]
+pub(crate) mod fixture;
 pub mod inspect;
 pub mod labels;
 pub mod leases;

@@ -3,7 +3,8 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::process::{Output, Stdio};
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -25,7 +26,7 @@ enabled = true
 
 [[spawn]]
 name = "job"
-from = ["node:n2"]
+from = ["runner"]
 images = ["box:latest"]
 command = true
 environment = true
@@ -35,15 +36,19 @@ cpus = 0.5
 pids = 64
 max = 32
 memory_total = "4g"
-rate = "60000/min"
+rate = "1000/s"
 ttl = "1h"
 network = "own"
 labels = ["job"]
 "#;
 
+/// Where the docker command line of the caller's node has its configuration.
+const CLIENT_CONFIG: &str = "/run/docker-config";
+
 struct Spawning {
     hosts: Hosts,
     address: SocketAddr,
+    token: String,
 }
 
 impl Spawning {
@@ -60,7 +65,27 @@ impl Spawning {
         }
         hosts.wait_for_peers();
         let address = SocketAddr::from((hosts.node(ENGINE), PORT));
-        let spawning = Self { hosts, address };
+        let create = [
+            "api-token",
+            "create",
+            "--name",
+            "ci",
+            "--scope",
+            "spawn:job",
+        ];
+        let token = hosts.meshctl(&hosts.outside, &create);
+        let token = token.trim().to_owned();
+        let header = format!("Bearer {token}");
+        let config = json!({"HttpHeaders": {"Authorization": header}});
+        let folder = hosts.nodes[CALLER].host().path(CLIENT_CONFIG);
+        std::fs::create_dir_all(&folder).expect("its own file system");
+        let file = folder.join("config.json");
+        std::fs::write(file, config.to_string()).expect("its own file system");
+        let spawning = Self {
+            hosts,
+            address,
+            token,
+        };
         spawning.hosts.wait_until("the node serves the API", || {
             spawning.request("GET", "/_ping", "").0 == 200
         });
@@ -70,7 +95,7 @@ impl Spawning {
     /// Sends a request from the caller's node. Returns the status and the body; 0 if there is no answer.
     fn request(&self, method: &str, path: &str, body: &str) -> (u16, String) {
         let caller = self.hosts.nodes[CALLER].host();
-        let sent = caller.inside(|| send(self.address, method, path, body));
+        let sent = caller.inside(|| send(self.address, &self.token, method, path, body));
         let answer = sent.expect("a namespace").unwrap_or_default();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
         let status = head
@@ -80,15 +105,20 @@ impl Spawning {
         (status.unwrap_or_default(), body.to_owned())
     }
 
-    /// Runs the docker command line on a node, with the API of the first one as its engine.
-    fn output(&self, n: usize, words: &[&str], input: &str) -> Output {
-        let mut command = self.hosts.nodes[n].host().command("env").expect("a host");
+    /// The docker command line on the caller's node, with the API of the first one as its engine.
+    fn client(&self, words: &[&str]) -> Command {
+        let host = self.hosts.nodes[CALLER].host();
+        let mut command = host.command("env").expect("a host");
         command.arg(format!("DOCKER_HOST=tcp://{}", self.address));
-        command.arg("DOCKER_CONFIG=/run/docker-config");
+        command.arg(format!("DOCKER_CONFIG={CLIENT_CONFIG}"));
         command.arg("docker").args(words);
         command.stdin(Stdio::piped());
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().expect("a program");
+        command
+    }
+
+    fn output(&self, words: &[&str], input: &str) -> Output {
+        let mut child = self.client(words).spawn().expect("a program");
         let mut stdin = child.stdin.take().expect("it is piped");
         // A command that reads nothing may have ended already.
         let _ = stdin.write_all(input.as_bytes());
@@ -98,7 +128,7 @@ impl Spawning {
 
     /// Runs the docker command line on the caller's node, and it must succeed.
     fn docker(&self, words: &[&str]) -> String {
-        let output = self.output(CALLER, words, "");
+        let output = self.output(words, "");
         assert!(output.status.success(), "{words:?}: {output:?}");
         String::from_utf8_lossy(&output.stdout)
             .trim_end()
@@ -107,9 +137,27 @@ impl Spawning {
 
     /// Runs the docker command line on the caller's node, and it must fail. Returns what it says.
     fn refused(&self, words: &[&str]) -> String {
-        let output = self.output(CALLER, words, "");
+        let output = self.output(words, "");
         assert!(!output.status.success(), "{words:?}: {output:?}");
         String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
+    /// Prepares a command in a container at the engine itself. Returns its id.
+    fn prepare(&self, id: &str) -> String {
+        let socket = self.hosts.nodes[ENGINE].host().path("/run/docker.sock");
+        let mut stream = UnixStream::connect(socket).expect("the engine listens");
+        let body = r#"{"Cmd":["id"],"AttachStdout":true}"#;
+        let length = body.len();
+        write!(
+            stream,
+            "POST /containers/{id}/exec HTTP/1.0\r\nHost: engine\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+        )
+        .expect("the engine reads");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("text");
+        let (_, body) = answer.split_once("\r\n\r\n").expect("a body");
+        let created: Value = serde_json::from_str(body).expect("a document");
+        created["Id"].as_str().expect("an id").to_owned()
     }
 
     /// What the engine itself says about a container.
@@ -121,13 +169,19 @@ impl Spawning {
 }
 
 /// Sends one request, and reads to the end of the connection.
-fn send(address: SocketAddr, method: &str, path: &str, body: &str) -> std::io::Result<String> {
+fn send(
+    address: SocketAddr,
+    token: &str,
+    method: &str,
+    path: &str,
+    body: &str,
+) -> std::io::Result<String> {
     let mut tcp = TcpStream::connect(address)?;
     tcp.set_read_timeout(Some(Duration::from_secs(120)))?;
     let length = body.len();
     write!(
         tcp,
-        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
     )?;
     let mut answer = Vec::new();
     tcp.read_to_end(&mut answer)?;
@@ -146,13 +200,13 @@ fn the_docker_command_line_runs_follows_enters_and_removes_its_containers() {
     // In the foreground: the output, the input and the exit code pass.
     let output = docker(&["run", "--rm", "box", "sh", "-c", "echo out; echo err >&2"]);
     assert_eq!(output, "out");
-    let echoed = spawning.output(CALLER, &["run", "--rm", "-i", "box", "cat"], "in\n");
+    let echoed = spawning.output(&["run", "--rm", "-i", "box", "cat"], "in\n");
     assert_eq!(
         String::from_utf8_lossy(&echoed.stdout),
         "in\n",
         "{echoed:?}"
     );
-    let failed = spawning.output(CALLER, &["run", "--rm", "box", "sh", "-c", "exit 7"], "");
+    let failed = spawning.output(&["run", "--rm", "box", "sh", "-c", "exit 7"], "");
     assert_eq!(failed.status.code(), Some(7), "{failed:?}");
 
     // In the background.
@@ -180,9 +234,9 @@ fn the_docker_command_line_runs_follows_enters_and_removes_its_containers() {
         .hosts
         .wait_until("its output is there", || docker(&["logs", "web"]) == "b");
     assert_eq!(docker(&["exec", "web", "echo", "there"]), "there");
-    let given = spawning.output(CALLER, &["exec", "-i", "web", "cat"], "in\n");
+    let given = spawning.output(&["exec", "-i", "web", "cat"], "in\n");
     assert_eq!(String::from_utf8_lossy(&given.stdout), "in\n", "{given:?}");
-    let code = spawning.output(CALLER, &["exec", "web", "sh", "-c", "exit 3"], "");
+    let code = spawning.output(&["exec", "web", "sh", "-c", "exit 3"], "");
     assert_eq!(code.status.code(), Some(3), "{code:?}");
     let archive = docker(&["cp", "web:/etc/passwd", "-"]);
     assert!(archive.contains("root:x:0:0"), "{archive}");
@@ -191,12 +245,7 @@ fn the_docker_command_line_runs_follows_enters_and_removes_its_containers() {
     assert_template(&spawning.inspect(&id));
 
     // It ends, and what waits for it learns that.
-    let caller = spawning.hosts.nodes[CALLER].host();
-    let mut waiting = caller.command("env").expect("a host");
-    waiting.arg(format!("DOCKER_HOST=tcp://{}", spawning.address));
-    waiting
-        .args(["docker", "wait", "web"])
-        .stdout(Stdio::piped());
+    let mut waiting = spawning.client(&["wait", "web"]);
     let waiting = waiting.spawn().expect("a program");
     assert!(spawning.refused(&["rm", "web"]).contains("with force"));
     docker(&["kill", "web"]);
@@ -230,39 +279,111 @@ fn the_docker_command_line_runs_follows_enters_and_removes_its_containers() {
     assert!(refused.contains("alpine:3.20"), "{refused}");
 }
 
+/// What a program with Docker's library for Python does, with the addresses of the API and the token as its arguments.
+const PYTHON: &str = r#"
+import sys
+import docker
+
+client = docker.DockerClient(base_url=sys.argv[1], version="auto")
+client.api.headers["Authorization"] = "Bearer " + sys.argv[2]
+assert client.containers.run("box", ["echo", "out"], remove=True) == b"out
+"
+try:
+    client.containers.run("box", ["sh", "-c", "exit 7"], remove=True)
+    raise SystemExit("the exit code is lost")
+except docker.errors.ContainerError as error:
+    assert error.exit_status == 7, error
+job = client.containers.run("box", ["sh", "-c", "echo $A; exec sleep 600"], name="job", environment={"A": "b"}, labels={"job": "1"}, detach=True)
+assert [found.name for found in client.containers.list(filters={"label": "job=1"})] == ["job"]
+assert next(job.logs(stream=True)) == b"b
+"
+code, output = job.exec_run(["sh", "-c", "echo there; exit 3"])
+assert (code, output) == (3, b"there
+"), (code, output)
+archive, stat = job.get_archive("/etc/passwd")
+assert stat["name"] == "passwd" and b"root:x:0:0" in b"".join(archive)
+assert client.images.pull("box", "latest").tags == ["box:latest"]
+try:
+    client.containers.run("box", ["true"], privileged=True)
+    raise SystemExit("it is privileged")
+except docker.errors.APIError as error:
+    assert error.status_code == 403 and "HostConfig.Privileged" in error.explanation, error
+job.kill()
+assert job.wait()["StatusCode"] == 137
+job.remove()
+assert client.containers.list(all=True) == []
+"#;
+
 #[test]
-fn a_caller_shows_its_token_in_the_configuration_of_the_docker_command_line() {
+fn the_library_for_python_runs_follows_enters_and_removes_its_containers() {
+    let has_library = Command::new("python3")
+        .args(["-c", "import docker"])
+        .output();
+    if !has_library.is_ok_and(|output| output.status.success()) {
+        meshd::testbed::skip_test("Docker's library for Python is not installed");
+        return;
+    }
+    let Some(spawning) = Spawning::start() else {
+        return;
+    };
+    let host = spawning.hosts.nodes[CALLER].host();
+    let mut python = host.command("python3").expect("a host");
+    python.args(["-c", PYTHON]);
+    python.arg(format!("tcp://{}", spawning.address));
+    python.arg(&spawning.token);
+    let output = python.output().expect("a program");
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+fn a_service_of_the_template_needs_no_token_and_nobody_else_gets_in_without_one() {
     let Some(spawning) = Spawning::start() else {
         return;
     };
     let hosts = &spawning.hosts;
-    // This node is not in `from` of the template.
-    let run = ["run", "--rm", "box", "echo", "there"];
-    let refused = spawning.output(ENGINE, &run, "");
-    assert!(!refused.status.success(), "{refused:?}");
-    let text = String::from_utf8_lossy(&refused.stderr);
-    assert!(text.contains("no template of this node is for"), "{text}");
-    let create = [
-        "api-token",
-        "create",
-        "--name",
-        "ci",
-        "--scope",
-        "spawn:job",
+    hosts.serve(CALLER, "runner", "bridge", "runner");
+    hosts.serve(CALLER, "other", "bridge", "other");
+    for service in ["runner", "other"] {
+        hosts.wait_for(ENGINE, service, 1);
+    }
+    let url = |path: &str| format!("http://{}{path}", spawning.address);
+    let get = |container: &str, path: &str| {
+        let words = ["docker", "exec", container, "wget", "-qO-", &url(path)];
+        hosts.nodes[CALLER].exec(&words)
+    };
+    hosts.wait_until("the service is a caller", || {
+        get("runner", "/v1.43/containers/json").is_ok_and(|list| list.trim() == "[]")
+    });
+    let header = "Content-Type: application/json";
+    let body = r#"{"Image":"box","Cmd":["true"]}"#;
+    let create = url("/v1.43/containers/create?name=job");
+    let words = [
+        "exec",
+        "runner",
+        "wget",
+        "-qO-",
+        "--header",
+        header,
+        "--post-data",
+        body,
+        &create,
     ];
-    let token = hosts.meshctl(&hosts.outside, &create);
-    let header = format!("Bearer {}", token.trim());
-    let config = json!({"HttpHeaders": {"Authorization": header}});
-    let folder = hosts.nodes[ENGINE].host().path("/run/docker-config");
-    std::fs::create_dir_all(&folder).expect("its own file system");
-    let file = folder.join("config.json");
-    std::fs::write(file, config.to_string()).expect("its own file system");
-    let output = spawning.output(ENGINE, &run, "");
-    assert_eq!(
-        String::from_utf8_lossy(&output.stdout),
-        "there\n",
-        "{output:?}"
-    );
+    let created = hosts.docker(CALLER, &words);
+    let created: Value = serde_json::from_str(&created).expect("a document");
+    let id = created["Id"].as_str().expect("an id");
+    assert_template(&spawning.inspect(id));
+    let list = get("runner", "/containers/json?all=1").expect("an answer");
+    assert!(list.contains(id), "{list}");
+
+    // What belongs to the service does not exist for the holder of a token, and others have no access.
+    assert_eq!(spawning.docker(&["ps", "-aq"]), "");
+    let (status, answer) = spawning.request("GET", &format!("/containers/{id}/json"), "");
+    assert_eq!(status, 404, "{answer}");
+    assert!(get("other", "/v1.43/containers/json").is_err());
+    let host = hosts.nodes[CALLER].host();
+    let bare = host.inside(|| send(spawning.address, "none", "GET", "/_ping", ""));
+    let bare = bare.expect("a namespace").expect("an answer");
+    assert!(bare.starts_with("HTTP/1.1 401 "), "{bare}");
 }
 
 #[test]
@@ -295,22 +416,7 @@ fn containers_of_others_do_not_exist_and_other_calls_are_refused_with_their_path
         }
     }
     // A command that somebody else prepared in it.
-    let exec = spawning.hosts.exec(
-        ENGINE,
-        &[
-            "curl",
-            "-s",
-            "--unix-socket",
-            "/run/docker.sock",
-            "-H",
-            "Content-Type: application/json",
-            "-d",
-            r#"{"Cmd":["id"],"AttachStdout":true}"#,
-            &format!("http://x/containers/{id}/exec"),
-        ],
-    );
-    let exec: Value = serde_json::from_str(&exec).expect("an id");
-    let exec = exec["Id"].as_str().expect("an id");
+    let exec = spawning.prepare(&id);
     let start = format!("/exec/{exec}/start");
     assert_eq!(spawning.request("POST", &start, "{}").0, 404);
     assert_eq!(
@@ -320,8 +426,8 @@ fn containers_of_others_do_not_exist_and_other_calls_are_refused_with_their_path
     assert_eq!(spawning.docker(&["ps", "-aq"]), "");
     assert_eq!(spawning.inspect(&id)["State"]["Running"], true);
 
-    for (words, call) in [
-        (&["network", "ls"][..], "GET /networks"),
+    let others: &[(&[&str], &str)] = &[
+        (&["network", "ls"], "GET /networks"),
         (&["network", "create", "x"], "POST /networks/create"),
         (&["volume", "create", "x"], "POST /volumes/create"),
         (&["system", "df"], "GET /system/df"),
@@ -338,7 +444,8 @@ fn containers_of_others_do_not_exist_and_other_calls_are_refused_with_their_path
             "POST /containers/foreign/update",
         ),
         (&["export", "foreign"], "GET /containers/foreign/export"),
-    ] {
+    ];
+    for &(words, call) in others {
         let text = spawning.refused(words);
         let expected = format!("meshd does not permit {call}");
         assert!(text.contains(&expected), "{words:?}: {text}");
@@ -354,8 +461,8 @@ fn options_beyond_the_template_are_refused_and_each_names_its_field() {
     let Some(spawning) = Spawning::start() else {
         return;
     };
-    for (options, field) in [
-        (&["-v", "/:/host"][..], "HostConfig.Binds"),
+    let beyond: &[(&[&str], &str)] = &[
+        (&["-v", "/:/host"], "HostConfig.Binds"),
         (
             &["--mount", "type=bind,src=/etc,dst=/x"],
             "HostConfig.Mounts",
@@ -399,8 +506,9 @@ fn options_beyond_the_template_are_refused_and_each_names_its_field() {
         (&["--link", "foreign"], "HostConfig.Links"),
         (&["-u", "0:0"], "User"),
         (&["--label", "mesh.service=db"], "Labels"),
-    ] {
-        let words = [&["create"], options, &["box", "true"]].concat();
+    ];
+    for &(options, field) in beyond {
+        let words = [&["create"][..], options, &["box", "true"]].concat();
         let text = spawning.refused(&words);
         assert!(text.contains(field), "{options:?}: {text}");
     }

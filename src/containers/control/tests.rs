@@ -1,104 +1,14 @@
-//! Tests with a stand-in for the engine on a Unix socket, which answers each path with one text.
+//! Tests with a stand-in for the engine.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 
 use super::*;
+use crate::containers::fixture::Standin;
 
 const ID: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
-
-/// The stand-in, with the requests that it received: the method and the path, and the body.
-struct Standin {
-    engine: EngineControl,
-    received: Arc<Mutex<Vec<(String, String)>>>,
-    _directory: tempfile::TempDir,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for Standin {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-impl Standin {
-    /// Answers a request for a path that begins like a key with the status and the body. Other paths are not found.
-    fn new(answers: &[(&str, u16, &str)]) -> Self {
-        let head = |status: u16, body: &str| {
-            format!(
-                "HTTP/1.1 {status} x\r\ncontent-length: {}\r\n\r\n{body}",
-                body.len()
-            )
-        };
-        let answers = answers
-            .iter()
-            .map(|(path, status, body)| ((*path).to_owned(), head(*status, body)));
-        Self::with(answers.collect())
-    }
-
-    /// As [`Standin::new`], with the bytes of the whole answers.
-    fn with(answers: HashMap<String, String>) -> Self {
-        let directory = tempfile::tempdir().expect("a temporary directory");
-        let socket = directory.path().join("s");
-        let listener = UnixListener::bind(&socket).expect("a free path");
-        let received = Arc::new(Mutex::new(Vec::new()));
-        let (requests, answers) = (Arc::clone(&received), Arc::new(answers));
-        let task = tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let (requests, answers) = (Arc::clone(&requests), Arc::clone(&answers));
-                tokio::spawn(async move { serve(stream, &requests, &answers).await });
-            }
-        });
-        Self {
-            engine: EngineControl::new(vec![socket]),
-            received,
-            _directory: directory,
-            task,
-        }
-    }
-
-    fn received(&self) -> Vec<(String, String)> {
-        self.received.lock().expect("nobody panics with it").clone()
-    }
-}
-
-async fn serve(
-    mut stream: UnixStream,
-    requests: &Mutex<Vec<(String, String)>>,
-    answers: &HashMap<String, String>,
-) {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        match stream.read_u8().await {
-            Ok(byte) => head.push(byte),
-            Err(_) => return,
-        }
-    }
-    let head = String::from_utf8_lossy(&head).into_owned();
-    let length = head
-        .lines()
-        .find_map(|line| line.strip_prefix("content-length: "))
-        .and_then(|length| length.parse().ok());
-    let mut body = vec![0; length.unwrap_or(0)];
-    if stream.read_exact(&mut body).await.is_err() {
-        return;
-    }
-    let line = head.lines().next().unwrap_or_default();
-    let asked = line.trim_end_matches(" HTTP/1.1").to_owned();
-    let path = asked.split(' ').nth(1).unwrap_or_default().to_owned();
-    let body = String::from_utf8_lossy(&body).into_owned();
-    requests
-        .lock()
-        .expect("nobody panics with it")
-        .push((asked, body));
-    let answer = answers.iter().find(|(key, _)| path.starts_with(*key));
-    let missing = "HTTP/1.1 404 x\r\ncontent-length: 0\r\n\r\n";
-    let answer = answer.map_or(missing, |(_, answer)| answer);
-    let _ = stream.write_all(answer.as_bytes()).await;
-}
 
 fn id() -> ContainerId {
     ContainerId::parse(ID).expect("hexadecimal digits")
@@ -109,7 +19,7 @@ async fn a_container_is_created_with_the_body_and_the_name_that_are_given() {
     let created = format!(r#"{{"Id":"{ID}","Warnings":[]}}"#);
     let standin = Standin::new(&[("/containers/create", 201, created.as_str())]);
     let body = json!({"Image": "sha256:1"});
-    let created = standin.engine.create("meshd-ci-1?x", &body).await;
+    let created = standin.engine().create("meshd-ci-1?x", &body).await;
     assert_eq!(created, Ok(id()));
     let expected = (
         "POST /containers/create?name=meshd-ci-1%3Fx".to_owned(),
@@ -122,7 +32,7 @@ async fn a_container_is_created_with_the_body_and_the_name_that_are_given() {
 async fn the_reason_of_the_engine_reaches_the_caller() {
     let reason = r#"{"message":"No such image: x\n"}"#;
     let standin = Standin::new(&[("/containers/create", 404, reason)]);
-    let refused = standin.engine.create("x", &json!({})).await;
+    let refused = standin.engine().create("x", &json!({})).await;
     let expected = EngineFault::Rejected(404, "No such image: x?".to_owned());
     assert_eq!(refused, Err(expected));
 }
@@ -132,7 +42,7 @@ async fn what_is_done_already_is_no_error() {
     let start = format!("/containers/{ID}/start");
     let stop = format!("/containers/{ID}/stop");
     let standin = Standin::new(&[(start.as_str(), 304, ""), (stop.as_str(), 304, "")]);
-    let engine = &standin.engine;
+    let engine = &standin.engine();
     assert_eq!(engine.start(&id()).await, Ok(()));
     assert_eq!(engine.stop(&id(), Duration::ZERO).await, Ok(()));
     // These are gone.
@@ -147,7 +57,10 @@ async fn a_wait_returns_the_exit_code_and_has_a_limit() {
     let path = format!("/containers/{ID}/wait");
     let standin = Standin::new(&[(path.as_str(), 200, r#"{"StatusCode":3}"#)]);
     let limit = Duration::from_secs(10);
-    let code = standin.engine.wait(&id(), WaitUntil::NextExit, limit).await;
+    let code = standin
+        .engine()
+        .wait(&id(), WaitUntil::NextExit, limit)
+        .await;
     assert_eq!(code, Ok(3));
     let asked = &standin.received()[0].0;
     assert_eq!(*asked, format!("POST {path}?condition=next-exit"));
@@ -166,14 +79,14 @@ async fn a_wait_returns_the_exit_code_and_has_a_limit() {
 async fn a_download_that_fails_after_its_beginning_is_an_error() {
     let progress = "{\"status\":\"Pulling\"}\n{\"error\":\"manifest unknown\"}";
     let standin = Standin::new(&[("/images/create", 200, progress)]);
-    let pulled = standin.engine.pull("docker.io/library/alpine:3.20").await;
+    let pulled = standin.engine().pull("docker.io/library/alpine:3.20").await;
     let failed = EngineFault::Rejected(500, "manifest unknown".to_owned());
     assert_eq!(pulled, Err(failed));
     let asked = &standin.received()[0].0;
     let query = "fromImage=docker.io%2Flibrary%2Falpine&tag=3.20";
     assert_eq!(*asked, format!("POST /images/create?{query}"));
     let standin = Standin::new(&[("/images/create", 200, "{\"status\":\"done\"}\n")]);
-    assert_eq!(standin.engine.pull("a:1").await, Ok(()));
+    assert_eq!(standin.engine().pull("a:1").await, Ok(()));
 }
 
 #[tokio::test]
@@ -186,7 +99,7 @@ async fn attached_bytes_pass_in_both_directions() {
         stream: true,
         ..AttachWanted::default()
     };
-    let attached = standin.engine.attach(&id(), wanted).await;
+    let attached = standin.engine().attach(&id(), wanted).await;
     let mut attached = attached.expect("the engine switches");
     let mut bytes = Vec::new();
     attached.io.read_to_end(&mut bytes).await.expect("bytes");
@@ -203,7 +116,7 @@ async fn a_file_of_a_container_comes_with_its_description_if_that_is_base64() {
             "HTTP/1.1 200 x\r\nX-Docker-Container-Path-Stat: {stat}\r\ncontent-length: 3\r\n\r\ntar"
         );
         let standin = Standin::with(HashMap::from([(path.clone(), answer)]));
-        let archive = standin.engine.archive(&id(), "/etc/a b&c").await;
+        let archive = standin.engine().archive(&id(), "/etc/a b&c").await;
         let mut archive = archive.expect("an answer");
         assert_eq!(archive.stat.as_deref(), expected);
         let content = archive.content.next().await;
@@ -219,7 +132,7 @@ async fn events_are_read_line_by_line() {
     let text = format!("{event}\nno event\n{event}\n");
     let standin = Standin::new(&[("/events", 200, text.as_str())]);
     let mut events = standin
-        .engine
+        .engine()
         .events(None, Some(7))
         .await
         .expect("a stream");

@@ -13,7 +13,8 @@ use super::streams::{body_later, body_of, body_of_switched, connect};
 use super::{Asked, Connection, PROGRAM, commands, documents, shown};
 use crate::containers::control::{AttachWanted, Labelled, LogsWanted, WaitUntil};
 use crate::model::ContainerId;
-use crate::spawn::{Entry, LABEL};
+use crate::spawn::Entry;
+use crate::spawn::body::ID_LABEL;
 
 /// How long a container may take to end after the signal to stop, if the caller does not say it.
 const GRACE: Duration = Duration::from_secs(10);
@@ -38,10 +39,10 @@ pub(super) async fn list(asked: &Asked) -> Result<Response, Failure> {
     let shows_all = query.flag("all") || limit.is_some() || filters.has("status");
     let mut rows = own_rows(asked).await?;
     rows.retain(|(entry, row)| {
-        let name = shown(entry).name;
+        let name = entry.shown();
         (shows_all || runs(row))
             && filters.passes("id", |id| row.id.as_str().starts_with(id))
-            && filters.passes("name", |part| is_named(&name, part))
+            && filters.passes("name", |part| is_named(name, part))
             && filters.passes("status", |status| row.state == status)
             && filters.passes_labels(&row.labels)
     });
@@ -54,7 +55,7 @@ pub(super) async fn list(asked: &Asked) -> Result<Response, Failure> {
 /// The containers of the caller, as the engine lists them.
 async fn own_rows(asked: &Asked) -> Result<Vec<(Entry, Labelled)>, Failure> {
     let owned = asked.spawner.owned(&asked.call)?;
-    let listed = asked.engine().labelled(LABEL).await?;
+    let listed = asked.engine().labelled(ID_LABEL).await?;
     let own = |row: Labelled| {
         let is_it = |entry: &&Entry| entry.container.as_ref() == Some(&row.id);
         let entry = owned.iter().find(is_it)?.clone();

@@ -100,7 +100,7 @@ async fn divert<K: Knowledge>(
         return next.run(request).await;
     }
     let is_head = request.method() == "HEAD";
-    let answered = answer(&face, source, long, request).await;
+    let answered = respond(&face, source, long, request).await;
     let mut response = answered.unwrap_or_else(Failure::into_response);
     if is_head {
         *response.body_mut() = Body::empty();
@@ -108,7 +108,7 @@ async fn divert<K: Knowledge>(
     response
 }
 
-async fn answer<K: Knowledge>(
+async fn respond<K: Knowledge>(
     face: &Face<K>,
     source: IpAddr,
     long: LongAnswer,
@@ -218,7 +218,7 @@ impl Asked {
 /// A container as its caller knows it.
 fn shown(entry: &Entry) -> Shown {
     Shown {
-        name: entry.name.clone().unwrap_or_else(|| entry.id.to_string()),
+        name: entry.shown().to_owned(),
         image: entry.image.clone(),
     }
 }
@@ -233,3 +233,6 @@ fn asks_for_tcp(headers: &HeaderMap) -> bool {
     let protocol = headers.get(UPGRADE).map(|value| value.as_bytes());
     protocol.is_some_and(|protocol| protocol.eq_ignore_ascii_case(b"tcp"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -67,7 +67,7 @@ impl Query {
 
     /// The value of a parameter. None if it is missing or empty.
     pub(super) fn text(&self, name: &'static str) -> Option<&str> {
-        let value = self.0.get(name)?;
+        let value = self.0.get(name)?.as_str();
         (!value.is_empty()).then_some(value)
     }
 

@@ -36,7 +36,7 @@ const BUFFER: usize = 16 * 1024;
 pub(in crate::node) struct LongAnswer(Arc<AtomicBool>);
 
 impl LongAnswer {
-    pub(super) fn set(&self) {
+    pub(in crate::node) fn set(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
@@ -197,9 +197,75 @@ where
 #[cfg(test)]
 mod tests {
     use axum::body::to_bytes;
-    use tokio::io::duplex;
+    use hyper::body::Incoming;
+    use hyper::server::conn::http1;
+    use hyper::service::service_fn;
+    use tokio::io::{DuplexStream, duplex};
 
     use super::*;
+    use crate::node::docker_face::answer;
+    use crate::os::http::{self, Method, Request, Switched};
+
+    /// Asks the server behind `stream` to switch, which it does.
+    async fn switch(stream: DuplexStream) -> SwitchedStream {
+        let request = Request::new(Method::POST, "/attach").upgrade("tcp");
+        match http::upgrade(stream, request).await {
+            Ok(Switched::Stream(switched)) => switched,
+            other => panic!("it does not switch: {other:?}"),
+        }
+    }
+
+    /// A stream on which the engine has switched, and the engine's end of it.
+    async fn engine() -> (SwitchedStream, DuplexStream) {
+        let (client, mut engine) = duplex(1024);
+        let switching = tokio::spawn(switch(client));
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(engine.read_u8().await.expect("a whole head"));
+        }
+        let answer = b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n";
+        engine.write_all(answer).await.expect("room");
+        (switching.await.expect("no panic"), engine)
+    }
+
+    #[tokio::test]
+    async fn a_caller_that_switches_is_connected_with_the_engine_until_that_ends() {
+        let (switched, mut engine) = engine().await;
+        let streams = Streams::default();
+        let place = streams.take(IpAddr::from([10, 210, 1, 1]));
+        let given = Mutex::new(Some((switched, place.expect("a place"))));
+        let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+            let given = given.lock().expect("nobody panics with it").take();
+            let (switched, place) = given.expect("there is one request");
+            connect(hyper::upgrade::on(&mut request), switched, place);
+            async { Ok::<_, Infallible>(answer::upgraded(None)) }
+        });
+        let (caller, server) = duplex(1024);
+        let server = http1::Builder::new()
+            .keep_alive(false)
+            .serve_connection(TokioIo::new(server), service)
+            .with_upgrades();
+        let served = tokio::spawn(server);
+        let mut caller = switch(caller).await;
+        served.await.expect("no panic").expect("it has switched");
+        caller.io.write_all(b"in").await.expect("room");
+        caller.io.shutdown().await.expect("open");
+        let mut input = Vec::new();
+        engine.read_to_end(&mut input).await.expect("bytes");
+        assert_eq!(input, b"in");
+        engine.write_all(b"out").await.expect("room");
+        drop(engine);
+        let mut output = Vec::new();
+        caller.io.read_to_end(&mut output).await.expect("bytes");
+        assert_eq!(output, b"out");
+        let is_free = async {
+            while !streams.counts().is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        let is_free = timeout(Duration::from_secs(10), is_free).await;
+        is_free.expect("the place is free again");
+    }
 
     #[test]
     fn a_caller_has_some_streams_at_once_and_others_are_not_affected() {
