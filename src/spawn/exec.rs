@@ -56,6 +56,8 @@ pub fn read(body: &[u8], template: &Template) -> Result<ExecWanted, Refused> {
         tty: fields.flag("Tty")?,
         user,
     };
+    // The path of the call names the container. Docker's library for Python names it here again.
+    fields.text("Container")?;
     // Whether the caller waits for the process, the keys with which it detaches and the size of its terminal give it no rights.
     fields.flag("Detach")?;
     fields.text("DetachKeys")?;
@@ -97,7 +99,7 @@ mod tests {
 
     #[test]
     fn a_further_process_has_the_rights_of_its_container_and_no_others() {
-        let body = r#"{"Cmd":["sh"],"Env":["A=1"],"AttachStdout":true,"Privileged":false,"User":"","DetachKeys":"ctrl-p","ConsoleSize":[40,120]}"#;
+        let body = r#"{"Container":"x","Cmd":["sh"],"Env":["A=1"],"AttachStdout":true,"Privileged":false,"User":"","DetachKeys":"ctrl-p","ConsoleSize":[40,120]}"#;
         let wanted = read(body.as_bytes(), &template()).expect("it is permitted");
         assert_eq!(
             wanted.body(),

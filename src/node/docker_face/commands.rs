@@ -36,7 +36,9 @@ pub(super) async fn create(
         Failure::not_found(text)
     };
     let granted = granted.ok_or_else(removed)?;
-    let wanted = exec::read(&asked.body, &granted.template).map_err(Failed::Refused)?;
+    let wanted = exec::read(&asked.body, &granted.template).map_err(Failed::Refused);
+    let noted = |failed: &Failed| asked.spawner.note_failed(&asked.call, "exec", failed);
+    let wanted = wanted.inspect_err(noted)?;
     let created = asked.engine().exec_create(id, &wanted.body()).await?;
     asked.spawner.note_exec(&asked.call, entry, &wanted.command);
     Ok(answer::created(&json!({"Id": created.as_str()})))

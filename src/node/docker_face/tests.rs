@@ -258,7 +258,7 @@ async fn each_call_asks_the_engine_for_what_it_says_and_for_nothing_else() {
         (
             "POST",
             "/containers/job/exec",
-            r#"{"Cmd":["id"]}"#,
+            r#"{"Container":"x","Cmd":["id"]}"#,
             201,
             vec![of("POST", "/exec")],
         ),
