@@ -17,13 +17,14 @@
 //! | [`discovery`] | the services of the mesh as targets for Prometheus, and as sites of an ingress |
 //! | [`firewall`] | packet filter rules and address mapping in the kernel |
 //! | [`page`] | the page for a browser: views of the mesh as HTML |
+//! | [`spawn`] | containers that programs start from templates: what is permitted, whose they are, until when |
 //! | [`coordinator`] | admits nodes, leases addresses, stores and forwards records |
 //! | [`node`] | meshd: carries values between the parts above and the coordinator |
 //! | [`cli`] | meshctl, one file per command |
 //! | [`testbed`] | hosts in network namespaces, for the demo, the tests and the benches |
 //!
 //! Imports run one way: programs import `cli`, `node`, `coordinator` and `testbed`; those import `tunnel`, `path`, `dns`,
-//! `containers`, `services`, `discovery`, `firewall` and `page`; those import `protocol`, then `records`, then `policy`, then
+//! `containers`, `services`, `discovery`, `firewall`, `page` and `spawn`; those import `protocol`, then `records`, then `policy`, then
 //! `model`. `os` serves all parts that do input and output. `tests/architecture` holds that.
 //!
 //! Start reading at [`records::ledger`], which verifies every record, then at [`node`].
@@ -46,5 +47,6 @@ pub mod policy;
 pub mod protocol;
 pub mod records;
 pub mod services;
+pub mod spawn;
 pub mod testbed;
 pub mod tunnel;

@@ -16,7 +16,10 @@ use tokio::time::timeout;
 
 use super::api;
 use super::inspect::EngineNetwork;
-use crate::os::http::{self, HttpError, Limits, Method, Request, StatusCode};
+use crate::model::text;
+use crate::os::http::{
+    self, HttpError, Limits, Method, Request, StatusCode, Switched, SwitchedStream,
+};
 
 /// How long an answer may take. A busy engine sometimes takes a second.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -60,11 +63,31 @@ pub(super) type GroupAccess = Option<(String, String)>;
 
 /// An answer whose body is read in parts. Dropping it ends the connection.
 #[derive(Debug)]
-pub(super) struct Stream(http::Response);
+pub struct Stream(http::Response);
 
 impl Stream {
+    /// The type of the content, as the engine names it.
+    #[must_use]
+    pub fn content_type(&self) -> Option<&str> {
+        self.header("content-type")
+    }
+
+    /// The value of a header of the answer.
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
+        self.0.header(name)
+    }
+
+    /// The rest of the answer, which has at most `max` bytes.
+    pub(super) async fn rest(self, path: &str, max: usize) -> Result<Bytes, EngineFault> {
+        let body = self.0.into_body(max).await;
+        body.map_err(|error| fault_of(error, path))
+    }
+
     /// The next bytes, or `None` at the end.
-    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, EngineFault> {
+    ///
+    /// # Errors
+    /// The connection was closed before the end.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, EngineFault> {
         self.0
             .next()
             .await
@@ -179,21 +202,98 @@ pub(super) async fn send(
         if status.is_success() {
             return Ok(());
         }
-        let reason = body.ok().and_then(|body| reason(&body));
-        Err(match reason {
-            Some(reason) => EngineFault::Rejected(status.as_u16(), reason),
-            None => EngineFault::Status(status.as_u16(), path.to_owned()),
-        })
+        Err(rejection(status, &body.unwrap_or_default(), path))
     };
     timeout(ANSWER_TIMEOUT, whole)
         .await
         .unwrap_or(Err(EngineFault::Silent))
 }
 
+/// Requests `path` with a body, which is JSON or empty, and reads the whole answer.
+///
+/// # Errors
+/// The engine is not reachable, does not answer within `limits`, or returns an error.
+pub(super) async fn exchange(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    text: String,
+    limits: Limits,
+) -> Result<Bytes, EngineFault> {
+    let request = Request::new(method, path).json(text);
+    let answer = http::call(connect(socket).await?, request, limits).await;
+    let answer = answer.map_err(|error| fault_of(error, path))?;
+    // The engine has nothing to do if a container runs already, or has stopped already.
+    if answer.status.is_success() || answer.status == StatusCode::NOT_MODIFIED {
+        return Ok(answer.body);
+    }
+    Err(rejection(answer.status, &answer.body, path))
+}
+
+/// Requests `path`, and reads the beginning of the answer within `head`. The caller reads the rest.
+///
+/// # Errors
+/// The engine is not reachable, does not begin to answer in time, or returns an error.
+pub(super) async fn open(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    head: Duration,
+) -> Result<Stream, EngineFault> {
+    let opened = async {
+        let request = Request::new(method, path);
+        let response = http::open(connect(socket).await?, request).await;
+        let response = response.map_err(|error| fault_of(error, path))?;
+        if response.status().is_success() {
+            return Ok(Stream(response));
+        }
+        Err(rejected(response, path).await)
+    };
+    timeout(head, opened)
+        .await
+        .unwrap_or(Err(EngineFault::Silent))
+}
+
+/// Requests `path` with a body, which is JSON or empty, and a connection that carries bytes in both directions afterwards.
+///
+/// # Errors
+/// The engine is not reachable, does not answer in time, or returns an error.
+pub(super) async fn switch(
+    socket: &Path,
+    path: &str,
+    text: String,
+) -> Result<SwitchedStream, EngineFault> {
+    let switched = async {
+        let request = Request::new(Method::POST, path).json(text).upgrade("tcp");
+        let switched = http::upgrade(connect(socket).await?, request).await;
+        match switched.map_err(|error| fault_of(error, path))? {
+            Switched::Stream(stream) => Ok(stream),
+            Switched::Refused(response) => Err(rejected(response, path).await),
+        }
+    };
+    timeout(ANSWER_TIMEOUT, switched)
+        .await
+        .unwrap_or(Err(EngineFault::Silent))
+}
+
+async fn rejected(response: http::Response, path: &str) -> EngineFault {
+    let status = response.status();
+    // Without its body, the answer has no reason.
+    let body = response.into_body(MAX_REASON).await.unwrap_or_default();
+    rejection(status, &body, path)
+}
+
+fn rejection(status: StatusCode, body: &[u8], path: &str) -> EngineFault {
+    match reason(body) {
+        Some(reason) => EngineFault::Rejected(status.as_u16(), reason),
+        None => EngineFault::Status(status.as_u16(), path.to_owned()),
+    }
+}
+
 /// The engine's reason, on one line.
 fn reason(text: &[u8]) -> Option<String> {
     let answer: serde_json::Value = serde_json::from_slice(text).ok()?;
-    Some(super::labels::printable(answer.get("message")?.as_str()?))
+    Some(text::message(answer.get("message")?.as_str()?))
 }
 
 async fn connect(socket: &Path) -> Result<UnixStream, EngineFault> {

@@ -4,12 +4,17 @@
 //! about, and lists all containers from time to time. [`state`] computes from its reports what to publish, map and
 //! probe. [`labels`] parses the labels of a container, [`leases`] assigns its address, and [`inspect`] has the engine's
 //! descriptions as values. [`network`] is the network whose containers have mesh addresses of their own.
-//! [`running_containers`] lists all containers for `meshctl doctor`.
+//! [`control`] starts and removes containers, for those that meshd starts itself. [`running_containers`] lists all containers
+//! for `meshctl doctor`.
 
 pub mod api;
 mod client;
 pub mod container;
+pub mod control;
+mod described;
 pub mod engine;
+#[cfg(test)]
+pub(crate) mod fixture;
 pub mod inspect;
 pub mod labels;
 pub mod leases;

@@ -59,8 +59,8 @@ pub(super) fn router(hub: Arc<Hub>, stop: watch::Receiver<bool>) -> Router {
 struct OfHub(Arc<Hub>);
 
 impl Knowledge for OfHub {
-    async fn facts(&self, token: PublicKey, _: IpAddr) -> Result<Facts, ApiError> {
-        let (place, domain) = hub::api::place(&self.0, &token)?;
+    async fn facts(&self, token: Option<PublicKey>, _: IpAddr) -> Result<Facts, ApiError> {
+        let (place, domain) = hub::api::place(&self.0, token.as_ref())?;
         Ok(Facts {
             place,
             domain,

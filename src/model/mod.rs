@@ -5,12 +5,14 @@
 
 pub mod address;
 pub mod authority;
+pub mod container;
 pub mod domain;
 pub mod interface;
 pub mod key;
 pub mod name;
 pub(crate) mod pace;
 pub mod path;
+pub mod percent;
 pub mod protocol;
 pub mod public_host;
 pub(crate) mod rate;
@@ -20,6 +22,7 @@ pub mod text;
 pub mod time;
 
 pub use address::MeshAddresses;
+pub use container::ContainerId;
 pub use key::{IdentityProof, KeyProof, PublicKey, SigningKey, WireGuardKey};
 pub use name::{Label, ServiceName};
 pub use path::{NodeAddress, Path};

@@ -18,6 +18,7 @@ use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 
 use super::join_problem::JoinProblem;
+use super::spawn::{self, Spawner};
 use super::transitions::local::LocalChange;
 use crate::discovery::sites::Site;
 use crate::discovery::targets::Target;
@@ -97,8 +98,8 @@ pub enum Command {
 pub enum ApiQuery {
     /// Return the addresses at which to listen.
     Addresses(Reply<Vec<IpAddr>>),
-    /// Return the facts about a token with this id, and about a caller at this address.
-    Facts(PublicKey, IpAddr, Reply<Facts>),
+    /// Return the facts about a token with this id, if the caller shows one, and about a caller at this address.
+    Facts(Option<PublicKey>, IpAddr, Reply<Facts>),
     /// Return the revision of the mesh that this node has received.
     Revision(Reply<u64>),
     /// Return what the page shows of the policy.
@@ -114,6 +115,8 @@ pub struct LocalApi {
     pub audit: Audit,
     /// The tasks that finish a call whose caller hangs up.
     pub tasks: Tasks,
+    /// The containers that callers spawn over the network, if there are templates.
+    pub(super) spawner: Option<Spawner>,
 }
 
 /// Serves requests until the listener fails or the agent ends. `discovery` has the handlers of the calls with which other programs
@@ -141,6 +144,7 @@ pub async fn serve(
 
 /// The handlers of the calls over the network. They check no caller, so that has to be done before a request reaches them.
 pub(super) fn over_network(api: LocalApi) -> Router {
+    let spawning = spawn::router(api.spawner.clone());
     shared()
         .route("/v1/events", get(events))
         .route(
@@ -148,6 +152,7 @@ pub(super) fn over_network(api: LocalApi) -> Router {
             get(|| async { web::json(&openapi::of_node()) }),
         )
         .with_state(api)
+        .merge(spawning)
 }
 
 /// The handlers of the calls that exist both on the socket and over the network.
@@ -365,6 +370,7 @@ async fn change<T: Serialize + Send + 'static>(
         commands,
         audit,
         tasks,
+        ..
     } = agent;
     // If the caller hangs up, this future is dropped, but the agent still carries out the change. So a task notes the event.
     tasks.spawn_child("a change by a caller", async move {
@@ -416,6 +422,7 @@ mod tests {
     use hyper_util::service::TowerToHyperService;
 
     use super::*;
+    use crate::protocol::api_token::{ApiCaller, Scope};
     use crate::protocol::web::calls::OF_NODE;
 
     #[tokio::test]
@@ -426,6 +433,7 @@ mod tests {
             commands,
             audit: Audit::none(),
             tasks: Tasks::new("test"),
+            spawner: None,
         };
         let router = TowerToHyperService::new(over_network(api));
         for call in OF_NODE {
@@ -433,6 +441,7 @@ mod tests {
                 Some("AddService") => r#"{"name":"web","port":80,"protocol":"tcp"}"#,
                 Some("Resolve") => r#"{"name":"db.svc.mesh","type":"A"}"#,
                 Some("WhyRequest") => r#"{"to":"web-1"}"#,
+                Some("SpawnRequest") => r#"{"template":"job","image":"alpine:3.20"}"#,
                 Some(other) => panic!("{other} needs an example"),
                 None => "",
             };
@@ -440,10 +449,20 @@ mod tests {
                 .method(call.method)
                 .uri(call.path.replace(['{', '}'], ""))
                 .extension(Who::Daemon)
+                .extension(ApiCaller {
+                    token: None,
+                    subject: None,
+                })
                 .body(Body::from(body));
             let answer = router.call(request.expect("a valid request")).await;
             let status = answer.expect("it never fails").status().as_u16();
-            assert_eq!(status, 503, "{} {}", call.method, call.path);
+            // A node without templates refuses calls about spawned containers.
+            let expected = if call.scope == Scope::AnyTemplate {
+                403
+            } else {
+                503
+            };
+            assert_eq!(status, expected, "{} {}", call.method, call.path);
         }
     }
 
@@ -455,6 +474,7 @@ mod tests {
             commands,
             audit: Audit::open(directory.path()),
             tasks: Tasks::new("test"),
+            spawner: None,
         };
         let by = Extension(Who::Daemon);
         let leave = (LocalCall::Leave, None);

@@ -19,6 +19,8 @@
 //! | [`report`], [`contact`], [`metrics`] | status, problems and metrics of the node |
 //! | [`discovery`] | the calls with which Prometheus and an ingress follow the services |
 //! | [`web`], [`page`] | the API over the network, at the mesh addresses, and the page |
+//! | [`spawn`] | containers that callers spawn from templates |
+//! | [`docker_face`] | Docker's API for callers of the mesh, who create containers by templates |
 //! | [`transitions`] | the transitions that have a line in the log |
 
 mod agent;
@@ -37,6 +39,7 @@ mod discovery;
 mod disk;
 mod dns_address;
 mod docker;
+mod docker_face;
 pub mod gossip;
 mod guests;
 pub mod host;
@@ -59,6 +62,7 @@ mod resolv_conf;
 mod resolved;
 mod resolver;
 mod settle;
+mod spawn;
 pub mod state;
 mod streams;
 mod stun;
@@ -219,6 +223,7 @@ async fn run(config: Config) -> Result<(), ApiError> {
         tracing::warn!("meshd cannot join a mesh as this user; {NEEDED_RIGHTS}");
     }
     let tasks = Tasks::new("meshd");
+    let spawner = spawn::Spawner::open(&config, &dir, &tasks);
     let starting = agent::Agent::start(Arc::clone(&config), dir);
     let mut agent = tasks.scope(starting).await?;
 
@@ -227,7 +232,12 @@ async fn run(config: Config) -> Result<(), ApiError> {
         commands: commands.clone(),
         audit: audit.clone(),
         tasks: tasks.clone(),
+        spawner: spawner.clone(),
     };
+    if let Some(spawner) = spawner {
+        let keeping = spawn::keep(spawner, audit.clone());
+        tasks.spawn("spawned containers", keeping);
+    }
     if config.api.needs_tokens() {
         let serving = web::serve(api.clone(), config.api.clone());
         tasks.spawn("API over the network", serving);

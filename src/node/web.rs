@@ -6,6 +6,7 @@
 
 use std::collections::btree_map::{BTreeMap, Entry};
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::time::Duration;
 
 use axum::Router;
@@ -14,12 +15,14 @@ use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 use super::api::{self, ApiQuery, Command, LocalApi};
 use super::config::{ApiSettings, PagePlace};
+use super::docker_face::{self, Face, LongAnswer};
 use super::page;
 use crate::model::PublicKey;
 use crate::os::tasks::{AbortOnDrop, Tasks};
@@ -37,8 +40,12 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a caller may take to send the head of its request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long one connection may take, from its first byte to the end of the answer.
+/// How long one connection may take, from its first byte to the end of the answer, unless the answer is marked as a long one.
 const TIME_LIMIT: Duration = Duration::from_secs(60);
+/// How long a caller may read nothing while bytes wait for it. The kernel ends the connection then.
+const UNREAD_TIMEOUT: Duration = Duration::from_secs(120);
+/// The time without a byte after which the kernel asks whether the caller is still there, and the time between two such questions.
+const KEEPALIVE: Duration = Duration::from_secs(30);
 /// The maximum size of a request's head, in bytes. A token has at most half of that.
 const MAX_HEAD: usize = 16 * 1024;
 /// The maximum number of connections that wait to be accepted.
@@ -93,7 +100,10 @@ fn router(api: LocalApi, settings: &ApiSettings) -> Router {
         api.audit.clone(),
     );
     let views = (settings.page != PagePlace::Nowhere).then(|| page::start(&api, &guard));
+    let spawner = api.spawner.clone().filter(|_| settings.is_on_network);
+    let face = spawner.map(|spawner| Face::new(guard.clone(), spawner));
     let calls = guarded(api::over_network(api), guard);
+    let calls = docker_face::beside(calls, face);
     match views {
         Some(views) => with_page(&NODE, views, calls),
         None => calls,
@@ -120,7 +130,7 @@ async fn wanted(commands: &mpsc::Sender<Command>, settings: &ApiSettings) -> Vec
 struct OfAgent(mpsc::Sender<Command>);
 
 impl Knowledge for OfAgent {
-    async fn facts(&self, token: PublicKey, address: IpAddr) -> Result<Facts, ApiError> {
+    async fn facts(&self, token: Option<PublicKey>, address: IpAddr) -> Result<Facts, ApiError> {
         let query = |reply| Command::Api(ApiQuery::Facts(token, address, reply));
         api::send(&self.0, query).await
     }
@@ -156,9 +166,13 @@ async fn accept(listener: TcpListener, router: Router, places: Places) {
 
 /// Serves one request.
 async fn connection(tcp: TcpStream, source: IpAddr, router: Router, place: ConnectionPlace) {
+    set_options(&tcp);
+    let long = LongAnswer::default();
     let router = TowerToHyperService::new(router);
+    let mark = long.clone();
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
         request.extensions_mut().insert(Source(source));
+        request.extensions_mut().insert(mark.clone());
         router.call(request)
     });
     let served = http1::Builder::new()
@@ -166,11 +180,27 @@ async fn connection(tcp: TcpStream, source: IpAddr, router: Router, place: Conne
         .header_read_timeout(HEAD_TIMEOUT)
         .keep_alive(false)
         .max_buf_size(MAX_HEAD)
-        .serve_connection(TokioIo::new(tcp), service);
-    if let Ok(Err(error)) = timeout(TIME_LIMIT, served).await {
+        .serve_connection(TokioIo::new(tcp), service)
+        .with_upgrades();
+    let mut served = pin!(served);
+    let mut ended = timeout(TIME_LIMIT, served.as_mut()).await;
+    if ended.is_err() && long.is_set() {
+        ended = timeout(docker_face::LIFETIME, served).await;
+    }
+    if let Ok(Err(error)) = ended {
         tracing::debug!(%error, "a connection of the API ended");
     }
     drop(place);
+}
+
+/// Sets the options of a connection. It works without those that the kernel refuses.
+fn set_options(tcp: &TcpStream) {
+    let socket = SockRef::from(tcp);
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE)
+        .with_interval(KEEPALIVE);
+    let _ = socket.set_tcp_keepalive(&keepalive);
+    let _ = socket.set_tcp_user_timeout(Some(UNREAD_TIMEOUT));
 }
 
 #[cfg(test)]
@@ -189,11 +219,13 @@ mod tests {
             commands,
             audit: Audit::none(),
             tasks: Tasks::new("test"),
+            spawner: None,
         };
         let settings = ApiSettings {
             socket: "/run/meshd/meshd.sock".into(),
             is_on_network,
             page,
+            templates: Vec::new(),
         };
         let request = Request::builder()
             .method(method)

@@ -311,6 +311,17 @@ impl Workloads {
         Some(AppliedMappings::Mapped(v4.chain(v6).collect()))
     }
 
+    /// The instance address of the container that has the address `own` on its bridge, if the kernel maps it. A guard drops what others
+    /// send from this address.
+    pub(super) fn instance_of(&self, own: IpAddr) -> Option<IpAddr> {
+        let AppliedMappings::Mapped(mappings) = self.applied_mappings()? else {
+            return None;
+        };
+        let mut mappings = mappings.into_iter();
+        let found = mappings.find(|(_, container)| IpAddr::from(*container) == own);
+        found.map(|(instance, _)| instance.into())
+    }
+
     /// Why an instance of this node is unhealthy, draining or withdrawn, as far as that is known.
     pub(super) fn why_unused(&self, service: &ServiceName, instance: &Instance) -> Option<String> {
         if self.registry.drained().contains(service) {

@@ -11,7 +11,10 @@ use std::time::Duration;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, USER_AGENT};
+use hyper::header::{
+    AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, HeaderValue, UPGRADE, USER_AGENT,
+};
+use hyper::upgrade::Upgraded;
 pub use hyper::{Method, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -45,6 +48,8 @@ pub struct Request {
     host: String,
     user_agent: Option<&'static str>,
     authorization: Option<HeaderValue>,
+    /// The protocol that the connection is to have after the answer.
+    upgrade: Option<&'static str>,
     json: Bytes,
 }
 
@@ -75,6 +80,7 @@ impl Request {
             host: "localhost".into(),
             user_agent: None,
             authorization: None,
+            upgrade: None,
             json: Bytes::new(),
         }
     }
@@ -112,6 +118,15 @@ impl Request {
         }
     }
 
+    /// Asks for another protocol on the connection after the answer. [`upgrade`] sends such a request.
+    #[must_use]
+    pub fn upgrade(self, protocol: &'static str) -> Self {
+        Self {
+            upgrade: Some(protocol),
+            ..self
+        }
+    }
+
     /// Sends `body`, which is JSON. An empty body is sent without a content type.
     #[must_use]
     pub fn json(self, body: impl Into<Bytes>) -> Self {
@@ -131,6 +146,10 @@ impl Request {
         }
         if let Some(credentials) = self.authorization {
             request = request.header(AUTHORIZATION, credentials);
+        }
+        if let Some(protocol) = self.upgrade {
+            request = request.header(CONNECTION, "Upgrade");
+            request = request.header(UPGRADE, protocol);
         }
         if !self.json.is_empty() {
             let json = HeaderValue::from_static("application/json");
@@ -188,6 +207,64 @@ where
     })
 }
 
+/// The answer to a request for another protocol.
+#[derive(Debug)]
+pub enum Switched {
+    /// The connection has the other protocol from here on.
+    Stream(SwitchedStream),
+    /// The server answered in HTTP.
+    Refused(Response),
+}
+
+/// A connection after the answer that switched its protocol. Dropping it closes the connection.
+#[derive(Debug)]
+pub struct SwitchedStream {
+    /// The bytes in both directions.
+    pub io: TokioIo<Upgraded>,
+    /// The type of the content that the server named in its answer.
+    pub content_type: Option<String>,
+}
+
+/// Sends `request`, which asks for another protocol, over `stream`. There is no limit for the time; the caller sets one where it is
+/// needed.
+///
+/// # Errors
+/// The request cannot be written, or the connection was closed too early.
+pub async fn upgrade<S>(stream: S, request: Request) -> Result<Switched, HttpError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let request = request.into_hyper()?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(broken)?;
+    let mut connection = Connection::new(async move {
+        // The request and the body report the same error.
+        let _ = connection.with_upgrades().await;
+    });
+    let response = connection
+        .drive(sender.send_request(request))
+        .await
+        .map_err(broken)?;
+    let response = Response {
+        response,
+        connection,
+    };
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return Ok(Switched::Refused(response));
+    }
+    let content_type = response.header(CONTENT_TYPE.as_str()).map(str::to_owned);
+    let Response {
+        response,
+        mut connection,
+    } = response;
+    let upgraded = connection.drive(hyper::upgrade::on(response)).await;
+    Ok(Switched::Stream(SwitchedStream {
+        io: TokioIo::new(upgraded.map_err(broken)?),
+        content_type,
+    }))
+}
+
 /// An answer whose body is read in parts. Dropping it closes the connection.
 pub struct Response {
     response: hyper::Response<Incoming>,
@@ -199,6 +276,12 @@ impl Response {
     #[must_use]
     pub fn status(&self) -> StatusCode {
         self.response.status()
+    }
+
+    /// The value of a header, if the answer has it and it is text.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.response.headers().get(name)?.to_str().ok()
     }
 
     /// The next bytes of the body, or `None` at its end.
@@ -371,6 +454,47 @@ mod tests {
         server.write_all(rest).await.expect("there is room");
         assert_eq!(response.next().await, Ok(Some(Bytes::from_static(b"two"))));
         assert_eq!(response.next().await, Ok(None));
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_switched_its_protocol_carries_bytes_in_both_directions() {
+        let (client, mut server) = duplex(4096);
+        let asked = request().upgrade("tcp");
+        let switched = tokio::spawn(upgrade(client, asked));
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(server.read_u8().await.expect("a whole head"));
+        }
+        let text = String::from_utf8(head).expect("text");
+        assert!(text.contains("\r\nconnection: Upgrade\r\nupgrade: tcp\r\n"));
+        let head = b"HTTP/1.1 101 UPGRADED\r\nContent-Type: application/vnd.docker.raw-stream\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\nout";
+        server.write_all(head).await.expect("there is room");
+        let switched = switched.await.expect("no panic").expect("an answer");
+        let Switched::Stream(mut stream) = switched else {
+            panic!("the server has switched");
+        };
+        let kind = stream.content_type.as_deref();
+        assert_eq!(kind, Some("application/vnd.docker.raw-stream"));
+        let mut out = [0; 3];
+        stream.io.read_exact(&mut out).await.expect("bytes");
+        assert_eq!(&out, b"out");
+        stream.io.write_all(b"in").await.expect("there is room");
+        stream.io.shutdown().await.expect("it is open");
+        let mut rest = Vec::new();
+        server.read_to_end(&mut rest).await.expect("bytes");
+        assert_eq!(rest, b"in");
+    }
+
+    #[tokio::test]
+    async fn an_answer_in_http_to_a_request_for_another_protocol_is_a_refusal() {
+        let stream = server_with(b"HTTP/1.1 404 Not Found\r\ncontent-length: 4\r\n\r\nnone");
+        let switched = upgrade(stream, request().upgrade("tcp")).await;
+        let Ok(Switched::Refused(response)) = switched else {
+            panic!("the server has not switched");
+        };
+        assert_eq!(response.status(), StatusCode::NOT_FOUND);
+        let body = response.into_body(16).await;
+        assert_eq!(body, Ok(Bytes::from_static(b"none")));
     }
 
     #[tokio::test]

@@ -11,6 +11,7 @@ pub mod join;
 pub mod local;
 pub mod path_messages;
 pub mod service_list;
+pub mod spawn;
 pub mod stream;
 pub mod stun;
 pub mod token;

@@ -10,6 +10,7 @@ mod hosts;
 
 mod clients;
 mod compose;
+mod docker_api;
 mod fallback;
 mod flows;
 mod guards;
@@ -26,3 +27,4 @@ mod promptness;
 mod rolling;
 mod rollouts;
 mod routers;
+mod spawn;

@@ -65,22 +65,26 @@ const DOCUMENTS: [(&str, &str, &str); 19] = [
     ),
 ];
 /// The types of requests and answers of the API over the network that no command prints, and the files of their schemas.
-const MESSAGES: [(&str, &str); 6] = [
+const MESSAGES: [(&str, &str); 9] = [
     ("AddService", "add-service"),
     ("OwnInstances", "own-instances"),
     ("Resolve", "resolve"),
     ("Resolved", "resolved"),
     ("ServiceChanged", "service-changed"),
+    ("SpawnRequest", "spawn-request"),
+    ("Spawned", "spawned"),
+    ("SpawnedList", "spawned-list"),
     ("WhyRequest", "why-request"),
 ];
 /// The files of the types.
-const SOURCES: [&str; 21] = [
+const SOURCES: [&str; 22] = [
     "src/protocol/local.rs",
     "src/protocol/local/guests.rs",
     "src/protocol/local/instances.rs",
     "src/protocol/local/paths.rs",
     "src/protocol/local/policy.rs",
     "src/protocol/admin.rs",
+    "src/protocol/spawn.rs",
     "src/records/kinds/services.rs",
     "src/model/protocol.rs",
     "src/cli/api_token/create.rs",
@@ -98,7 +102,7 @@ const SOURCES: [&str; 21] = [
     "src/cli/audit/findings.rs",
 ];
 /// Types that are a JSON string.
-const STRINGS: [&str; 16] = [
+const STRINGS: [&str; 17] = [
     "String",
     "Label",
     "PublicHost",
@@ -115,8 +119,9 @@ const STRINGS: [&str; 16] = [
     "Protocol",
     "Tag",
     "Scope",
+    "ContainerId",
 ];
-const INTEGERS: [&str; 6] = ["u8", "u16", "u32", "u64", "usize", "UnixSeconds"];
+const INTEGERS: [&str; 7] = ["u8", "u16", "u32", "u64", "i64", "usize", "UnixSeconds"];
 
 /// A type of the source.
 enum Known {

@@ -99,7 +99,7 @@ fn cells(row: &ApiTokenRow, now: UnixSeconds) -> Vec<String> {
         ApiTokenState::Expired => "expired".to_owned(),
         ApiTokenState::Revoked => "revoked".to_owned(),
     };
-    let scopes: Vec<&str> = row.scopes.iter().map(|scope| scope.as_str()).collect();
+    let scopes: Vec<String> = row.scopes.iter().map(Scope::to_string).collect();
     let nodes: Vec<&str> = row.nodes.iter().map(Label::as_str).collect();
     let or = |text: String, all: &str| {
         if text.is_empty() {

@@ -14,18 +14,18 @@ use crate::protocol::service_list;
 use crate::records::subjects::subjects;
 use crate::records::{Ledger, RecordKey, api_revocation};
 
-/// Where a call with `token` arrives, and the domain of the mesh.
+/// Where a call with `token`, if it shows one, arrives, and the domain of the mesh.
 ///
 /// # Errors
 /// There is no mesh.
-pub fn place(view: &View, token: &PublicKey) -> Result<(Place, Label), ApiError> {
+pub fn place(view: &View, token: Option<&PublicKey>) -> Result<(Place, Label), ApiError> {
     let state = view.read();
     let ledger = state.ledger.as_ref().ok_or_else(no_mesh)?;
     let mesh = ledger.mesh().ok_or_else(no_mesh)?;
     let place = Place {
         mesh_key: ledger.mesh_key(),
         node: None,
-        is_revoked: api_revocation::is_revoked(ledger, token),
+        is_revoked: token.is_some_and(|token| api_revocation::is_revoked(ledger, token)),
         // Callers reach a coordinator from outside of the tunnel, where an address proves nothing.
         caller: None,
     };

@@ -140,7 +140,7 @@ fn answer_api(agent: &mut Agent, query: ApiQuery) {
         ApiQuery::Policy(reply) => answer(agent.node(), reply, report::policy_facts),
         ApiQuery::Facts(token, address, reply) => {
             let facts = agent.node();
-            let facts = facts.and_then(|node| report::api_facts(node, &token, address));
+            let facts = facts.and_then(|node| report::api_facts(node, token.as_ref(), address));
             let _ = reply.send(facts);
         }
     }

@@ -31,6 +31,7 @@ pub(super) struct File {
     pub(super) web: WebSection,
     pub(super) log: LogSettings,
     pub(super) service: Vec<ServiceSection>,
+    pub(super) spawn: Vec<SpawnSection>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -288,4 +289,45 @@ pub(super) struct CheckSection {
     pub(super) rise: Option<NonZeroU8>,
     pub(super) fall: Option<NonZeroU8>,
     pub(super) status: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SpawnSection {
+    pub(super) name: String,
+    #[serde(default)]
+    pub(super) from: Vec<String>,
+    pub(super) images: Vec<String>,
+    #[serde(default)]
+    pub(super) command: bool,
+    #[serde(default)]
+    pub(super) environment: bool,
+    #[serde(default)]
+    pub(super) volumes: Vec<VolumeWord>,
+    pub(super) memory: Option<String>,
+    pub(super) cpus: Option<f64>,
+    pub(super) pids: Option<u32>,
+    pub(super) max: Option<u32>,
+    pub(super) memory_total: Option<String>,
+    pub(super) rate: Option<String>,
+    pub(super) ttl: Option<String>,
+    #[serde(default)]
+    pub(super) network: NetworkWord,
+    pub(super) user: Option<String>,
+    #[serde(default)]
+    pub(super) labels: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum VolumeWord {
+    Scratch,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum NetworkWord {
+    #[default]
+    Own,
+    None,
 }

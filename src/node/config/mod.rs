@@ -3,9 +3,11 @@
 mod file;
 mod reach;
 mod service;
+mod spawn;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 
@@ -26,6 +28,7 @@ use crate::os::config_file::{ConfigError, ConfigFile, Findings};
 use crate::os::log::LogSettings;
 use crate::os::metrics::MetricsListen;
 use crate::services::registry::RegisteredInstance;
+use crate::spawn::Template;
 
 /// The sockets of Docker and of Podman.
 const DOCKER_SOCKETS: [&str; 2] = ["/var/run/docker.sock", "/run/podman/podman.sock"];
@@ -134,6 +137,8 @@ pub struct ApiSettings {
     /// Whether the API is served over the network too, at the mesh addresses, to callers with API tokens.
     pub is_on_network: bool,
     pub page: PagePlace,
+    /// The templates from which callers spawn containers.
+    pub templates: Vec<Arc<Template>>,
 }
 
 /// Where the page is served.
@@ -253,12 +258,14 @@ impl Config {
         }
         let state_dir = arguments.state_dir.clone().or(file.state_dir);
         let socket = arguments.socket.clone().or(file.socket);
+        let has_engine = file.docker.enabled != Enabled::No;
         Self {
             state_dir: state_dir.unwrap_or_else(|| "/var/lib/meshd".into()),
             api: ApiSettings {
                 socket: socket.unwrap_or_else(|| "/run/meshd/meshd.sock".into()),
                 is_on_network: file.api.enabled,
                 page: page(&file.web, file.api.enabled, wrong),
+                templates: spawn::templates(file.spawn, has_engine, wrong),
             },
             name,
             token_file: file.join.token_file,

@@ -29,6 +29,7 @@ fn the_keys_of_the_example_are_valid_and_have_their_defaults_but_for_examples() 
     );
     assert!(example.token_file.take().is_some());
     assert_eq!(example.services.drain(..).count(), 1);
+    assert_eq!(example.api.templates.drain(..).count(), 1);
     // The key names one socket, and the default is the first that exists of two.
     let docker = example.docker.as_mut().expect("it is on");
     assert_eq!(docker.sockets, [PathBuf::from(DOCKER_SOCKETS[0])]);
@@ -405,4 +406,135 @@ fn streams_are_taken_over_tls_or_behind_a_proxy_whose_url_is_known() {
         let error = relay(wrong).expect_err(wrong).to_string();
         assert!(error.contains(&format!("`relay.{key}`")), "{error}");
     }
+}
+
+fn template(more: &str) -> Result<Template, String> {
+    let text = format!("[[spawn]]\nname = \"job\"\nimages = [\"alpine:3.20\"]\n{more}\n");
+    let config = load(&text).map_err(|error| error.to_string())?;
+    let template = config.api.templates.into_iter().next();
+    Ok(template.expect("there is one").as_ref().clone())
+}
+
+#[test]
+fn a_template_without_more_than_its_image_has_bounds_and_permits_nothing() {
+    let template = template("").expect("it is valid");
+    assert_eq!(template.limits.memory, 512 << 20);
+    assert_eq!(
+        (template.limits.nano_cpus, template.limits.pids),
+        (1_000_000_000, 256)
+    );
+    assert_eq!(
+        (template.quota.max, template.quota.memory_total),
+        (4, 2 << 30)
+    );
+    assert_eq!(template.quota.rate.to_string(), "30/min");
+    assert_eq!(template.quota.ttl.as_secs(), 3600);
+    assert_eq!(template.may, crate::spawn::template::Permitted::default());
+    assert!(template.from.is_empty() && template.user.is_none());
+}
+
+#[test]
+fn each_setting_of_a_template_is_read() {
+    let template = template(
+        r#"from = ["ci/runner", "tag:ci"]
+command = true
+environment = true
+volumes = ["scratch"]
+memory = "1g"
+cpus = 2
+pids = 512
+max = 8
+memory_total = "6g"
+rate = "100/h"
+ttl = "30m"
+network = "own"
+user = "1000:1000"
+labels = ["mesh.service=job", "mesh.port"]"#,
+    );
+    let template = template.expect("it is valid");
+    let from: Vec<String> = template.from.iter().map(ToString::to_string).collect();
+    assert_eq!(from, ["ci/runner", "tag:ci"]);
+    assert!(template.may.command && template.may.environment && template.may.scratch);
+    assert_eq!(
+        (template.limits.memory, template.limits.nano_cpus),
+        (1 << 30, 2_000_000_000)
+    );
+    assert_eq!((template.limits.pids, template.quota.max), (512, 8));
+    assert_eq!(template.quota.memory_total, 6 << 30);
+    assert_eq!(template.quota.ttl.as_secs(), 1800);
+    assert_eq!(
+        template.user.map(|user| user.to_string()).as_deref(),
+        Some("1000:1000")
+    );
+    assert_eq!(template.may.labels.len(), 2);
+}
+
+#[test]
+fn a_setting_of_a_template_without_a_meaning_is_an_error_that_says_what_to_write() {
+    for (wrong, why) in [
+        (
+            r#"from = ["*"]"#,
+            "from: `*` names nobody in particular; write a service such as ci/runner",
+        ),
+        (
+            r#"from = ["node:*"]"#,
+            "from: `node:*` names nobody in particular",
+        ),
+        (
+            r#"from = ["runner.ci"]"#,
+            "a service of a project is written `project/name`",
+        ),
+        (
+            r#"memory = "1""#,
+            "memory: `1` is no size; write a number with k, m, g or t",
+        ),
+        (r#"memory = "1m""#, "memory: 6m to 16t are possible"),
+        ("cpus = 0", "cpus: 0.01 to 1024 are possible"),
+        ("cpus = nan", "cpus: 0.01 to 1024 are possible"),
+        ("pids = 0", "pids: 1 to 32768 are possible"),
+        ("max = 1001", "max: 1 to 1000 are possible"),
+        (
+            r#"memory_total = "256m""#,
+            "memory_total: it is less than `memory`",
+        ),
+        (
+            r#"rate = "30""#,
+            "rate: `30` is no rate; write 1 to 1000 in a period",
+        ),
+        (r#"ttl = "31d""#, "ttl: `31d` is no time from 1s to 30d"),
+        (r#"user = "root""#, "user: `root` is no user; write numbers"),
+        (
+            r#"labels = ["com.docker.compose.project"]"#,
+            "no caller may set them",
+        ),
+        (
+            "network = \"none\"\nlabels = [\"mesh.service\"]",
+            "labels: a container without a network",
+        ),
+        (r#"network = "host""#, "unknown variant `host`"),
+        (r#"volumes = ["/"]"#, "unknown variant `/`"),
+        ("privileged = true", "privileged"),
+    ] {
+        let error = template(wrong).expect_err(wrong);
+        assert!(error.contains(why), "{wrong}: {error}");
+    }
+    let error = |text: &str| load(text).expect_err(text).to_string();
+    let none = error("[[spawn]]\nname = \"job\"\nimages = []\n");
+    assert!(none.contains("images: write at least one"), "{none}");
+    let open = error("[[spawn]]\nname = \"job\"\nimages = [\"alpine\"]\n");
+    assert!(
+        open.contains("does not say which version is permitted"),
+        "{open}"
+    );
+    let one = "[[spawn]]\nname = \"job\"\nimages = [\"a:1\"]\n";
+    let twice = error(&one.repeat(2));
+    assert!(
+        twice.contains("line 5: [[spawn]] job: name: another template"),
+        "{twice}"
+    );
+    let without = error(&format!("[docker]\nenabled = false\n{one}"));
+    assert!(
+        without.contains("meshd uses no container engine"),
+        "{without}"
+    );
 }

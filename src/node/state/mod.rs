@@ -13,12 +13,14 @@
 //! | `service-addresses.json` | which service has which service address here | services may get other addresses |
 //! | `calls.json` | the time of the last call of each member | who passed on a call of the last hour may deliver it once more |
 //! | `policy.json` | the record of the policy in force | the policy among the records is in force, if this version understands it |
+//! | `spawned.json` | the containers that callers spawned, and whose they are | these containers are removed |
 //! | `services.json` | services added with `meshctl service add`, drains | meshd reports that; the file is kept as `services.json.damaged` |
 
 pub(in crate::node) mod calls;
 pub mod departing;
 pub(in crate::node) mod policy;
 pub mod records;
+pub(in crate::node) mod spawned;
 pub(in crate::node) mod writer;
 
 use std::collections::BTreeMap;
@@ -49,6 +51,7 @@ const IN_STEP: &str = "in_step.json";
 const NEWCOMERS: &str = "newcomers.json";
 const POLICY: &str = "policy.json";
 const CALLS: &str = "calls.json";
+const SPAWNED: &str = "spawned.json";
 /// The maximum size of a state file in bytes. It does not apply to the file of records.
 const MAX_FILE: u64 = 4 * 1024 * 1024;
 

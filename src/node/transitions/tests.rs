@@ -12,7 +12,8 @@ use super::local::LocalChange;
 use super::members::{MemberChange, MemberTurn, changes};
 use super::peers::{PeerChange, PeerTurn, PeerTurns};
 use super::policy::PolicyChange;
-use crate::model::{Protocol, PublicKey, ServiceName, WireGuardKey};
+use super::spawn::{OrphanRemoved, SpawnRefused, SpawnTurn, SpawnedChange};
+use crate::model::{ContainerId, Protocol, PublicKey, ServiceName, WireGuardKey};
 use crate::os::audit::{LocalCall, Outcome, Text, Transition as _, Who};
 use crate::os::log::captured;
 use crate::path::watch::Reach;
@@ -20,6 +21,7 @@ use crate::policy::Asked;
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::records::Ledger;
 use crate::records::kinds::{Departure, Health, Instance, Name, Record, RevokedKind};
+use crate::spawn::Entry;
 use crate::testbed::records::{
     block, id, instance, label, membership, mesh, node, revocation, sealed, token,
 };
@@ -434,6 +436,74 @@ fn each_transition_of_a_guest_is_one_line() {
 }
 
 /// Compares the lines, and holds that the document lists the message and the values of each.
+fn spawned() -> Entry {
+    let text = r#"{"id":"01010101010101010101010101010101","template":"ci-job","owner":"service:runner.ci","name":"one","engine_name":"meshd-ci-job-0a0b0c0d-one","network":"meshd-spawn-1","image":"alpine:3.20","memory":1,"container":"0a","created_at":1,"expires_at":2}"#;
+    serde_json::from_str(text).expect("an entry")
+}
+
+#[test]
+fn each_transition_of_a_spawned_container_is_one_line_and_one_event() {
+    let entry = spawned();
+    let by = Who::ApiCaller {
+        address: "10.210.1.9".parse().expect("a literal"),
+        token: None,
+        name: None,
+    };
+    let turns = [
+        SpawnTurn::Created,
+        SpawnTurn::Exec { command: "sh -c x" },
+        SpawnTurn::Removed,
+        SpawnTurn::Expired,
+        SpawnTurn::Gone,
+    ];
+    let changes = turns.map(|turn| SpawnedChange {
+        entry: &entry,
+        by: &by,
+        turn,
+    });
+    let container = ContainerId::parse("0a0b0c0d0e0f01").expect("digits");
+    let refused = SpawnRefused {
+        by: &by,
+        what: "create",
+        reason: "HostConfig.Privileged: no template permits this field; leave it out",
+    };
+    let orphan = OrphanRemoved {
+        container: &container,
+    };
+    let lines = captured::lines(|| {
+        for change in &changes {
+            change.log();
+        }
+        refused.log();
+        orphan.log();
+    });
+    let of = "template=ci-job owner=service:runner.ci container=meshd-ci-job-0a0b0c0d-one";
+    let ended = |why: &str| format!("INFO a spawned container ended {of} why={why}");
+    let expected = [
+        format!("INFO a container was spawned {of} image=alpine:3.20"),
+        format!("INFO a process was started in a spawned container {of} command=\"sh -c x\""),
+        ended("removed"),
+        ended("expired"),
+        ended("gone"),
+        "WARN spawning refused call=create source=10.210.1.9 reason=\"HostConfig.Privileged: no template permits this field; leave it out\"".to_owned(),
+        "WARN a container with the label of spawned ones was nobody's, and was removed container=0a0b0c0d0e0f".to_owned(),
+    ];
+    let expected: Vec<&str> = expected.iter().map(String::as_str).collect();
+    assert_lines(&lines, &expected);
+    let whats = changes.iter().filter_map(SpawnedChange::event);
+    let whats: Vec<String> = whats
+        .map(|event| serde_json::json!(event.what)["what"].to_string())
+        .collect();
+    let kinds = [
+        "spawned",
+        "spawn_exec",
+        "spawn_removed",
+        "spawn_expired",
+        "spawn_removed",
+    ];
+    assert_eq!(whats, kinds.map(|kind| format!("\"{kind}\"")));
+}
+
 fn assert_lines(lines: &[String], expected: &[&str]) {
     assert_eq!(lines, expected);
     for line in lines {

@@ -407,6 +407,41 @@ pub enum What {
         in_force: Option<u64>,
         reason: Text,
     },
+    /// A caller created a container from a template. `container` is the name by which the engine has it.
+    Spawned {
+        template: Label,
+        owner: Text,
+        container: Text,
+        image: Text,
+    },
+    /// A caller started a further process in a container that it spawned.
+    SpawnExec {
+        template: Label,
+        owner: Text,
+        container: Text,
+        command: Text,
+    },
+    /// A spawned container does not exist any more: its caller or somebody else removed it.
+    SpawnRemoved {
+        template: Label,
+        owner: Text,
+        container: Text,
+        reason: &'static str,
+    },
+    /// The time of a spawned container was over, and it was removed.
+    SpawnExpired {
+        template: Label,
+        owner: Text,
+        container: Text,
+    },
+    /// A call about spawned containers asked for more than a template permits.
+    SpawnRefused {
+        call: Text,
+    },
+    /// A container with the label of spawned ones was in no list, and was removed.
+    SpawnOrphanRemoved {
+        container: Text,
+    },
     /// The first packet was denied between two addresses. The texts name them, and the nodes that have them.
     PairDenied {
         from: Text,
@@ -446,6 +481,7 @@ pub enum Noise {
     Denials,
     Calls,
     Guests,
+    Spawns,
 }
 
 impl Noise {
@@ -463,6 +499,7 @@ impl Noise {
             Self::Denials => "pair_denied",
             Self::Calls => "api_refused",
             Self::Guests => "guest_seen",
+            Self::Spawns => "spawn_refused",
         }
     }
 }
@@ -474,6 +511,8 @@ impl Event {
         Some(match &self.what {
             What::JoinRefused { .. } => (Noise::Joins, source_of(&self.who)),
             What::ApiRefused { .. } => (Noise::Calls, source_of(&self.who)),
+            What::SpawnRefused { .. } => (Noise::Spawns, source_of(&self.who)),
+            What::SpawnExec { container, .. } => (Noise::Spawns, container.0.clone()),
             What::NodeAway { id, .. } | What::NodeBack { id, .. } => {
                 (Noise::Members, id.to_string())
             }

@@ -3,6 +3,9 @@
 //! A call passes if it is in the table of calls, its `Host` is one of this server, and it shows an API token (RFC 6750) that permits the
 //! call at this server, at this time and for this caller. A handler finds the caller as [`Who`] in the extensions of the request. Cookies
 //! and other credentials are ignored, so a page in a browser has no rights without a token of its own.
+//!
+//! A call about spawned containers ([`Scope::AnyTemplate`]) needs no token if the caller has a mesh address. Its handler finds the caller
+//! as [`ApiCaller`] in the extensions too, and looks which templates are for it.
 
 use std::future::Future;
 use std::net::IpAddr;
@@ -13,7 +16,7 @@ use axum::Extension;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::HeaderMap;
-use axum::http::header::{AUTHORIZATION, HOST, HeaderName};
+use axum::http::header::{AUTHORIZATION, HOST, HeaderName, ORIGIN};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 
@@ -25,7 +28,9 @@ use crate::model::{Label, PublicKey};
 use crate::os::audit::{Audit, Who};
 use crate::os::clock;
 use crate::protocol::api::{ApiError, ErrorCode};
-use crate::protocol::api_token::{ApiToken, Place, TokenRefused, permit};
+use crate::protocol::api_token::{
+    ApiCaller, ApiToken, Place, Scope, ShownToken, TokenRefused, permit,
+};
 use crate::protocol::web::calls::{ApiCall, Found, find};
 use crate::protocol::web::{MAX_BODY, host};
 
@@ -46,10 +51,10 @@ pub struct Facts {
 
 /// The part of a server that knows the facts.
 pub trait Knowledge: Clone + Send + Sync + 'static {
-    /// The facts about the token with the id `token`, and about a caller at `address`.
+    /// The facts about the token with the id `token`, if the caller shows one, and about a caller at `address`.
     fn facts(
         &self,
-        token: PublicKey,
+        token: Option<PublicKey>,
         address: IpAddr,
     ) -> impl Future<Output = Result<Facts, ApiError>> + Send;
 }
@@ -97,24 +102,41 @@ impl<K: Knowledge> Guard<K> {
         self.limits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Checks a request. Returns the caller for the handler.
-    async fn check(
+    /// Checks a call about spawned containers that is not in the table of calls. `asked` is its method and its path. Returns the caller.
+    ///
+    /// # Errors
+    /// The call is not permitted. The refusal is noted.
+    pub async fn check_spawn(
         &self,
-        call: &ApiCall,
+        asked: &str,
         source: IpAddr,
         headers: &HeaderMap,
-    ) -> Result<Who, Refusal> {
+    ) -> Result<(Who, ApiCaller), ApiError> {
+        let checked = self.check(&Scope::AnyTemplate, source, headers).await;
+        checked.map_err(|refusal| self.note(asked, source, refusal))
+    }
+
+    /// Checks a request for a call that needs a scope. Returns the caller for the handler.
+    async fn check(
+        &self,
+        needed: &Scope,
+        source: IpAddr,
+        headers: &HeaderMap,
+    ) -> Result<(Who, ApiCaller), Refusal> {
         let now = clock::now();
         if !self.limits().may_try(source, now.monotonic) {
             return Err(Refusal::unnoted(busy("too many calls were refused")));
         }
+        if *needed == Scope::AnyTemplate && !headers.contains_key(AUTHORIZATION) {
+            return self.check_address(source, headers, now.monotonic).await;
+        }
         let token = token_of(headers).map_err(|error| Refusal::of(unproven(source), error))?;
         let certificate = token.certificate();
-        let facts = self.knowledge.facts(certificate.id, source).await;
+        let facts = self.knowledge.facts(Some(certificate.id), source).await;
         let facts = facts.map_err(Refusal::unnoted)?;
         check_host(headers, &facts).map_err(|error| Refusal::of(unproven(source), error))?;
         let wall = UnixSeconds::from_system(now.wall);
-        let permitted = permit(&token, call.scope, &facts.place, wall);
+        let permitted = permit(&token, needed, &facts.place, wall);
         let by = match &permitted {
             // The mesh key did not sign the id and the name in such a token.
             Err(TokenRefused::OtherMesh) => unproven(source),
@@ -132,11 +154,50 @@ impl<K: Knowledge> Guard<K> {
             let text = "there were too many calls with this API token";
             return Err(Refusal::unnoted(busy(text)));
         }
-        Ok(by)
+        let token = ShownToken {
+            id: certificate.id,
+            scopes: certificate.scopes.clone(),
+        };
+        let caller = ApiCaller {
+            token: Some(token),
+            subject: facts.place.caller,
+        };
+        Ok((by, caller))
     }
 
-    /// Notes that a call was refused, and answers it.
-    fn refuse(&self, call: &str, source: IpAddr, refusal: Refusal) -> Response {
+    /// Checks a call without a token, whose caller is known by its mesh address. WireGuard and the firewall prove this address. A page in a
+    /// browser would have the rights of its machine, so a request that a browser sent for a page is refused: those that can change
+    /// something have an origin (section 3.2 of the Fetch standard).
+    async fn check_address(
+        &self,
+        source: IpAddr,
+        headers: &HeaderMap,
+        now: Instant,
+    ) -> Result<(Who, ApiCaller), Refusal> {
+        let facts = self.knowledge.facts(None, source).await;
+        let facts = facts.map_err(Refusal::unnoted)?;
+        check_host(headers, &facts).map_err(|error| Refusal::of(unproven(source), error))?;
+        if headers.contains_key(ORIGIN) {
+            let text = "a page in a browser needs an API token for this call; send the header `Authorization: Bearer TOKEN`";
+            let error = ApiError::new(ErrorCode::Forbidden, text);
+            return Err(Refusal::of(unproven(source), error));
+        }
+        let caller = ApiCaller {
+            token: None,
+            subject: facts.place.caller,
+        };
+        if caller.subject.is_none() {
+            return Err(Refusal::of(unproven(source), no_proof()));
+        }
+        if !self.limits().take_address(source, now) {
+            let text = "there were too many calls from this address";
+            return Err(Refusal::unnoted(busy(text)));
+        }
+        Ok((unproven(source), caller))
+    }
+
+    /// Notes that a call was refused. Returns the error for the caller.
+    fn note(&self, call: &str, source: IpAddr, refusal: Refusal) -> ApiError {
         let Refusal { error, by } = refusal;
         if let Some(by) = by {
             self.limits().handle_refused(source, Instant::now());
@@ -146,7 +207,7 @@ impl<K: Knowledge> Guard<K> {
                 error: &error,
             });
         }
-        failure(error)
+        error
     }
 }
 
@@ -193,13 +254,14 @@ async fn pass<K: Knowledge>(
         Found::Nothing => return failure(no_such_call(guard.description)),
     };
     let asked = format!("{method} {path}");
-    let checked = guard.check(call, source, request.headers()).await;
+    let checked = guard.check(&call.scope, source, request.headers()).await;
     match checked {
-        Ok(by) => {
+        Ok((by, caller)) => {
             request.extensions_mut().insert(by);
+            request.extensions_mut().insert(caller);
             normalized(next.run(request).await).await
         }
-        Err(refusal) => guard.refuse(&asked, source, refusal),
+        Err(refusal) => failure(guard.note(&asked, source, refusal)),
     }
 }
 
@@ -210,6 +272,11 @@ fn unproven(address: IpAddr) -> Who {
         token: None,
         name: None,
     }
+}
+
+fn no_proof() -> ApiError {
+    let text = "this call needs an API token with the scope spawn:TEMPLATE, since no node and no service of the mesh has the address of the caller; send the header `Authorization: Bearer TOKEN`";
+    ApiError::new(ErrorCode::Unauthorized, text)
 }
 
 fn no_such_call(description: &str) -> ApiError {

@@ -7,7 +7,7 @@ use crate::model::PublicKey;
 use crate::model::address::link_of;
 use crate::model::rate::{Buckets, Rate};
 
-/// The calls with one token.
+/// The calls with one token, or from one address without a token.
 const OF_TOKEN: Rate = Rate {
     per_second: 50.0,
     burst: 50.0,
@@ -24,6 +24,8 @@ const MAX_COUNTED: usize = 4096;
 #[derive(Debug)]
 pub(super) struct CallLimits {
     tokens: Buckets<PublicKey>,
+    /// The calls without a token, by the address that proves their caller.
+    addresses: Buckets<IpAddr>,
     refused: Buckets<IpAddr>,
 }
 
@@ -31,6 +33,7 @@ impl CallLimits {
     pub(super) fn new(now: Instant) -> Self {
         Self {
             tokens: Buckets::new(OF_TOKEN, MAX_COUNTED, now),
+            addresses: Buckets::new(OF_TOKEN, MAX_COUNTED, now),
             refused: Buckets::new(OF_REFUSED, MAX_COUNTED, now),
         }
     }
@@ -52,6 +55,12 @@ impl CallLimits {
     /// Takes one call with this token. Returns false if there were too many.
     pub(super) fn take(&mut self, token: PublicKey, now: Instant) -> bool {
         let bucket = self.tokens.of(token, now);
+        bucket.is_some_and(|bucket| bucket.take(now))
+    }
+
+    /// Takes one call without a token from this address. Returns false if there were too many.
+    pub(super) fn take_address(&mut self, address: IpAddr, now: Instant) -> bool {
+        let bucket = self.addresses.of(address.to_canonical(), now);
         bucket.is_some_and(|bucket| bucket.take(now))
     }
 }

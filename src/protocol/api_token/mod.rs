@@ -8,12 +8,15 @@
 //! |---|---|
 //! | `certificate` | the contents of a token, and its text |
 //! | `scope` | the groups of calls that a token permits |
+//! | `caller` | the caller of a call whose handler looks itself what is permitted |
 //! | `permit` | whether a token permits a call at this server, at this time and for this caller |
 
+mod caller;
 mod certificate;
 mod permit;
 mod scope;
 
+pub use self::caller::{ApiCaller, ShownToken};
 pub use self::certificate::{
     ApiCertificate, ApiToken, ApiTokenError, MAX_BINDINGS, MAX_NODES, PREFIX,
 };

@@ -78,7 +78,7 @@ impl TokenRefused {
 /// The token does not permit the call.
 pub fn permit(
     token: &ApiToken,
-    needed: Scope,
+    needed: &Scope,
     place: &Place,
     now: UnixSeconds,
 ) -> Result<(), TokenRefused> {
@@ -111,7 +111,7 @@ pub fn permit(
         });
     }
     if !certificate.scopes.iter().any(|own| own.grants(needed)) {
-        return Err(TokenRefused::Scope(needed));
+        return Err(TokenRefused::Scope(needed.clone()));
     }
     Ok(())
 }
@@ -186,7 +186,7 @@ mod tests {
         };
         permit(
             &token(certificate),
-            Scope::ServicesRead,
+            &Scope::ServicesRead,
             &place(caller),
             NOW,
         )
@@ -196,17 +196,20 @@ mod tests {
     fn a_token_permits_the_calls_of_its_scopes_until_it_expires() {
         let token = token(certificate());
         let permit = |needed, now| permit(&token, needed, &place(None), UnixSeconds(now));
-        assert_eq!(permit(Scope::ServicesRead, 0), Ok(()));
-        assert_eq!(permit(Scope::ServicesRead, 199), Ok(()));
-        assert_eq!(permit(Scope::ServicesRead, 200), Err(TokenRefused::Expired));
+        assert_eq!(permit(&Scope::ServicesRead, 0), Ok(()));
+        assert_eq!(permit(&Scope::ServicesRead, 199), Ok(()));
+        assert_eq!(
+            permit(&Scope::ServicesRead, 200),
+            Err(TokenRefused::Expired)
+        );
         let lacks = Err(TokenRefused::Scope(Scope::Drain));
-        assert_eq!(permit(Scope::Drain, 150), lacks);
+        assert_eq!(permit(&Scope::Drain, 150), lacks);
     }
 
     #[test]
     fn a_token_of_another_mesh_and_a_revoked_one_permit_nothing() {
         let token = token(certificate());
-        let permitted = |place: &Place| permit(&token, Scope::ServicesRead, place, NOW);
+        let permitted = |place: &Place| permit(&token, &Scope::ServicesRead, place, NOW);
         let other = Place {
             mesh_key: build::id(2),
             is_revoked: true,
@@ -230,7 +233,7 @@ mod tests {
             })
         };
         let permitted =
-            |name, place: &Place| permit(&for_node(name), Scope::ServicesRead, place, NOW);
+            |name, place: &Place| permit(&for_node(name), &Scope::ServicesRead, place, NOW);
         assert_eq!(permitted("web-1", &place(None)), Ok(()));
         let elsewhere = permitted("web-2", &place(None)).expect_err("another node");
         assert_eq!(

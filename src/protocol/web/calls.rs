@@ -3,7 +3,7 @@
 use crate::protocol::api_token::Scope;
 
 /// A call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ApiCall {
     pub method: &'static str,
     /// The path. A segment in braces stands for any text without a slash.
@@ -56,6 +56,9 @@ const RESOLVE: Document = document!("Resolve", "resolve");
 const RESOLVED: Document = document!("Resolved", "resolved");
 const SERVICE_CHANGED: Document = document!("ServiceChanged", "service-changed");
 const SERVICES: Document = document!("ServiceList", "services");
+const SPAWN: Document = document!("SpawnRequest", "spawn-request");
+const SPAWNED: Document = document!("Spawned", "spawned");
+const SPAWNED_LIST: Document = document!("SpawnedList", "spawned-list");
 const STATUS: Document = document!("Status", "status");
 const SYSTEM: Document = document!("SystemList", "system");
 const WHY: Document = document!("Why", "why");
@@ -152,6 +155,33 @@ pub const OF_NODE: &[ApiCall] = &[
         OWN_INSTANCES,
         "Lists the instances of a service on the node, with their health also while the service is drained.",
     ),
+    ask(
+        "/v1/spawn",
+        Scope::AnyTemplate,
+        SPAWN,
+        SPAWNED,
+        "Creates a container from a template, and starts it.",
+    ),
+    read(
+        "/v1/spawn",
+        Scope::AnyTemplate,
+        SPAWNED_LIST,
+        "Lists the containers that the caller spawned.",
+    ),
+    read(
+        "/v1/spawn/{id}",
+        Scope::AnyTemplate,
+        SPAWNED,
+        "Returns a container that the caller spawned, with its state.",
+    ),
+    ApiCall {
+        method: "DELETE",
+        path: "/v1/spawn/{id}",
+        scope: Scope::AnyTemplate,
+        about: "Ends and removes a container that the caller spawned.",
+        body: None,
+        answer: Answer::Document(SPAWNED),
+    },
 ];
 
 /// The calls of a coordinator.
@@ -316,7 +346,7 @@ mod tests {
 
     fn scope_of(method: &str, path: &str) -> Option<Scope> {
         match find(OF_NODE, method, path) {
-            Found::Call(call) => Some(call.scope),
+            Found::Call(call) => Some(call.scope.clone()),
             _ => None,
         }
     }
@@ -384,7 +414,10 @@ mod tests {
     #[test]
     fn a_call_that_changes_something_needs_a_scope_that_only_reads_nothing() {
         for call in OF_NODE {
-            let writes = matches!(call.scope, Scope::ServicesWrite | Scope::Drain);
+            let writes = matches!(
+                call.scope,
+                Scope::ServicesWrite | Scope::Drain | Scope::AnyTemplate
+            );
             let is_question = call.method == "POST" && call.body.is_some() && !writes;
             assert!(
                 writes || call.method == "GET" || is_question,

@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::calls::{Answer, ApiCall, Document, OF_COORDINATOR, OF_NODE};
 use super::problem;
+use crate::protocol::api_token::Scope;
 
 /// The path of the description of a node.
 pub const PATH_OF_NODE: &str = "/v1/openapi.json";
@@ -68,7 +69,7 @@ fn operation(call: &ApiCall) -> Value {
     let mut operation = json!({
         "operationId": id_of(call),
         "summary": call.about,
-        "description": format!("The token needs the scope `{}`.", call.scope),
+        "description": needs(call),
         "parameters": parameters.collect::<Vec<_>>(),
         "responses": {
             "200": {"description": "The answer", "content": content},
@@ -82,6 +83,17 @@ fn operation(call: &ApiCall) -> Value {
         fields.insert("requestBody".to_owned(), body);
     }
     operation
+}
+
+/// What a caller needs.
+fn needs(call: &ApiCall) -> String {
+    let scope = format!("The token needs the scope `{}`", call.scope);
+    match call.scope {
+        Scope::AnyTemplate => format!(
+            "{scope}. A caller whose mesh address is in `from` of a template needs no token."
+        ),
+        _ => format!("{scope}."),
+    }
 }
 
 /// The method and the path as one word, such as `post_services_name_drain`.

@@ -26,7 +26,7 @@ struct Known {
 }
 
 impl Knowledge for Known {
-    async fn facts(&self, token: PublicKey, address: IpAddr) -> Result<Facts, ApiError> {
+    async fn facts(&self, token: Option<PublicKey>, address: IpAddr) -> Result<Facts, ApiError> {
         let runner = Subject {
             addresses: vec![RUNNER.into()],
             node: label("ci-1"),
@@ -43,7 +43,7 @@ impl Knowledge for Known {
             place: Place {
                 mesh_key: build::id(1),
                 node: Some(label("web-1")),
-                is_revoked: self.revoked.contains(&token),
+                is_revoked: token.is_some_and(|token| self.revoked.contains(&token)),
                 caller: (address == IpAddr::from(RUNNER)).then_some(runner),
             },
             domain: label("mesh"),
@@ -55,12 +55,20 @@ impl Knowledge for Known {
 /// A server whose handlers return the caller, as they find it.
 fn server() -> Router {
     let caller = |Extension(by): Extension<Who>| async move { Json(json!(by)) };
+    let spawner = |Extension(caller): Extension<ApiCaller>| async move {
+        let templates = caller.token.map(|token| token.scopes);
+        Json(json!([
+            templates,
+            caller.subject.map(|subject| subject.to_string())
+        ]))
+    };
     let length = |body: axum::body::Bytes| async move { Json(json!(body.len())) };
     let router = Router::new()
         .route("/v1/status", get(caller))
         .route("/v1/services", post(length))
         .route("/v1/services/{name}", delete(caller))
         .route("/v1/join", post(caller))
+        .route("/v1/spawn", get(spawner))
         .route(openapi::PATH_OF_NODE, get(|| async { Json(json!({})) }));
     let known = Known {
         revoked: vec![PublicKey([8; 32])],
@@ -134,6 +142,45 @@ async fn without_the_scope_of_a_call_it_does_not_reach_its_handler() {
         assert_eq!(status, expected, "{method} {path}: {problem}");
         assert!(problem["detail"].is_string(), "{method} {path}: {problem}");
     }
+}
+
+#[tokio::test]
+async fn a_call_about_spawned_containers_needs_a_template_in_the_token_or_a_mesh_address() {
+    let server = server();
+    let spawn = Scope::Spawn(label("job"));
+    let token = sign(certificate(&[spawn, Scope::Drain]));
+    let (status, caller) = send(&server, request("GET", "/v1/spawn", &token)).await;
+    let scopes = json!(["spawn:job", "drain"]);
+    assert_eq!(
+        (status, caller),
+        (200, json!([scopes, "ci/runner on ci-1"]))
+    );
+
+    let other = sign(certificate(&[Scope::StatusRead]));
+    let (status, problem) = send(&server, request("GET", "/v1/spawn", &other)).await;
+    assert_eq!(status, 403, "{problem}");
+
+    let without = |path: &str, source: [u8; 4]| {
+        let mut asked = request("GET", path, "");
+        asked.headers_mut().remove(AUTHORIZATION);
+        asked.extensions_mut().insert(Source(source.into()));
+        asked
+    };
+    let (status, caller) = send(&server, without("/v1/spawn", RUNNER)).await;
+    assert_eq!((status, caller), (200, json!([null, "ci/runner on ci-1"])));
+    // A page in a browser of that machine is not the program.
+    let mut page = without("/v1/spawn", RUNNER);
+    let origin = HeaderValue::from_static("https://evil.example");
+    page.headers_mut().insert("origin", origin);
+    assert_eq!(send(&server, page).await.0, 403);
+    // An address that the mesh does not have proves nothing, and other calls need a token in any case.
+    assert_eq!(
+        send(&server, without("/v1/spawn", [10, 210, 1, 8])).await.0,
+        401
+    );
+    assert_eq!(send(&server, without("/v1/status", RUNNER)).await.0, 401);
+    // A token that is wrong is not passed over for the address.
+    assert_eq!(send(&server, request("GET", "/v1/spawn", "x")).await.0, 401);
 }
 
 #[tokio::test]

@@ -1,0 +1,94 @@
+//! The calls about commands in containers (`docker exec`).
+
+use axum::response::Response;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::answer::{self, Failure};
+use super::streams::{body_of_switched, connect};
+use super::{Asked, Connection, documents};
+use crate::containers::control::{ExecDescribed, ExecId};
+use crate::model::ContainerId;
+use crate::node::spawn::Failed;
+use crate::spawn::{Entry, exec};
+
+/// The body of a request that starts a command. Its other fields have no effect on what the command may do.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct Start {
+    detach: bool,
+    tty: bool,
+}
+
+/// Prepares a command in a container of the caller.
+pub(super) async fn create(
+    asked: &Asked,
+    entry: &Entry,
+    id: &ContainerId,
+) -> Result<Response, Failure> {
+    asked.query(&[])?;
+    let granted = asked.spawner.granted(&asked.call)?;
+    let granted = granted
+        .iter()
+        .find(|granted| granted.template.name == entry.template);
+    let removed = || {
+        let text = "the template of this container is not permitted to the caller any more";
+        Failure::not_found(text)
+    };
+    let granted = granted.ok_or_else(removed)?;
+    let wanted = exec::read(&asked.body, &granted.template).map_err(Failed::Refused);
+    let noted = |failed: &Failed| asked.spawner.note_failed(&asked.call, "exec", failed);
+    let wanted = wanted.inspect_err(noted)?;
+    let created = asked.engine().exec_create(id, &wanted.body()).await?;
+    asked.spawner.note_exec(&asked.call, entry, &wanted.command);
+    Ok(answer::created(&json!({"Id": created.as_str()})))
+}
+
+/// Starts a command in a container of the caller.
+pub(super) async fn start(asked: Asked, id: &ExecId) -> Result<Response, Failure> {
+    asked.query(&[])?;
+    let start: Start = if asked.body.is_empty() {
+        Start::default()
+    } else {
+        let unreadable = |error: serde_json::Error| {
+            Failure::bad_request(format!("the body of the request cannot be read: {error}"))
+        };
+        serde_json::from_slice(&asked.body).map_err(unreadable)?
+    };
+    let described = own(&asked, id).await?;
+    if start.detach {
+        let tty = described.process.tty;
+        asked.engine().exec_start_detached(id, tty).await?;
+        return Ok(answer::started());
+    }
+    let place = asked.stream()?;
+    let engine = asked.engine().exec_start(id, start.tty).await?;
+    let kind = engine.content_type.clone();
+    let Connection { upgrade, .. } = asked.connection;
+    Ok(match upgrade {
+        Some(caller) => {
+            connect(caller, engine, place);
+            answer::upgraded(kind.as_deref())
+        }
+        // Such a caller only reads.
+        None => answer::output(kind.as_deref(), body_of_switched(engine, place)),
+    })
+}
+
+/// Describes a command in a container of the caller.
+pub(super) async fn inspect(asked: &Asked, id: &ExecId) -> Result<Response, Failure> {
+    asked.query(&[])?;
+    let described = own(asked, id).await?;
+    Ok(answer::json(&documents::exec(id.as_str(), &described)))
+}
+
+/// The command, if it is in a container of the caller.
+async fn own(asked: &Asked, id: &ExecId) -> Result<ExecDescribed, Failure> {
+    let missing = || Failure::not_found("there is no such command in a container of this caller");
+    let described = asked.engine().exec_inspect(id).await?;
+    let described = described.ok_or_else(missing)?;
+    match asked.own(described.container.as_str()) {
+        Ok(_) => Ok(described),
+        Err(_) => Err(missing()),
+    }
+}

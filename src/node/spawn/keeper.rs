@@ -1,0 +1,82 @@
+//! The task that removes spawned containers: those whose time is over, and those that no entry of the ledger has. It also forgets the
+//! entries whose container somebody else removed, as the engine does with one that ends and was to be removed then.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use tokio::time::{sleep, timeout};
+
+use super::failed::Failed;
+use super::spawner::{Spawner, compare};
+use crate::node::transitions::spawn::{OrphanRemoved, SpawnTurn};
+use crate::os::audit::{Audit, Who};
+use crate::spawn::body::{ID_LABEL, OF_NETWORK};
+
+/// How often the ledger is compared with what the engine has.
+const LOOK_INTERVAL: Duration = Duration::from_secs(15);
+/// The pause after the engine did not do something.
+const RETRY_PAUSE: Duration = Duration::from_secs(5);
+
+/// Keeps the containers until the program ends.
+pub(in crate::node) async fn keep(spawner: Spawner, audit: Audit) {
+    let mut fault: Option<String> = None;
+    loop {
+        let looked = Instant::now();
+        let swept = sweep(&spawner, &audit).await;
+        let why = swept.err().map(|failed| failed.to_string());
+        if let Some(why) = why.as_ref().filter(|why| fault.as_ref() != Some(*why)) {
+            tracing::warn!(%why, "spawned containers cannot be kept in order for now; meshd tries again");
+        }
+        fault = why;
+        match &fault {
+            // What has expired stays so until the engine removes it.
+            Some(_) => sleep(RETRY_PAUSE).await,
+            None => wait(&spawner, looked + LOOK_INTERVAL).await,
+        }
+    }
+}
+
+/// Waits until `look`, or until the next entry expires. A new entry may expire before all others.
+async fn wait(spawner: &Spawner, look: Instant) {
+    loop {
+        let next = spawner.ledger().poll_timeout();
+        let until = next.map_or(look, |next| next.min(look));
+        let left = until.saturating_duration_since(Instant::now());
+        if timeout(left, spawner.added()).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Brings the ledger, the containers and the networks into agreement.
+///
+/// # Errors
+/// The engine did not do all of it.
+async fn sweep(spawner: &Spawner, audit: &Audit) -> Result<(), Failed> {
+    let mut result = Ok(());
+    let expired = spawner.ledger().expired(Instant::now());
+    for entry in expired {
+        let removed = match &entry.container {
+            Some(container) => spawner.engine().remove(container).await,
+            None => Ok(()),
+        };
+        match removed {
+            Ok(()) => {
+                let turn = SpawnTurn::Expired;
+                spawner.forget(&entry, &Who::Daemon, turn).await;
+            }
+            Err(fault) => result = Err(fault.into()),
+        }
+    }
+    for container in compare(spawner).await? {
+        spawner.engine().remove(&container).await?;
+        audit.note(&OrphanRemoved {
+            container: &container,
+        });
+    }
+    let label = format!("{ID_LABEL}={OF_NETWORK}");
+    let networks = spawner.engine().networks_labelled(&label).await?;
+    let networks: BTreeSet<String> = networks.into_iter().collect();
+    spawner.remove_unused(networks).await;
+    result
+}
