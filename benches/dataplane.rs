@@ -155,6 +155,7 @@ fn guard() -> Guard {
             allow: Vec::new(),
         }],
         is_node: false,
+        network: None,
     });
     let subjects: Vec<Subject> = subjects.collect();
     Guard::new(Arc::new(Table::compile(Some(&policy), &subjects)))

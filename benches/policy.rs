@@ -137,6 +137,7 @@ fn subject(number: usize, node: usize, service: Option<usize>) -> Subject {
         ],
         services,
         is_node: service.is_none(),
+        network: None,
     }
 }
 

@@ -37,6 +37,7 @@ fn subject(number: u8, services: &[&str], tag: &str, is_node: bool) -> Subject {
         tags: vec![label(tag)],
         services: services.iter().map(offered).collect(),
         is_node,
+        network: None,
     }
 }
 

@@ -96,6 +96,7 @@ mod tests {
             node: label("n1"),
             tags: Vec::new(),
             is_node: offered.is_none(),
+            network: None,
             services: offered.into_iter().collect(),
         }
     }

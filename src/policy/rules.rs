@@ -1,5 +1,7 @@
 //! A policy as rules.
 
+use ipnet::IpNet;
+
 use super::ports::PortSet;
 use super::selector::Selector;
 use super::subject::NodeFacts;
@@ -18,7 +20,16 @@ pub struct Policy {
     pub(super) rules: Vec<Rule>,
     /// The nodes that may relay, one list for each `[[relay]]`.
     pub(super) relay: Vec<Vec<Term>>,
+    /// The networks to which nodes may route.
+    pub(super) routes: Vec<Route>,
     pub(super) tests: Vec<Test>,
+}
+
+/// `[[route]]`: a node may route to a network outside the mesh.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Route {
+    pub(super) node: Label,
+    pub(super) prefix: IpNet,
 }
 
 /// A group. Its members are selectors only: groups in it were replaced by their own members.
@@ -124,6 +135,18 @@ impl Policy {
         self.relay.is_empty() || self.relay.iter().any(|offer| self.has_node(offer, node))
     }
 
+    /// The networks to which the node with this name may route.
+    pub fn routes_of<'a>(&'a self, node: &'a Label) -> impl Iterator<Item = IpNet> + 'a {
+        let routes = self.routes.iter().filter(move |route| route.node == *node);
+        routes.map(|route| route.prefix)
+    }
+
+    /// Whether any node may route to a network.
+    #[must_use]
+    pub fn has_routes(&self) -> bool {
+        !self.routes.is_empty()
+    }
+
     /// The selectors that a term stands for.
     pub(super) fn selectors<'a>(&'a self, term: &'a Term) -> &'a [Selector] {
         term.selectors(&self.groups)
@@ -138,6 +161,7 @@ impl Policy {
             Selector::Service(_)
             | Selector::InProject(..)
             | Selector::Project(_)
+            | Selector::Route(_)
             | Selector::SameProject
             | Selector::Unknown => false,
         })

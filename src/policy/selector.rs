@@ -10,7 +10,7 @@ use crate::model::{Label, ServiceName};
 /// Which nodes and instances a rule, or the label `mesh.allow`, is about.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Selector {
-    /// `*`: all nodes and instances.
+    /// `*`: all nodes and instances, and no network.
     Any,
     /// `name`: the instances of a service, as `name.svc.mesh` has them.
     Service(Label),
@@ -22,6 +22,8 @@ pub enum Selector {
     Tag(Wild),
     /// `node:n`: a node itself, without the instances on it.
     Node(Wild),
+    /// `route:n`: the networks to which the node `n` routes. No other selector of nodes or instances selects a network.
+    Route(Wild),
     /// `same-project`: the instances that share a project with the other side.
     SameProject,
     /// A selector of a later version in a signed record: it selects nothing.
@@ -90,6 +92,7 @@ impl Selector {
             return match prefix {
                 "tag" => Ok(Self::Tag(Wild::parse(name)?)),
                 "node" => Ok(Self::Node(Wild::parse(name)?)),
+                "route" => Ok(Self::Route(Wild::parse(name)?)),
                 "project" => Ok(Self::Project(Wild::parse(name)?)),
                 other => Err(SelectorError::Prefix(printable(other), right_prefix(other))),
             };
@@ -118,7 +121,12 @@ impl Selector {
                 of_project && name.is(&service.name)
             }
             Self::Project(project) => service.project.as_ref().is_some_and(|p| project.is(p)),
-            Self::Any | Self::Tag(_) | Self::Node(_) | Self::SameProject | Self::Unknown => false,
+            Self::Any
+            | Self::Tag(_)
+            | Self::Node(_)
+            | Self::Route(_)
+            | Self::SameProject
+            | Self::Unknown => false,
         }
     }
 }
@@ -153,13 +161,13 @@ fn right_prefix(word: &str) -> String {
         }
         _ => {
             let nearest = text::nearest(word, PREFIXES, 0.0).unwrap_or_default();
-            format!("did you mean `{nearest}:`? there are `tag:`, `node:` and `project:`")
+            format!("did you mean `{nearest}:`? there are `tag:`, `node:`, `project:` and `route:`")
         }
     }
 }
 
 /// The words before a colon with which selectors begin.
-pub(super) const PREFIXES: [&str; 3] = ["tag", "node", "project"];
+pub(super) const PREFIXES: [&str; 4] = ["tag", "node", "project", "route"];
 
 impl fmt::Display for Wild {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -179,6 +187,7 @@ impl fmt::Display for Selector {
             Self::Project(project) => write!(f, "project:{project}"),
             Self::Tag(tag) => write!(f, "tag:{tag}"),
             Self::Node(node) => write!(f, "node:{node}"),
+            Self::Route(node) => write!(f, "route:{node}"),
             Self::SameProject => f.write_str("same-project"),
             Self::Unknown => f.write_str("(unknown)"),
         }
@@ -203,6 +212,8 @@ mod tests {
             "tag:*",
             "node:web-1",
             "node:*",
+            "route:nas",
+            "route:*",
             "same-project",
         ] {
             assert_eq!(
@@ -223,7 +234,7 @@ mod tests {
         assert_eq!(said(""), "a selector cannot be empty");
         assert_eq!(
             said("tags:ops"),
-            "`tags:` begins no selector; did you mean `tag:`? there are `tag:`, `node:` and `project:`"
+            "`tags:` begins no selector; did you mean `tag:`? there are `tag:`, `node:`, `project:` and `route:`"
         );
         assert_eq!(
             said("group:ops"),

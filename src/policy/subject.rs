@@ -3,6 +3,8 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use super::ports::{Asked, PortSet};
 use super::selector::Selector;
 use crate::model::{Label, Protocol, ServiceName};
@@ -24,6 +26,17 @@ pub struct Subject {
     pub services: Vec<Offered>,
     /// Whether these addresses are those of the node itself.
     pub is_node: bool,
+    /// The network that the subject is, if it is one to which the mesh routes. Such a subject has no addresses of its own.
+    pub network: Option<Network>,
+}
+
+/// A network outside the mesh, to which nodes route.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Network {
+    /// Its addresses.
+    pub prefix: IpNet,
+    /// The names of the nodes that route to it, in alphabetical order.
+    pub gateways: Vec<Label>,
 }
 
 /// A service that a subject offers.
@@ -97,9 +110,12 @@ impl Subject {
     }
 }
 
-/// The name in messages: `node web-1`, or `shop/db on web-1`.
+/// The name in messages: `node web-1`, `shop/db on web-1`, or `network 192.168.1.0/24`.
 impl fmt::Display for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(network) = &self.network {
+            return write!(f, "network {}", network.prefix);
+        }
         match self.services.first() {
             Some(offered) if !self.is_node => {
                 if let Some(project) = &offered.service.project {

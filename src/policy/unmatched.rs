@@ -72,6 +72,8 @@ fn names(policy: &Policy, subjects: &[Subject]) -> BTreeSet<String> {
     let mut names: BTreeSet<String> = BTreeSet::new();
     for subject in subjects {
         names.extend(subject.tags.iter().map(|tag| format!("tag:{tag}")));
+        let gateways = subject.network.iter().flat_map(|network| &network.gateways);
+        names.extend(gateways.map(|gateway| format!("route:{gateway}")));
         if subject.is_node {
             names.insert(format!("node:{}", subject.node));
         }

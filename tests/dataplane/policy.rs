@@ -60,6 +60,7 @@ fn subject(node: u8, host: u8, service: Option<&str>) -> Subject {
         node: label(&format!("n{node}")),
         tags: Vec::new(),
         is_node: offered.is_none(),
+        network: None,
         services: offered.into_iter().collect(),
     }
 }

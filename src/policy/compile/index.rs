@@ -17,12 +17,13 @@ type By<K> = HashMap<K, Members, RandomState>;
 /// The classes by their facts.
 pub(super) struct Index<'s> {
     examples: &'s [&'s Subject],
+    /// All classes but those of networks.
     all: Members,
-    nodes: Members,
-    tagged: Members,
+    nodes: Named<'s>,
+    tags: Named<'s>,
+    /// The classes of networks, by the nodes that route to them.
+    networks: Named<'s>,
     in_projects: Members,
-    by_node: By<&'s Label>,
-    by_tag: By<&'s Label>,
     by_service: By<&'s ServiceName>,
     /// The classes with a service of this name in any project.
     by_name: By<&'s Label>,
@@ -34,16 +35,36 @@ pub(super) struct Index<'s> {
     projects_of: Vec<Vec<usize>>,
 }
 
+/// Classes that have names: all of them, and those with each name.
+#[derive(Default)]
+struct Named<'s> {
+    all: Members,
+    by_name: By<&'s Label>,
+}
+
+impl<'s> Named<'s> {
+    fn push(&mut self, name: &'s Label, class: u16) {
+        push(&mut self.all, class);
+        push(self.by_name.entry(name).or_default(), class);
+    }
+
+    fn select(&self, name: &Wild) -> Option<&Members> {
+        match name {
+            Wild::Is(name) => self.by_name.get(name),
+            Wild::Any => Some(&self.all),
+        }
+    }
+}
+
 impl<'s> Index<'s> {
     pub(super) fn of(examples: &'s [&'s Subject]) -> Self {
         let mut index = Self {
             examples,
             all: Members::new(),
-            nodes: Members::new(),
-            tagged: Members::new(),
+            nodes: Named::default(),
+            tags: Named::default(),
+            networks: Named::default(),
             in_projects: Members::new(),
-            by_node: By::default(),
-            by_tag: By::default(),
             by_service: By::default(),
             by_name: By::default(),
             by_project: HashMap::default(),
@@ -59,14 +80,19 @@ impl<'s> Index<'s> {
     }
 
     fn add(&mut self, class: u16, subject: &'s Subject) {
-        self.all.push(class);
+        match &subject.network {
+            Some(network) => {
+                for gateway in &network.gateways {
+                    self.networks.push(gateway, class);
+                }
+            }
+            None => self.all.push(class),
+        }
         if subject.is_node {
-            self.nodes.push(class);
-            push(self.by_node.entry(&subject.node).or_default(), class);
+            self.nodes.push(&subject.node, class);
         }
         for tag in &subject.tags {
-            push(&mut self.tagged, class);
-            push(self.by_tag.entry(tag).or_default(), class);
+            self.tags.push(tag, class);
         }
         let mut own = Vec::new();
         for offered in &subject.services {
@@ -120,8 +146,9 @@ impl<'s> Index<'s> {
 
     /// All classes with the subjects that stand for them.
     pub(super) fn examples(&self) -> impl Iterator<Item = (u16, &'s Subject)> {
-        let numbered = self.all.iter().zip(self.examples);
-        numbered.map(|(class, subject)| (*class, *subject))
+        // The classes of subjects are counted from 1.
+        let numbered = self.examples.iter().copied().zip(1..);
+        numbered.map(|(subject, class)| (class, subject))
     }
 
     /// How many classes there are, with [`Class::OUTSIDE`].
@@ -152,10 +179,9 @@ impl<'s> Index<'s> {
             Selector::InProject(Wild::Any, Wild::Any) | Selector::Project(Wild::Any) => {
                 Some(&self.in_projects)
             }
-            Selector::Tag(Wild::Is(tag)) => self.by_tag.get(tag),
-            Selector::Tag(Wild::Any) => Some(&self.tagged),
-            Selector::Node(Wild::Is(name)) => self.by_node.get(name),
-            Selector::Node(Wild::Any) => Some(&self.nodes),
+            Selector::Tag(tag) => self.tags.select(tag),
+            Selector::Node(name) => self.nodes.select(name),
+            Selector::Route(name) => self.networks.select(name),
             Selector::SameProject | Selector::Unknown => None,
         };
         members.map_or(&[], Vec::as_slice)

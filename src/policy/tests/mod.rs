@@ -54,6 +54,7 @@ fn node(number: u16, name: &str, tags: &[&str]) -> Subject {
         tags: tags.iter().map(|tag| label(tag)).collect(),
         services: Vec::new(),
         is_node: true,
+        network: None,
     }
 }
 

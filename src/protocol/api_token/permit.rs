@@ -175,6 +175,7 @@ mod tests {
             tags: vec![label("ci")],
             services: service.map(offered).into_iter().collect(),
             is_node: service.is_none(),
+            network: None,
         }
     }
 

@@ -55,6 +55,7 @@ fn subject(node: u8, address: IpAddr, service: Option<(&str, &[(Protocol, u16)])
         node: label(&format!("n{node}")),
         tags: vec![label(if node == 1 { "front" } else { "back" })],
         is_node: services.is_none(),
+        network: None,
         services: services.into_iter().collect(),
     }
 }

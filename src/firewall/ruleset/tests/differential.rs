@@ -66,6 +66,7 @@ impl OneHost {
             addresses: vec![(*address).into()],
             node: node.clone(),
             is_node: n == 0,
+            network: None,
             ..subject
         });
         let subjects: Vec<Subject> = subjects.collect();

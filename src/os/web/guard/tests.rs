@@ -37,6 +37,7 @@ impl Knowledge for Known {
                 allow: vec![],
             }],
             is_node: false,
+            network: None,
         };
         Ok(Facts {
             place: Place {
