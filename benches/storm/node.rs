@@ -122,6 +122,7 @@ pub(crate) fn own_records(
         observed: vec![],
         mapped: vec![],
         stream: None,
+        routes: vec![],
     });
     let own = Envelope::seal(&node, identity);
     let services = (0..services).map(|n| {

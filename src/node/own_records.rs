@@ -491,6 +491,7 @@ mod tests {
             observed: vec![],
             mapped: vec![],
             stream: None,
+            routes: vec![],
         }
     }
 

@@ -136,15 +136,25 @@ impl Policy {
     }
 
     /// The networks to which the node with this name may route.
-    pub fn routes_of<'a>(&'a self, node: &'a Label) -> impl Iterator<Item = IpNet> + 'a {
+    pub fn routes_of(&self, node: &Label) -> impl Iterator<Item = IpNet> {
         let routes = self.routes.iter().filter(move |route| route.node == *node);
         routes.map(|route| route.prefix)
     }
 
-    /// Whether any node may route to a network.
+    /// Whether the policy has words about routes, which the first versions of the language did not have.
     #[must_use]
     pub fn has_routes(&self) -> bool {
+        let is_route = |term: &Term| {
+            let mut selectors = self.selectors(term).iter();
+            selectors.any(|selector| matches!(selector, Selector::Route(_)))
+        };
+        let targets = |rule: &Rule| rule.to.iter().any(|target| is_route(&target.term));
+        let mut rules = self.rules.iter();
+        let mut members = self.groups.iter().flat_map(|group| &group.members);
         !self.routes.is_empty()
+            || rules.any(|rule| rule.from.iter().any(is_route) || targets(rule))
+            || members.any(|member| matches!(member, Selector::Route(_)))
+            || (self.tests.iter()).any(|test| is_route(&test.from) || is_route(&test.to.term))
     }
 
     /// The selectors that a term stands for.

@@ -3,14 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::kinds::{Instance, POLICY_1, Service};
+use ipnet::IpNet;
+
+use super::kinds::{Instance, POLICY_1, ROUTES_1, Service};
 use super::ledger::Ledger;
 use super::netmap::{Member, Netmap};
 use crate::model::address::Block;
 use crate::model::{Label, PublicKey};
-use crate::policy::{Offered, OfferedPort, Selector, Subject};
+use crate::policy::{Network, Offered, OfferedPort, Selector, Subject};
 
-/// Returns the subjects of `netmap`: the nodes, and the instances that have addresses of their own. An instance with an address of its
+/// Returns the subjects of `netmap`: the nodes, the instances that have addresses of their own, and the networks to which nodes route. An instance with an address of its
 /// node is a service that the node itself offers.
 #[must_use]
 pub fn subjects(netmap: &Netmap) -> Vec<Subject> {
@@ -25,13 +27,46 @@ pub fn subjects(netmap: &Netmap) -> Vec<Subject> {
             }
         }
     }
+    subjects.all.extend(networks(netmap));
     subjects.all
+}
+
+/// The networks to which nodes route.
+fn networks(netmap: &Netmap) -> impl Iterator<Item = Subject> {
+    netmap.routes.iter().filter_map(|(prefix, gateways)| {
+        let members = gateways.iter().filter_map(|id| netmap.members.get(id));
+        let mut gateways: Vec<Label> = members.map(|member| member.name.clone()).collect();
+        gateways.sort();
+        Some(Subject {
+            addresses: Vec::new(),
+            node: gateways.first()?.clone(),
+            tags: Vec::new(),
+            services: Vec::new(),
+            is_node: false,
+            network: Some(Network {
+                prefix: IpNet::V4(*prefix),
+                gateways,
+            }),
+        })
+    })
 }
 
 /// Returns the members that keep to no policy, because their version of meshd knows none, in the order of their names.
 #[must_use]
 pub fn without_policies(ledger: &Ledger) -> Vec<Label> {
-    let nodes = ledger.nodes().filter(|node| !node.speaks(POLICY_1));
+    without(ledger, POLICY_1)
+}
+
+/// Returns the members that do not understand a policy with routes, because their version of meshd knows none, in the order of their
+/// names.
+#[must_use]
+pub fn without_routes(ledger: &Ledger) -> Vec<Label> {
+    without(ledger, ROUTES_1)
+}
+
+/// The members that do not understand what `word` stands for.
+fn without(ledger: &Ledger, word: &str) -> Vec<Label> {
+    let nodes = ledger.nodes().filter(|node| !node.speaks(word));
     let nodes: Vec<&PublicKey> = nodes.map(|node| &node.id).collect();
     if nodes.is_empty() {
         return Vec::new();
@@ -43,10 +78,19 @@ pub fn without_policies(ledger: &Ledger) -> Vec<Label> {
     without
 }
 
-/// Returns the subject with this address, as [`subjects`] returns it. None if no node and no instance of the mesh has the address.
+/// Returns the subject with this address, as [`subjects`] returns it. None if no node, no instance and no network of the mesh has the
+/// address.
 #[must_use]
 pub fn subject_at(netmap: &Netmap, address: IpAddr) -> Option<Subject> {
-    let member = netmap.owner_of(address)?;
+    let Some(member) = netmap.owner_of(address) else {
+        let has = |subject: &Subject| {
+            let network = subject.network.as_ref();
+            network.is_some_and(|network| network.prefix.contains(&address))
+        };
+        let networks = networks(netmap).filter(has);
+        let length = |subject: &Subject| subject.network.as_ref().map(|n| n.prefix.prefix_len());
+        return networks.max_by_key(length);
+    };
     let mut subjects = Subjects::default();
     subjects.add_node(member);
     let services = netmap.services.values();
@@ -73,6 +117,7 @@ pub fn changed(before: &Netmap, now: &Netmap) -> bool {
     let members = before.members.values().map(facts);
     let mut services = before.services.values().zip(now.services.values());
     before.rules != now.rules
+        || before.routes != now.routes
         || !members.eq(now.members.values().map(facts))
         || before.services.len() != now.services.len()
         || services.any(|(a, b)| a.id != b.id || differ(Some(a), Some(b)))
@@ -195,6 +240,7 @@ impl Subjects {
             tags: member.tags.clone(),
             services: Vec::new(),
             is_node: true,
+            network: None,
         });
     }
 
@@ -224,6 +270,7 @@ impl Subjects {
                 tags: member.tags.clone(),
                 services: vec![offered(service, instance)],
                 is_node: false,
+                network: None,
             });
         }
     }

@@ -121,6 +121,7 @@ pub fn node(id: &PublicKey, block: Block) -> Node {
         observed: vec![],
         mapped: vec![],
         stream: None,
+        routes: vec![],
     }
 }
 

@@ -147,6 +147,7 @@ fn records() -> Vec<Envelope> {
                 observed: vec![],
                 mapped: vec![],
                 stream: None,
+                routes: vec![],
             }),
             &node,
         ),

@@ -141,6 +141,7 @@ impl World {
             observed: vec![],
             mapped: vec![],
             stream: None,
+            routes: vec![],
         }
     }
 

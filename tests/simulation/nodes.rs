@@ -953,6 +953,7 @@ fn wanted(
             observed: vec![],
             mapped: vec![],
             stream: None,
+            routes: vec![],
         }));
     }
     let floor = held.map_or(0, |held| held.services_from);

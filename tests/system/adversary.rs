@@ -201,6 +201,7 @@ fn lies(stolen: &Stolen) -> Vec<(&'static str, Vec<Envelope>)> {
         observed: vec![],
         mapped: vec![],
         stream: None,
+        routes: vec![],
     });
     let its_token = Record::Token(Token {
         id: evil_token.public(),

@@ -234,6 +234,7 @@ fn node(hub: &Hub, n: u8, version: u64, block: u32) -> Envelope {
         observed: vec![],
         mapped: vec![],
         stream: None,
+        routes: vec![],
     };
     Envelope::seal(&Record::Node(node), &key(n))
 }

@@ -91,6 +91,7 @@ mod tests {
                 observed: vec![],
                 mapped: vec![],
                 stream: None,
+                routes: vec![],
             })
         };
         let mesh = Record::Mesh(Mesh {

@@ -117,6 +117,7 @@ fn node_record(n: u8, version: u64, index: u32) -> Node {
         observed: vec![],
         mapped: vec![],
         stream: None,
+        routes: vec![],
     }
 }
 

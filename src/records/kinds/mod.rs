@@ -28,9 +28,9 @@ mod rules;
 mod services;
 
 pub use self::members::{
-    CALLS_1, Departure, MAX_COORDINATORS, MAX_ENDPOINTS, MAX_OBSERVED, MAX_RELAYS, MAX_STREAM_URL,
-    MAX_TAGS, Membership, Mesh, Name, Node, PATHS_1, PEER_CALLS_1, POLICY_1, Revocation,
-    RevokedKind, SPOKEN, StreamOffer, Token,
+    CALLS_1, Departure, MAX_COORDINATORS, MAX_ENDPOINTS, MAX_OBSERVED, MAX_RELAYS, MAX_ROUTES,
+    MAX_STREAM_URL, MAX_TAGS, Membership, Mesh, Name, Node, PATHS_1, PEER_CALLS_1, POLICY_1,
+    ROUTES_1, Revocation, RevokedKind, SPOKEN, StreamOffer, Token,
 };
 pub use self::policy::{MeshPolicy, NotUnderstood};
 pub use self::rules::RecordError;

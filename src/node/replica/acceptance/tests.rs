@@ -43,6 +43,7 @@ fn node(wireguard_key: WireGuardKey) -> Record {
         observed: vec![],
         mapped: vec![],
         stream: None,
+        routes: vec![],
     })
 }
 
