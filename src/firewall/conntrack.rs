@@ -193,6 +193,8 @@ mod tests {
                 .map(|(service, to)| (ip(service), to.iter().map(|t| ip(t)).collect()))
                 .collect(),
             native: None,
+            outside: std::collections::BTreeSet::new(),
+            routes: Vec::new(),
             policy: None,
         }
     }

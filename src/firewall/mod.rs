@@ -14,6 +14,9 @@
 //!   be enough, because it does not override a drop in another table.
 //! - Guards drop packets with a source address that does not belong to their sender, whether they come from hosts on
 //!   the local network, from containers, or from another container on the same bridge.
+//! - Instance addresses of services outside the mesh are mapped like those of containers. Packets to such a service have the address
+//!   of this machine as their source, because the service has no route to the mesh.
+//! - Packets of the mesh to networks to which this node routes are forwarded, with the address of this machine as their source.
 //! - Where the engine itself assigns mesh addresses, a route leads to its bridge, and the bridge answers ARP requests
 //!   for the rest of the mesh.
 //! - The bridge port of a container is in hairpin mode, so that the container reaches its own name.
@@ -59,6 +62,10 @@ pub struct FirewallState {
     pub bridges: BTreeMap<String, Vec<Ipv4Net>>,
     /// The containers by instance address.
     pub mappings: BTreeMap<Ipv4Addr, Mapped>,
+    /// Those of the instance addresses in `mappings` that lead to services outside the mesh and outside this machine.
+    pub outside: BTreeSet<Ipv4Addr>,
+    /// The networks outside the mesh to which this node routes.
+    pub routes: Vec<Ipv4Net>,
     /// The usable instance addresses by service address. Connections to a service address without any are rejected.
     pub service_addresses: BTreeMap<Ipv4Addr, Vec<Ipv4Addr>>,
     /// The engine's network whose containers have mesh addresses of their own, if there is one.

@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use ipnet::Ipv6Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
@@ -228,6 +228,7 @@ impl<K: Kernel> Work<K> {
         let active = match self.tables(&state, &valid, &mut problems).await {
             Ok(passes) => {
                 self.apply_route(&state, &mut problems).await;
+                self.route_rules(&state, &mut problems).await;
                 self.rule(&state, &mut problems).await && passes
             }
             Err(error) => {
@@ -435,6 +436,35 @@ impl<K: Kernel> Work<K> {
         false
     }
 
+    /// Applies the rules in the engine's chain for the networks to which this node routes.
+    async fn route_rules(&mut self, state: &FirewallState, problems: &mut Vec<Problem>) {
+        if state.routes.is_empty() && self.applied.routed.is_none() {
+            return;
+        }
+        match self.set_route_rules(state.prefix, &state.routes).await {
+            // Without the program there are no rules that it made.
+            Ok(()) | Err(KernelError::NotInstalled(_)) => {}
+            Err(error) => problems.push(problem(
+                "the networks to which this node routes cannot be reached",
+                error.to_string(),
+                "run meshd as root or with the capability CAP_NET_ADMIN; the legacy iptables program needs CAP_NET_RAW too",
+            )),
+        }
+    }
+
+    async fn set_route_rules(
+        &mut self,
+        prefix: Ipv4Net,
+        routes: &[Ipv4Net],
+    ) -> Result<(), KernelError> {
+        let listing = self.kernel.filter().await?;
+        for call in docker_user::route_calls(&listing, prefix, routes) {
+            self.kernel.iptables(&call).await?;
+        }
+        self.applied.routed = (!routes.is_empty()).then_some(prefix);
+        Ok(())
+    }
+
     async fn set_rule(&mut self, wanted: Option<Rule>) -> Result<(), KernelError> {
         let listing = self.kernel.filter().await?;
         let steps = docker_user::steps(&listing, wanted);
@@ -455,12 +485,12 @@ impl<K: Kernel> Work<K> {
         Ok(())
     }
 
-    /// Turns on IPv4 forwarding, which containers need.
+    /// Turns on IPv4 forwarding, which containers and networks behind this node need.
     fn forwarding(&mut self, state: &FirewallState, ports: &Ports, problems: &mut Vec<Problem>) {
         let Some(not_forwarding) = ports
             .not_forwarding
             .first()
-            .filter(|_| !state.mappings.is_empty())
+            .filter(|_| !state.mappings.is_empty() || !state.routes.is_empty())
         else {
             return;
         };
@@ -516,6 +546,9 @@ impl<K: Kernel> Work<K> {
         }
         if self.applied.rule.is_some() {
             log_error(self.set_rule(None).await.map(drop));
+        }
+        if let Some(prefix) = self.applied.routed {
+            log_error(self.set_route_rules(prefix, &[]).await);
         }
         if let Some((native, _)) = self.applied.native.take() {
             // The route disappears together with its bridge.

@@ -41,6 +41,8 @@ pub(super) struct ValidState {
     balance: Vec<String>,
     /// The exposed containers that have mesh addresses of their own.
     natives: BTreeSet<Ipv4Addr>,
+    /// The addresses of services outside the mesh.
+    outside: BTreeSet<Ipv4Addr>,
     /// The ports that accept connections, by instance address, of the containers that do not accept them on all ports.
     declared: BTreeMap<Ipv4Addr, Ports>,
     /// The policy between the containers of this host, if there is one.
@@ -111,6 +113,9 @@ impl ValidState {
                 ));
             } else if taken.insert(to) {
                 self.containers.insert(*instance, to);
+                if state.outside.contains(instance) {
+                    self.outside.insert(to);
+                }
             } else {
                 self.left_out.push(format!(
                     "{} at {instance}: another instance has {to} already",
@@ -185,7 +190,7 @@ impl ValidState {
     /// track all connections of the host, which costs time for each packet.
     fn translates(&self, state: &FirewallState) -> bool {
         let maps = !self.containers.is_empty() || !self.services.is_empty();
-        maps || !self.networks.is_empty() || state.native.is_some()
+        maps || !state.routes.is_empty() || !self.networks.is_empty() || state.native.is_some()
     }
 
     /// The table for IPv4. With `mark`, mapped connections carry [`MARK`].
@@ -233,7 +238,7 @@ impl ValidState {
             &mut text,
             "own_sources",
             "filter hook postrouting priority 300",
-            &[format!("oifname \"{interface}\" ip saddr != {block} drop")],
+            &[own_sources(state)],
         );
         self.filters(&mut text, state, native, mark);
         let refuse = [
@@ -275,6 +280,17 @@ impl ValidState {
         }
         passing.extend(native.passing);
         passing.extend(refused.clone());
+        passing.extend(route_set(state).map(|networks| {
+            let mark = if mark {
+                format!("meta mark set meta mark | {MARK:#010x} ")
+            } else {
+                String::new()
+            };
+            format!(
+                "ct original ip saddr {} ct original ip daddr {networks} {mark}accept",
+                state.prefix
+            )
+        }));
         if translates {
             passing.push(format!(
                 "iifname \"{interface}\" ct state new ct status & dnat == 0 drop"
@@ -362,6 +378,7 @@ impl ValidState {
             "leaving",
             "nat hook postrouting priority 95",
             &[
+                self.masqueraded(state),
                 vec![
                     format!("oifname \"{interface}\" snat to ip saddr map @identities"),
                     format!("oifname \"{interface}\" ip saddr @networks snat to {node}"),
@@ -372,6 +389,18 @@ impl ValidState {
             ]
             .concat(),
         );
+    }
+
+    /// The rules for packets to hosts that have no route to the mesh: services outside it, and networks to which this node routes. They
+    /// get the address of this machine as their source.
+    fn masqueraded(&self, state: &FirewallState) -> Vec<String> {
+        let outside = (!self.outside.is_empty())
+            .then(|| format!("{} ip daddr @outside masquerade", mapped(state)));
+        let routes = route_set(state).map(|networks| {
+            let (interface, prefix) = (&state.interface, state.prefix);
+            format!("oifname != \"{interface}\" ip saddr {prefix} ip daddr {networks} masquerade")
+        });
+        outside.into_iter().chain(routes).collect()
     }
 
     /// The table for IPv6. It accepts packets from the mesh's prefix only from the tunnel device and this host, and packets
@@ -397,6 +426,29 @@ impl ValidState {
              }}\n"
         );
         text
+    }
+}
+
+/// The networks to which this node routes, as a set in the syntax of nftables.
+fn route_set(state: &FirewallState) -> Option<String> {
+    let networks: Vec<String> = Ipv4Net::aggregate(&state.routes)
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    (!networks.is_empty()).then(|| format!("{{ {} }}", networks.join(", ")))
+}
+
+/// The rule against packets into the tunnel with a source that is not this node's. Hosts of the networks to which this node routes
+/// answer through it.
+fn own_sources(state: &FirewallState) -> String {
+    let FirewallState {
+        interface, block, ..
+    } = state;
+    match route_set(state) {
+        None => format!("oifname \"{interface}\" ip saddr != {block} drop"),
+        Some(networks) => {
+            format!("oifname \"{interface}\" ip saddr != {block} ip saddr != {networks} drop")
+        }
     }
 }
 

@@ -120,7 +120,7 @@ impl Outbound {
             shared.drops.add(DropReason::Malformed);
             return;
         };
-        let owner = table.allowed.owner(ip.destination);
+        let owner = table.owner(ip.destination);
         let (Some(peer), Some(keys)) = (owner, owner.and_then(|peer| table.keys_of(peer))) else {
             // No peer owns the addresses of the local service, so packets to peers need only one lookup.
             let service = table.local_service.as_ref();

@@ -48,6 +48,10 @@ pub(super) struct Table {
     pub(super) by_index: HashMap<u32, Arc<Peer>>,
     /// The sending peer for each address.
     pub(super) allowed: AllowedIps<Arc<Peer>>,
+    /// The networks outside the mesh, each with the public key of the peer that routes to it.
+    pub(super) routes: Arc<[(IpNet, [u8; 32])]>,
+    /// The sending peer for each of these networks. No address that a member owns itself is looked up here.
+    pub(super) routed: AllowedIps<Arc<Peer>>,
     pub(super) local_service: Option<Arc<LocalService>>,
     /// The relays that this node may use.
     pub(super) relays: Arc<UsedRelays>,
@@ -67,11 +71,31 @@ impl Table {
             by_key: HashMap::new(),
             by_index: HashMap::new(),
             allowed: AllowedIps::new([]),
+            routes: Arc::default(),
+            routed: AllowedIps::new([]),
             local_service: None,
             relays: Arc::default(),
             own_networks: Arc::default(),
             guard: None,
         }
+    }
+
+    /// The sending peer for `address`: that of the member that owns it, or of the one that routes to it.
+    #[inline]
+    pub(super) fn owner(&self, address: IpAddr) -> Option<&Arc<Peer>> {
+        let owner = self.allowed.owner(address);
+        owner.or_else(|| self.routed.owner(address))
+    }
+
+    /// Sets the networks outside the mesh, each with the public key of the peer that routes to it. Of a prefix that is given more than
+    /// once, the last peer counts.
+    pub(super) fn set_routes(&mut self, routes: Arc<[(IpNet, [u8; 32])]>) {
+        self.routes = routes;
+        let routed = self.routes.iter().filter_map(|(network, key)| {
+            let current = self.by_key.get(key)?;
+            Some((*network, Arc::clone(self.sending_peer(current))))
+        });
+        self.routed = AllowedIps::new(routed);
     }
 
     /// Whether a packet of a peer may go to `destination`: to this node's networks, and not to an address that each node
@@ -171,6 +195,7 @@ impl Table {
             let current = members.get(&owner.member).unwrap_or(owner);
             Arc::clone(self.sending_peer(current))
         });
+        self.set_routes(Arc::clone(&self.routes));
         self
     }
 }
@@ -247,6 +272,31 @@ pub(in crate::tunnel) mod tests {
             handler: Arc::new(Silent),
         }));
         assert!(!table.accepts_destination(address("10.0.0.1")));
+    }
+
+    #[test]
+    fn a_network_leads_to_the_peer_that_routes_to_it_and_to_none_when_that_is_gone() {
+        let (near, far) = (peer(2, 1, 7, "10.0.0.2/32"), peer(3, 2, 8, "10.0.0.3/32"));
+        let mut table = table(&[Arc::clone(&near), Arc::clone(&far)]);
+        let owner = |table: &Table, of: &str| table.owner(address(of)).map(|peer| peer.index);
+        assert_eq!(owner(&table, "192.168.1.7"), None);
+        let routes = |key: [u8; 32]| -> Arc<[(IpNet, [u8; 32])]> {
+            // A network that has the address of a member takes nothing away from the member.
+            [("192.168.1.0/24", key), ("10.0.0.0/8", key)]
+                .map(|(net, key)| (net.parse().expect("a literal"), key))
+                .into()
+        };
+        table.set_routes(routes(near.public_key));
+        assert_eq!(owner(&table, "192.168.1.7"), Some(1));
+        assert_eq!(owner(&table, "10.0.0.3"), Some(2));
+        assert_eq!(owner(&table, "192.168.2.7"), None);
+        assert!(!table.allowed.is_first_host(address("192.168.1.1")));
+        table.set_routes(routes(far.public_key));
+        assert_eq!(owner(&table, "192.168.1.7"), Some(2));
+        let mut without = table.clone();
+        without.by_key.remove(&far.public_key);
+        let without = without.completed(&table);
+        assert_eq!(owner(&without, "192.168.1.7"), None);
     }
 
     #[test]

@@ -163,6 +163,8 @@ fn state() -> FirewallState {
         mappings: BTreeMap::from([("10.210.1.2".parse().expect("a literal"), mapped)]),
         service_addresses: BTreeMap::new(),
         native: None,
+        outside: std::collections::BTreeSet::new(),
+        routes: Vec::new(),
         policy: None,
     }
 }

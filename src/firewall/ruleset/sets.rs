@@ -36,8 +36,19 @@ impl ValidState {
             text,
             "map identities",
             "type ipv4_addr : ipv4_addr",
-            self.containers.iter().map(|(i, c)| format!("{c} : {i}")),
+            self.containers
+                .iter()
+                .filter(|(_, c)| !self.outside.contains(c))
+                .map(|(i, c)| format!("{c} : {i}")),
         );
+        if !self.outside.is_empty() {
+            set(
+                text,
+                "set outside",
+                "type ipv4_addr",
+                self.outside.iter().map(ToString::to_string),
+            );
+        }
         if !self.declared.is_empty() {
             set(
                 text,

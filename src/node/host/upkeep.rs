@@ -263,6 +263,7 @@ impl Work {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut since_route_check, mut device_revision) =
             (ROUTE_CHECK_EVERY, wanted.borrow().device_revision);
+        let mut applied = wanted.borrow().clone();
         loop {
             let scope = scope(&wanted.borrow());
             let rest = self
@@ -295,6 +296,8 @@ impl Work {
                 device_revision = now.device_revision;
                 self.network.set_discipline(now.index).await;
             }
+            withdraw(&self.network, &applied, &now).await;
+            applied = Arc::clone(&now);
             let before = lock(&self.report).ipv6;
             if let Some(survey) = self.apply(&now, is_new).await
                 && since_route_check >= ROUTE_CHECK_EVERY
@@ -391,10 +394,24 @@ impl Work {
     }
 }
 
+/// Removes the routes to networks outside the mesh that are not wanted any more. Those of a device that is gone went with it.
+async fn withdraw(network: &HostNetwork, before: &Wanted, now: &Wanted) {
+    if before.index != now.index {
+        return;
+    }
+    for net in before.plan.withdrawn(&now.plan) {
+        if let Err(error) = network.remove_route(net, now.index).await {
+            tracing::debug!(%net, %error, "a route is gone already");
+        }
+    }
+}
+
 fn scope(wanted: &Wanted) -> Scope {
+    let prefixes: [IpNet; 2] = [wanted.mesh.prefix_v4.into(), wanted.mesh.prefix_v6.into()];
+    let networks = wanted.plan.networks.iter().map(|(net, _)| *net);
     Scope {
         index: wanted.index,
-        prefixes: vec![wanted.mesh.prefix_v4.into(), wanted.mesh.prefix_v6.into()],
+        prefixes: prefixes.into_iter().chain(networks).collect(),
     }
 }
 

@@ -90,6 +90,8 @@ impl OneHost {
             bridges: BTreeMap::from([("docker0".into(), vec![net("172.17.0.0/16")])]),
             mappings: mappings.collect(),
             native,
+            outside: BTreeSet::new(),
+            routes: Vec::new(),
             policy: LocalPolicy::of(&table, &addresses),
             ..without_containers()
         };
