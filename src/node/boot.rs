@@ -27,6 +27,7 @@ use super::policy::PolicyInForce;
 use super::reach::Reach;
 use super::replica::{self, Own, Position, Replica, StreamEvent};
 use super::resolver::{NodeResolver, ResolverScope};
+use super::routing::Routing;
 use super::settle::Dirty;
 use super::state::records::RecordLog;
 use super::state::writer::Writer;
@@ -341,6 +342,7 @@ fn run(
         replica,
         netmap: Netmap::default(),
         paths: Paths::new(device.mtu, device.reach.uses_relays()),
+        routing: Routing::new(config.path.routes.clone()),
         names,
         resolver,
         workloads: Workloads::new(config, registry, docker, firewall, verdict_events),

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 pub(super) use self::calling::may_call;
 pub(super) use self::events::{Events, NodeEvent, ReachEvents};
 pub(super) use self::relaying::measured_relay;
+pub(super) use self::routing::standing;
 use super::change_times::Stage;
 use super::changes::ChangeRequest;
 use super::connections::{Confirmation, Connections};
@@ -22,6 +23,7 @@ use super::own_records::OwnRecords;
 use super::paths::Paths;
 use super::replica::{self, Replica, StreamEvent};
 use super::resolver::{NodeResolver, ResolverScope};
+use super::routing::Routing;
 use super::settle::{self, Dirty};
 use super::state::Identity;
 use super::timers::{Timer, Timers};
@@ -40,6 +42,7 @@ mod pinhole;
 mod probing;
 mod publishing;
 mod relaying;
+mod routing;
 mod stages;
 mod streaming;
 mod stun;
@@ -60,6 +63,8 @@ pub(super) struct JoinedNode {
     pub(super) netmap: Netmap,
     pub(super) device: Device,
     pub(super) paths: Paths,
+    /// The networks outside the mesh to which members route.
+    pub(super) routing: Routing,
     pub(super) names: Names,
     pub(super) resolver: NodeResolver,
     pub(super) workloads: Workloads,

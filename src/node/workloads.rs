@@ -133,12 +133,12 @@ impl Workloads {
     }
 
     /// Hands the wanted state of the kernel to the firewall. `block` is the block of this node, and `service_addresses` are the
-    /// usable instance addresses by service address.
+    /// usable instance addresses by service address, and `routes` the networks to which this node routes.
     pub(super) fn apply_firewall(
         &mut self,
         mesh: &MeshAddresses,
         block: &Block,
-        service_addresses: BTreeMap<Ipv4Addr, Vec<Ipv4Addr>>,
+        (service_addresses, routes): (BTreeMap<Ipv4Addr, Vec<Ipv4Addr>>, &BTreeSet<Ipv4Net>),
         policy: &Table,
     ) {
         let docker = self.docker.as_ref();
@@ -166,6 +166,8 @@ impl Workloads {
             bridges: self.bridges.clone(),
             mappings,
             service_addresses,
+            outside: BTreeSet::new(),
+            routes: routes.iter().copied().collect(),
             policy: LocalPolicy::of(policy, &addresses),
             native: docker.and_then(Docker::native).map(|plan| Native {
                 bridge: network::BRIDGE.into(),

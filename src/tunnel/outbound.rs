@@ -11,7 +11,7 @@ use super::keys::StaticKeys;
 use super::local_service::LocalService;
 use super::messages;
 use super::noise::{padded, room_for};
-use super::packet::Ip;
+use super::packet::{Ip, UDP};
 use super::paths::Choice;
 use super::peer::Peer;
 use super::queues::QueueSet;
@@ -133,6 +133,10 @@ impl Outbound {
         if messages::payload(packet, &ip).is_some() && peer.lock().paths.choice == Choice::Steered {
             return shared.drops.add(DropReason::Reserved);
         }
+        // The kernel follows a route for the tunnel's own datagrams too, which would be sealed again and again.
+        if !table.routes.is_empty() && is_of_tunnel(shared, sockets.port(), packet, &ip) {
+            return shared.drops.add(DropReason::Looped);
+        }
         if !checking::passes_out((shared, table), (packet, &ip), memo, now) {
             if errors.admit(now) {
                 deny(shared, packet, &ip);
@@ -245,6 +249,13 @@ fn answer_locally(
 }
 
 /// Tells the sender of `packet`, through the device, that the policy denies it.
+/// Whether a packet is a datagram of this tunnel: this node sends it from `port`, at which only the tunnel is.
+fn is_of_tunnel(shared: &Shared, port: u16, packet: &[u8], ip: &Ip) -> bool {
+    let source = packet.get(ip.transport..).and_then(<[u8]>::first_chunk);
+    let is_own_port = source.is_some_and(|source| u16::from_be_bytes(*source) == port);
+    ip.protocol == UDP && is_own_port && shared.local_addresses.load().contains(&ip.source)
+}
+
 fn deny(shared: &Shared, packet: &[u8], ip: &Ip) {
     let mut out = [0; MAX_RESET];
     match reset::answer(packet, ip, &mut out) {

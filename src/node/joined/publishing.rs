@@ -144,6 +144,7 @@ fn node_record(node: &mut JoinedNode) -> Option<(Node, bool)> {
         observed: own.observed,
         mapped: own.mapped,
         stream,
+        routes: node.routing.offered().to_vec(),
     };
     let is_new = held != Some(&record);
     Some((record, is_new))

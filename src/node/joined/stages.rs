@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 
-use super::{JoinedNode, mapping, publishing, streaming, writes};
+use super::{JoinedNode, mapping, publishing, routing, streaming, writes};
 use crate::dns::Replaced;
 use crate::model::address::is_routable;
 use crate::model::{NodeAddress, Path, PublicKey};
@@ -83,10 +83,12 @@ impl Stages for JoinedNode {
             }
         }
         let serving: BTreeSet<PublicKey> = self.netmap.services.values().map(|s| s.node).collect();
+        // Those that route are watched as closely as those that serve.
+        let routers: BTreeSet<PublicKey> = self.netmap.routes.values().flatten().copied().collect();
         let paths = others.iter().map(|member| PathPeer {
             id: member.id,
             endpoints: member.endpoints.clone(),
-            serves: serving.contains(&member.id),
+            serves: serving.contains(&member.id) || routers.contains(&member.id),
             steered: member.speaks_paths.then(|| steered(member)),
         });
         self.paths.set_peers(paths.collect(), now);
@@ -137,7 +139,8 @@ impl Stages for JoinedNode {
         let input = names_input(&self.netmap, &self.paths);
         let concerns_firewall = self.names.rebuild(&input, now);
         self.workloads.times.note(Stage::Zone, now.elapsed());
-        concerns_firewall
+        // The ways to networks depend on the same members and paths.
+        routing::follow(self) || concerns_firewall
     }
 
     fn replace_in_zone(&mut self, replaced: Self::Replaced) -> bool {
@@ -168,6 +171,7 @@ impl Stages for JoinedNode {
         }
         self.device.interfaces = interfaces;
         mapping::handle_listed(self, Instant::now());
+        routing::follow(self);
         self.resolver.set_upstreams(&self.device.interfaces);
         if let Some(scope) = self.scope() {
             let (bridges, interfaces) = (self.workloads.bridges(), &self.device.interfaces);
@@ -181,7 +185,7 @@ impl Stages for JoinedNode {
             self.workloads.apply_firewall(
                 &mesh.addresses,
                 &self.identity.block,
-                service_addresses,
+                (service_addresses, self.routing.own()),
                 self.device.policy.table(),
             );
         }

@@ -21,6 +21,6 @@ pub(super) use peers::{not_ready, others};
 pub(super) use problems::{ProblemKind, problem_counts};
 pub(super) use resolve::resolve;
 pub(super) use services::{containers, services, sites, targets};
-pub(super) use status::{bare_status, status};
+pub(super) use status::{bare_status, routes, status};
 pub(super) use system::system;
 pub(super) use why::why;

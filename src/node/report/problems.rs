@@ -114,6 +114,8 @@ fn found(node: &JoinedNode, damaged_services: Option<&str>, flagged: usize) -> F
         )]);
     }
     problems.extend(ProblemKind::Policy, policy_problems(node));
+    let routes = node.routing.problems(&node.netmap, &node.identity.name);
+    problems.extend(ProblemKind::Policy, routes);
     problems.extend(ProblemKind::Services, node.workloads.external_bridges());
     problems.extend(ProblemKind::Device, node.device.problems());
     let name_of = |id: &PublicKey| {
