@@ -3,7 +3,7 @@
 //! A container keeps its address for as long as it exists, stopped or not. A released address is not leased again for a
 //! minute, so that a client with an old DNS answer does not connect to another service.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,8 @@ pub struct Leases {
     block: Ipv4Net,
     held: BTreeMap<ContainerId, Lease>,
     released: BTreeMap<Ipv4Addr, Instant>,
+    /// The addresses that are leased to no container, because others have them.
+    reserved: BTreeSet<Ipv4Addr>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +45,7 @@ impl Leases {
             block,
             held: BTreeMap::new(),
             released: BTreeMap::new(),
+            reserved: BTreeSet::new(),
         };
         for (id, address) in stored {
             if leases.is_instance_address(address) && !leases.is_held(address) {
@@ -81,16 +84,23 @@ impl Leases {
         self.released
             .retain(|_, since| now.saturating_duration_since(*since) < REUSE_DELAY);
         let (first, last) = self.range();
-        let held: std::collections::BTreeSet<Ipv4Addr> =
-            self.held.values().map(|lease| lease.address).collect();
+        let held: BTreeSet<Ipv4Addr> = self.held.values().map(|lease| lease.address).collect();
         let address = (first..=last)
             .map(Ipv4Addr::from)
-            .find(|a| !held.contains(a) && !self.released.contains_key(a))
+            .find(|a| {
+                let is_used = held.contains(a) || self.reserved.contains(a);
+                !is_used && !self.released.contains_key(a)
+            })
             .or_else(|| self.reclaim(now))
             .ok_or(Full(last.saturating_sub(first) + 1, self.block))?;
         let idle = None;
         self.held.insert(id.clone(), Lease { address, idle });
         Ok(address)
+    }
+
+    /// Leases none of these addresses to containers from now on.
+    pub fn reserve(&mut self, addresses: BTreeSet<Ipv4Addr>) {
+        self.reserved = addresses;
     }
 
     /// Returns the address of the container that has been stopped for the longest time, if that is at least
@@ -173,6 +183,15 @@ mod tests {
             leases.lease(&id(7), now).map(|a| a.to_string()),
             Ok("10.210.1.9".into())
         );
+    }
+
+    #[test]
+    fn an_address_that_a_service_outside_has_is_leased_to_no_container() {
+        let (mut leases, now) = leases();
+        let reserved = |n: u8| Ipv4Addr::new(10, 210, 1, n);
+        leases.reserve(BTreeSet::from([reserved(2), reserved(4)]));
+        let leased = [0, 1].map(|n| leases.lease(&id(n), now).expect("room"));
+        assert_eq!(leased, [reserved(3), reserved(5)]);
     }
 
     #[test]

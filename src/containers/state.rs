@@ -385,6 +385,11 @@ impl Containers {
             .collect()
     }
 
+    /// Leases none of these addresses to containers from now on.
+    pub fn reserve(&mut self, addresses: BTreeSet<Ipv4Addr>) {
+        self.leases.reserve(addresses);
+    }
+
     /// The leases as they are stored on disk.
     #[must_use]
     pub fn leases(&self) -> BTreeMap<ContainerId, Ipv4Addr> {

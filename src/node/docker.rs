@@ -223,6 +223,21 @@ impl Docker {
         self.containers.bridges()
     }
 
+    /// The part of the node's block from which addresses are leased to mapped containers, if it is not the whole block.
+    pub(super) fn pool(&self) -> Option<ipnet::Ipv4Net> {
+        self.network.map(|network| network.rest())
+    }
+
+    /// The addresses that are leased to containers.
+    pub(super) fn leased(&self) -> BTreeSet<Ipv4Addr> {
+        self.containers.leases().into_values().collect()
+    }
+
+    /// Leases none of these addresses to containers, because services outside the mesh have them.
+    pub(super) fn reserve(&mut self, addresses: BTreeSet<Ipv4Addr>) {
+        self.containers.reserve(addresses);
+    }
+
     /// The network whose containers have mesh addresses of their own, if it exists.
     pub(super) fn native(&self) -> Option<network::NativePlan> {
         let there = matches!(self.native, Some(Ok(())));

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use super::change_times::ChangeTimes;
 use super::config::Config;
 use super::docker::Docker;
+use super::host::Interface;
 use super::state::Identity;
 use crate::containers::{AppliedMappings, ContainerId, Offer, Report, network};
 use crate::firewall::{Firewall, FirewallState, LocalPolicy, Mapped, Native};
@@ -65,6 +66,47 @@ impl Workloads {
             external: None,
             times: ChangeTimes::default(),
         }
+    }
+
+    /// Follows the addresses of this machine, from which it follows where services outside the mesh may be.
+    pub(super) fn set_machine(
+        &mut self,
+        mesh: &MeshAddresses,
+        block: &Block,
+        interfaces: &[Interface],
+    ) {
+        let own = interfaces.iter().map(|interface| interface.address);
+        let own = own.filter(|address| !mesh.contains(*address)).collect();
+        if self.registry.set_machine(*mesh, own) && self.registry.has_outside(block) {
+            self.set_checks(block);
+        }
+    }
+
+    /// Whether a change of services concerns the firewall, because there are services outside the mesh, or were.
+    pub(super) fn concerns_firewall(&self, block: &Block) -> bool {
+        self.registry.has_outside(block) || !self.registry.outside().instances().is_empty()
+    }
+
+    /// Assigns instance addresses to the services outside the mesh, and returns what is to be mapped.
+    fn map_outside(&mut self, block: &Block) -> BTreeMap<Ipv4Addr, Mapped> {
+        let taken = self.docker.as_ref().map(Docker::leased);
+        let pool = self.docker.as_ref().and_then(Docker::pool);
+        let mapped =
+            self.registry
+                .map_outside(block, pool.unwrap_or(block.v4), &taken.unwrap_or_default());
+        if let Some(docker) = &mut self.docker {
+            docker.reserve(self.registry.outside().instances());
+        }
+        let mapped = mapped.into_iter().map(|(instance, mapping)| {
+            let mapped = Mapped {
+                container: mapping.target,
+                pid: None,
+                name: mapping.names,
+                ports: Some(mapping.ports),
+            };
+            (instance, mapped)
+        });
+        mapped.collect()
     }
 
     /// Checks the health of the services that are registered now. `block` is the block of this node.
@@ -141,6 +183,7 @@ impl Workloads {
         (service_addresses, routes): (BTreeMap<Ipv4Addr, Vec<Ipv4Addr>>, &BTreeSet<Ipv4Net>),
         policy: &Table,
     ) {
+        let outside = self.map_outside(block);
         let docker = self.docker.as_ref();
         // Rules from before a restart of meshd are right until it is known what runs.
         if docker.is_some_and(|docker| !docker.inventory_known()) {
@@ -156,7 +199,9 @@ impl Workloads {
             };
             (address, mapped)
         });
-        let mappings: BTreeMap<Ipv4Addr, Mapped> = mappings.collect();
+        let mut mappings: BTreeMap<Ipv4Addr, Mapped> = mappings.collect();
+        let outside_addresses = outside.keys().copied().collect();
+        mappings.extend(outside);
         let addresses = mappings.keys().copied().chain([block.node_v4()]).collect();
         let is_new = self.firewall.set(FirewallState {
             interface: self.config.tunnel.interface.clone(),
@@ -166,7 +211,7 @@ impl Workloads {
             bridges: self.bridges.clone(),
             mappings,
             service_addresses,
-            outside: BTreeSet::new(),
+            outside: outside_addresses,
             routes: routes.iter().copied().collect(),
             policy: LocalPolicy::of(policy, &addresses),
             native: docker.and_then(Docker::native).map(|plan| Native {
@@ -207,6 +252,7 @@ impl Workloads {
     ) -> BTreeMap<String, Service> {
         let id = identity.keys.identity.public();
         let own = identity.addresses();
+        self.registry.set_mapped(self.mapped());
         let mut wanted = self
             .registry
             .records(&id, &identity.name, &own, &identity.block);
@@ -280,6 +326,18 @@ impl Workloads {
         Some(AppliedMappings::Mapped(mapped.collect()))
     }
 
+    /// The instance addresses that the kernel maps, each with the address to which it leads.
+    fn mapped(&self) -> BTreeMap<Ipv4Addr, Ipv4Addr> {
+        let applied = self.firewall.applied_state();
+        let applied = applied.filter(|_| self.firewall.is_active());
+        applied.map_or_else(BTreeMap::new, |state| {
+            let mappings = state.mappings.iter();
+            mappings
+                .map(|(instance, mapped)| (*instance, mapped.container))
+                .collect()
+        })
+    }
+
     /// Why an instance of this node is unhealthy, draining or withdrawn, as far as that is known.
     pub(super) fn why_unused(&self, service: &ServiceName, instance: &Instance) -> Option<String> {
         if self.registry.drained().contains(service) {
@@ -305,7 +363,8 @@ impl Workloads {
         problems.extend(self.docker.iter().flat_map(Docker::problems));
         // Without containers the guards alone are worth having, but nobody needs to install anything for them.
         let has_engine = self.docker.as_ref().is_some_and(Docker::is_followed);
-        if has_engine || self.firewall.is_contested() {
+        let has_outside = self.registry.has_outside(block);
+        if has_engine || has_outside || self.firewall.is_contested() {
             problems.extend(self.firewall.problems());
         }
         problems

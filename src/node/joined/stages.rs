@@ -170,6 +170,11 @@ impl Stages for JoinedNode {
             self.device.calling.punching.handle_network_change();
         }
         self.device.interfaces = interfaces;
+        if let Some(mesh) = self.replica.ledger().mesh() {
+            let (block, interfaces) = (&self.identity.block, &self.device.interfaces);
+            self.workloads
+                .set_machine(&mesh.addresses, block, interfaces);
+        }
         mapping::handle_listed(self, Instant::now());
         routing::follow(self);
         self.resolver.set_upstreams(&self.device.interfaces);
