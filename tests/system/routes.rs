@@ -198,7 +198,7 @@ fn another_node_takes_over_when_the_one_by_which_a_network_is_reached_fails_unde
     let outage = loop {
         // The stream sends on, as its program does not know yet.
         let _ = stream.set_nonblocking(true);
-        let _ = stream.write(b"ping");
+        let _ = stream.write_all(b"ping");
         let attempt = connect(&mesh, PORT, Duration::from_millis(150));
         if attempt.is_ok_and(|mut stream| answers(&mut stream)) {
             break failed.elapsed();
