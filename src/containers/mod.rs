@@ -23,4 +23,4 @@ pub use container::AppliedMappings;
 pub use engine::{EngineTask, Report};
 pub use inspect::ContainerId;
 pub use labels::{Expose, OpenPorts, Rules};
-pub use state::{Containers, Mapping, NodeContext, Offer, take_newly_refused, why_unused};
+pub use state::{Containers, Mapping, NodeContext, Offer, reserve, take_newly_refused, why_unused};

@@ -385,11 +385,6 @@ impl Containers {
             .collect()
     }
 
-    /// Leases none of these addresses to containers from now on.
-    pub fn reserve(&mut self, addresses: BTreeSet<Ipv4Addr>) {
-        self.leases.reserve(addresses);
-    }
-
     /// The leases as they are stored on disk.
     #[must_use]
     pub fn leases(&self) -> BTreeMap<ContainerId, Ipv4Addr> {
@@ -457,6 +452,11 @@ impl Containers {
             .chain(self.unused.problems(self.held.values()))
             .collect()
     }
+}
+
+/// Leases none of these addresses to containers from now on.
+pub fn reserve(containers: &mut Containers, addresses: BTreeSet<Ipv4Addr>) {
+    containers.leases.reserve(addresses);
 }
 
 /// Checks that the container's Compose service does not have the same DNS name as another one: the two would become one

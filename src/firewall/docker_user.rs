@@ -96,7 +96,8 @@ pub(super) fn route_calls(listing: &str, prefix: Ipv4Net, routes: &[Ipv4Net]) ->
         }
         let is_of_mesh = value("--ctorigsrc") == Some(prefix.as_str());
         let network = value("--ctorigdst").filter(|_| is_of_mesh);
-        if !network.is_some_and(|network| missing.remove(network)) {
+        let is_wanted = network.is_some_and(|network| missing.remove(network));
+        if !is_wanted {
             let mut call = vec!["-D".to_owned(), CHAIN.to_owned()];
             call.extend(words.iter().map(ToString::to_string));
             calls.push(call);
@@ -120,7 +121,7 @@ pub(super) fn route_calls(listing: &str, prefix: Ipv4Net, routes: &[Ipv4Net]) ->
             "-j",
             "ACCEPT",
         ];
-        words.map(ToOwned::to_owned).to_vec()
+        Vec::from(words.map(str::to_owned))
     }));
     calls
 }

@@ -235,7 +235,7 @@ impl Docker {
 
     /// Leases none of these addresses to containers, because services outside the mesh have them.
     pub(super) fn reserve(&mut self, addresses: BTreeSet<Ipv4Addr>) {
-        self.containers.reserve(addresses);
+        containers::reserve(&mut self.containers, addresses);
     }
 
     /// The network whose containers have mesh addresses of their own, if it exists.

@@ -19,7 +19,7 @@ use super::transitions::peers::{PeerTurn, PeerTurns};
 use crate::model::{NodeAddress, Path, PublicKey};
 use crate::path::distance::Seen;
 use crate::path::mtu::{Sizes, Way};
-use crate::path::peer::{Action as Steer, PeerPaths, State};
+use crate::path::peer::Action as Steer;
 use crate::path::watch::{Action, Reach, Watch};
 use crate::path::{Distances, PathChanges, PathMtu, Peers, Tried};
 use crate::protocol::path_messages::ByeReason;
@@ -347,17 +347,6 @@ impl Paths {
     /// The peers that did not answer at the last poll.
     pub(super) fn unreachable(&self) -> &BTreeSet<PublicKey> {
         &self.unreachable
-    }
-
-    /// Whether a peer does not answer, as far as its paths show: it was silent for so long, or the path in use is, and no other path has
-    /// answered in its place.
-    pub(super) fn is_silent(&self, id: &PublicKey) -> bool {
-        let state = self.steered().get(id).map(PeerPaths::state);
-        let is_lost = matches!(
-            state,
-            Some(State::Lost { .. } | State::Suspect { is_over: true, .. })
-        );
-        is_lost || self.unreachable.contains(id)
     }
 
     pub(super) fn watch(&self) -> &Watch {

@@ -49,26 +49,7 @@ impl ValidState {
                 self.outside.iter().map(ToString::to_string),
             );
         }
-        if !self.declared.is_empty() {
-            set(
-                text,
-                "set declaring",
-                "type ipv4_addr",
-                self.declared.keys().map(ToString::to_string),
-            );
-            let elements = self.declared.iter().flat_map(|(instance, ports)| {
-                let ports = ports.iter();
-                ports.map(move |(protocol, port)| {
-                    format!("{instance} . {} . {port}", protocol.as_str())
-                })
-            });
-            set(
-                text,
-                "set declared",
-                "type ipv4_addr . inet_proto . inet_service",
-                elements,
-            );
-        }
+        self.declared_ports(text);
         if state.native.is_some() {
             set(
                 text,
@@ -77,6 +58,30 @@ impl ValidState {
                 self.natives.iter().map(ToString::to_string),
             );
         }
+    }
+
+    /// The sets of the ports that containers declare, if any does.
+    fn declared_ports(&self, text: &mut String) {
+        if self.declared.is_empty() {
+            return;
+        }
+        set(
+            text,
+            "set declaring",
+            "type ipv4_addr",
+            self.declared.keys().map(ToString::to_string),
+        );
+        let elements = self.declared.iter().flat_map(|(instance, ports)| {
+            let ports = ports.iter();
+            ports
+                .map(move |(protocol, port)| format!("{instance} . {} . {port}", protocol.as_str()))
+        });
+        set(
+            text,
+            "set declared",
+            "type ipv4_addr . inet_proto . inet_service",
+            elements,
+        );
     }
 }
 

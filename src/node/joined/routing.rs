@@ -6,6 +6,7 @@ use super::JoinedNode;
 use crate::model::PublicKey;
 use crate::node::paths::Paths;
 use crate::node::routing::{RoutingInput, Standing};
+use crate::path::peer::{PeerPaths, State};
 
 /// Follows the map of the mesh, the paths to members and the addresses of this machine. Returns whether that concerns the firewall.
 pub(super) fn follow(node: &mut JoinedNode) -> bool {
@@ -69,11 +70,17 @@ fn set_networks(node: &JoinedNode) {
     (node.device.network).set(|wanted| wanted.plan.set_networks(networks, &block));
 }
 
-/// What is known of the way to a member.
+/// What is known of the way to a member. It does not answer if it was silent for so long, or if the path in use is and no other path has
+/// answered in its place.
 pub(in crate::node) fn standing(paths: &Paths, id: &PublicKey) -> Standing {
+    let state = paths.steered().get(id).map(PeerPaths::state);
+    let is_lost = matches!(
+        state,
+        Some(State::Lost { .. } | State::Suspect { is_over: true, .. })
+    );
     let group = paths.distances().groups().get(id).copied();
     Standing {
-        is_silent: paths.is_silent(id),
+        is_silent: is_lost || paths.unreachable().contains(id),
         group: group.unwrap_or(u8::MAX),
     }
 }
