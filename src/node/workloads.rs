@@ -252,7 +252,8 @@ impl Workloads {
     ) -> BTreeMap<String, Service> {
         let id = identity.keys.identity.public();
         let own = identity.addresses();
-        self.registry.set_mapped(self.mapped());
+        let mapped = self.mapped();
+        self.registry.set_mapped(mapped);
         let mut wanted = self
             .registry
             .records(&id, &identity.name, &own, &identity.block);

@@ -361,7 +361,7 @@ impl Registry {
     /// The entries with an address to which packets can be carried.
     fn reachable<'a>(&'a self, block: &'a Block) -> impl Iterator<Item = &'a Entry> {
         let entries = self.entries.values();
-        entries.filter(|entry| {
+        entries.filter(move |entry| {
             let outside = entry.registered.address_outside_block(block);
             outside.is_none_or(|address| self.check_outside(address).is_ok())
         })

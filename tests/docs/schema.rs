@@ -72,10 +72,11 @@ const MESSAGES: [(&str, &str); 5] = [
     ("WhyRequest", "why-request"),
 ];
 /// The files of the types.
-const SOURCES: [&str; 17] = [
+const SOURCES: [&str; 18] = [
     "src/protocol/local.rs",
     "src/protocol/local/paths.rs",
     "src/protocol/local/policy.rs",
+    "src/protocol/local/routes.rs",
     "src/protocol/admin.rs",
     "src/records/kinds/services.rs",
     "src/model/protocol.rs",

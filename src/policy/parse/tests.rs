@@ -418,8 +418,13 @@ fn a_route_names_a_node_and_a_network_and_what_is_wrong_is_named_with_its_place(
     );
     assert!(wrong("*", "192.168.1.0/24").contains("names no node"));
     assert_eq!(
-        error("[[route]]\nnode = \"nas\"\nprefixes = [\"192.168.1.0/24\"]"),
+        error("[[route]]\nnode = \"nas\""),
         "line 2, column 1: this `[[route]]` lacks `prefix`"
+    );
+    let misspelt = errors("[[route]]\nnode = \"nas\"\nprefx = \"192.168.1.0/24\"");
+    assert_eq!(
+        misspelt[1],
+        "line 4, column 1: unknown key `prefx` in `[[route]]`; did you mean `prefix`?"
     );
     assert_eq!(
         error("[[route]]\nnode = \"nas\"\nprefix = \"192.168.1.0/24\"\nnodes = \"b\""),
