@@ -8,7 +8,7 @@ use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use super::*;
 
 const SERVICES: [&str; 7] = ["a", "b", "a.p", "b.p", "c.p", "a.q", "b.q"];
-const SELECTORS: [&str; 22] = [
+const SELECTORS: [&str; 24] = [
     "*",
     "a",
     "b",
@@ -26,6 +26,8 @@ const SELECTORS: [&str; 22] = [
     "node:n1",
     "node:n2",
     "node:*",
+    "route:n1",
+    "route:*",
     "g0",
     "g1",
     "g2",
@@ -131,13 +133,23 @@ pub(crate) fn mesh() -> impl Strategy<Value = Vec<Subject>> {
 fn subject() -> impl Strategy<Value = Subject> {
     let node = select(&["n1", "n2", "n3"][..]);
     let tags = prop::sample::subsequence(vec!["t", "u", "v"], 0..=3);
-    (node, tags, vec(service(), 0..4), any::<bool>()).prop_map(|(node, tags, services, is_node)| {
-        Subject {
+    let instance = (node.clone(), tags, vec(service(), 0..4), any::<bool>()).prop_map(
+        |(node, tags, services, is_node)| Subject {
             services,
             is_node,
             ..super::node(0, node, &tags)
-        }
-    })
+        },
+    );
+    let gateways = prop::sample::subsequence(vec!["n1", "n2"], 1..=2);
+    let network = (node, gateways).prop_map(|(node, gateways)| Subject {
+        is_node: false,
+        network: Some(Network {
+            prefix: "192.168.1.0/24".parse().expect("a literal"),
+            gateways: gateways.into_iter().map(label).collect(),
+        }),
+        ..super::node(0, node, &[])
+    });
+    prop_oneof![9 => instance, 1 => network]
 }
 
 fn service() -> impl Strategy<Value = Offered> {
