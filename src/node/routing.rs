@@ -90,6 +90,19 @@ impl Routing {
         netmap.routes.is_empty() && has_none
     }
 
+    /// Whether each network is still reached by the right member, if only the ways to members changed.
+    pub(super) fn is_current(
+        &self,
+        netmap: &Netmap,
+        standing: impl Fn(&PublicKey) -> Standing,
+    ) -> bool {
+        self.chosen.iter().all(|(network, current)| {
+            let gateways = netmap.routes.get(network).into_iter().flatten();
+            let gateways = gateways.map(|id| (*id, standing(id)));
+            choose(gateways, Some(current)) == Some(*current)
+        })
+    }
+
     /// Follows the map of the mesh and the ways to its members. Returns whether anything changed.
     pub(super) fn follow(&mut self, netmap: &Netmap, input: &RoutingInput<'_>) -> bool {
         let own: BTreeSet<Ipv4Net> = netmap.routes_of(&input.own).collect();

@@ -25,7 +25,8 @@ pub(super) fn follow(node: &mut JoinedNode) -> bool {
 
 /// Follows the paths to members. This is done for each report of a path, so it does nothing unless the way to a network changes.
 pub(super) fn follow_paths(node: &mut JoinedNode) {
-    if !node.routing.chosen().is_empty() && choose(node) {
+    let (routing, paths) = (&node.routing, &node.paths);
+    if !routing.is_current(&node.netmap, |id| standing(paths, id)) && choose(node) {
         set_routes(node);
         set_networks(node);
     }

@@ -83,6 +83,11 @@ fn the_nearest_member_that_answers_is_used_and_the_other_one_takes_over_when_it_
         &[(2, false, 1), (3, false, 2)]
     ));
     assert_eq!(chosen(&routing, LAN), Some(build::id(2)));
+    let is_current = |is_silent| {
+        let ways = [(2, is_silent, 1), (3, false, 2)];
+        routing.is_current(&netmap, standing(&ways))
+    };
+    assert!(is_current(false) && !is_current(true));
     assert!(follow(
         &mut routing,
         &netmap,
