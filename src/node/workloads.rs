@@ -1,7 +1,7 @@
 //! The services and containers of this node, their health checks, and the firewall that leads to the containers.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,7 +17,7 @@ use super::state::Identity;
 use crate::containers::{AppliedMappings, ContainerId, Offer, Report, network};
 use crate::firewall::{Firewall, FirewallState, LocalPolicy, Mapped, Native};
 use crate::model::address::Block;
-use crate::model::{MeshAddresses, ServiceName};
+use crate::model::{MeshAddresses, PublicKey, ServiceName};
 use crate::policy::Table;
 use crate::protocol::local::Problem;
 use crate::records::Ledger;
@@ -252,7 +252,7 @@ impl Workloads {
     ) -> BTreeMap<String, Service> {
         let id = identity.keys.identity.public();
         let own = identity.addresses();
-        let mapped = self.mapped();
+        let mapped = self.mapped(ledger, &id);
         self.registry.set_mapped(mapped);
         let mut wanted = self
             .registry
@@ -327,16 +327,26 @@ impl Workloads {
         Some(AppliedMappings::Mapped(mapped.collect()))
     }
 
-    /// The instance addresses that the kernel maps, each with the address to which it leads.
-    fn mapped(&self) -> BTreeMap<Ipv4Addr, Ipv4Addr> {
-        let applied = self.firewall.applied_state();
-        let applied = applied.filter(|_| self.firewall.is_active());
-        applied.map_or_else(BTreeMap::new, |state| {
-            let mappings = state.mappings.iter();
-            mappings
-                .map(|(instance, mapped)| (*instance, mapped.container))
-                .collect()
-        })
+    /// The instance addresses that the kernel maps, each with the address to which it leads. `id` is this node.
+    fn mapped(&self, ledger: &Ledger, id: &PublicKey) -> BTreeMap<Ipv4Addr, Ipv4Addr> {
+        let Some(state) = self.firewall.applied_state() else {
+            // As far as is known, what was published before the start of meshd is still mapped.
+            let instances = ledger.services_of(id).flat_map(|held| &held.instances);
+            let addresses = instances.flat_map(|instance| &instance.addresses);
+            let published: BTreeSet<IpAddr> = addresses.copied().collect();
+            let assigned = self.registry.outside().assigned().iter();
+            let assigned = assigned.map(|(target, instance)| (*instance, *target));
+            return assigned
+                .filter(|(instance, _)| published.contains(&IpAddr::V4(*instance)))
+                .collect();
+        };
+        if !self.firewall.is_active() {
+            return BTreeMap::new();
+        }
+        let mappings = state.mappings.iter();
+        mappings
+            .map(|(instance, mapped)| (*instance, mapped.container))
+            .collect()
     }
 
     /// Why an instance of this node is unhealthy, draining or withdrawn, as far as that is known.

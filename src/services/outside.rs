@@ -131,6 +131,12 @@ impl Outside {
         !self.held.is_empty() && !self.held.contains_key(&target)
     }
 
+    /// The instance addresses by the addresses of the services.
+    #[must_use]
+    pub fn assigned(&self) -> &BTreeMap<Ipv4Addr, Ipv4Addr> {
+        &self.held
+    }
+
     /// All instance addresses.
     #[must_use]
     pub fn instances(&self) -> BTreeSet<Ipv4Addr> {
