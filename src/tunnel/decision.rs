@@ -155,7 +155,7 @@ mod tests {
         let (mut table, sender) = setting();
         let other = peer(3, 2, 8, "10.0.0.3/32");
         table.by_key.insert(other.public_key, Arc::clone(&other));
-        let network = "192.168.1.0/24".parse().expect("a literal");
+        let network: IpNet = "192.168.1.0/24".parse().expect("a literal");
         table.set_routes([(network, sender.public_key)].into());
         let from = |peer: &Arc<Peer>, source| decide_about(&table, peer, &packet(source, HERE));
         let foreign = Decision::Drop(DropReason::ForeignSource);

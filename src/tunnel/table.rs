@@ -283,7 +283,7 @@ pub(in crate::tunnel) mod tests {
         let routes = |key: [u8; 32]| -> Arc<[(IpNet, [u8; 32])]> {
             // A network that has the address of a member takes nothing away from the member.
             [("192.168.1.0/24", key), ("10.0.0.0/8", key)]
-                .map(|(net, key)| (net.parse().expect("a literal"), key))
+                .map(|(net, key)| (net.parse::<IpNet>().expect("a literal"), key))
                 .into()
         };
         table.set_routes(routes(near.public_key));
