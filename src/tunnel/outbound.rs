@@ -251,7 +251,7 @@ fn answer_locally(
 /// Tells the sender of `packet`, through the device, that the policy denies it.
 /// Whether a packet is a datagram of this tunnel: this node sends it from `port`, at which only the tunnel is.
 fn is_of_tunnel(shared: &Shared, port: u16, packet: &[u8], ip: &Ip) -> bool {
-    let source = packet.get(ip.transport..).and_then(<[u8]>::first_chunk);
+    let source = packet.get(ip.transport..).and_then(<[u8]>::first_chunk::<2>);
     let is_own_port = source.is_some_and(|source| u16::from_be_bytes(*source) == port);
     ip.protocol == UDP && is_own_port && shared.local_addresses.load().contains(&ip.source)
 }

@@ -109,14 +109,8 @@ impl NetworkPlan {
                 .map(|(net, source)| Step::Route(net, source)),
         );
         // The kernel would replace a route to the same network by ours, but that of another program was there first.
-        let is_taken = |net: &IpNet| {
-            found.iter().any(|f| {
-                f.what == "route"
-                    && f.table == MAIN_TABLE
-                    && f.net == *net
-                    && f.interface != plan.interface
-            })
-        };
+        let taken = plan.taken(found);
+        let is_taken = |net: &IpNet| taken.iter().any(|f| f.net == *net);
         let networks = plan.networks.iter().copied();
         steps.extend(
             networks
@@ -124,6 +118,18 @@ impl NetworkPlan {
                 .map(|(net, source)| Step::Route(net, source)),
         );
         steps
+    }
+
+    /// The routes of other programs to networks to which other nodes route, among everything that the machine has.
+    #[must_use]
+    pub fn taken(&self, found: &[NetworkEntry]) -> Vec<NetworkEntry> {
+        let is_wanted = |entry: &&NetworkEntry| {
+            entry.what == "route"
+                && entry.table == MAIN_TABLE
+                && entry.interface != self.interface
+                && self.networks.iter().any(|(net, _)| *net == entry.net)
+        };
+        found.iter().filter(is_wanted).cloned().collect()
     }
 
     /// All changes, each with its reason.

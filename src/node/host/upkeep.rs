@@ -16,7 +16,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::netlink::{Applied, HostNetwork, HostNetworkError};
 use super::notifications::{Notifications, Scope};
-use super::plan::{Ipv6, NetworkPlan};
+use super::plan::{Ipv6, NetworkEntry, NetworkPlan};
 use super::route_lookup::{self, Rule, Target};
 use super::survey::{DefaultGateway, Survey};
 use crate::model::MeshAddresses;
@@ -71,6 +71,8 @@ struct Report {
     external_bridges: BTreeSet<String>,
     gateway: Option<DefaultGateway>,
     gateway_v6: Option<DefaultGateway>,
+    /// The routes of other programs to networks to which other nodes route.
+    taken: Vec<NetworkEntry>,
 }
 
 /// The handle of the task. Dropping it ends the task and leaves the machine's configuration as it is.
@@ -214,6 +216,11 @@ impl Upkeep {
                 fix: format!("find the program with `ip monitor`, and configure it to ignore {interface} (NetworkManager: `unmanaged-devices=interface-name:{interface}`; systemd-networkd: `Unmanaged=yes`)"),
             });
         }
+        problems.extend(report.taken.iter().map(|taken| Problem {
+            what: format!("this machine does not reach {} through the mesh", taken.net),
+            why: format!("it has a route there already, by {}", taken.interface),
+            fix: "nothing, if that route leads to the same network; otherwise remove it, or give one of the two networks other addresses".into(),
+        }));
         if let Some(why) = &report.notifications_error {
             problems.push(Problem {
                 what:
@@ -297,9 +304,10 @@ impl Work {
                 self.network.set_discipline(now.index).await;
             }
             withdraw(&self.network, &applied, &now).await;
+            let is_other = is_new || applied.plan != now.plan;
             applied = Arc::clone(&now);
             let before = lock(&self.report).ipv6;
-            if let Some(survey) = self.apply(&now, is_new).await
+            if let Some(survey) = self.apply(&now, is_other).await
                 && since_route_check >= ROUTE_CHECK_EVERY
             {
                 since_route_check = 0;
@@ -313,7 +321,7 @@ impl Work {
     }
 
     /// Compares the configuration with the wanted one and corrects the differences. Returns what was configured before.
-    /// If the device `is_new`, differences are expected.
+    /// If the device or the plan `is_new`, differences are expected.
     async fn apply(&mut self, wanted: &Wanted, is_new: bool) -> Option<Survey> {
         let applied = self.network.apply(&wanted.plan, wanted.index).await;
         let mut report = lock(&self.report);
@@ -347,6 +355,7 @@ impl Work {
         report.external_bridges = applied.survey.external_bridges();
         report.gateway.clone_from(&applied.survey.gateway);
         report.gateway_v6.clone_from(&applied.survey.gateway_v6);
+        report.taken = wanted.plan.taken(&applied.survey.found());
         Some(applied.survey)
     }
 
