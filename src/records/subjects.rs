@@ -12,8 +12,8 @@ use crate::model::address::Block;
 use crate::model::{Label, PublicKey};
 use crate::policy::{Network, Offered, OfferedPort, Selector, Subject};
 
-/// Returns the subjects of `netmap`: the nodes, the instances that have addresses of their own, and the networks to which nodes route. An instance with an address of its
-/// node is a service that the node itself offers.
+/// Returns the subjects of `netmap`: the nodes, the instances that have addresses of their own, and the networks to which nodes route. An
+/// instance with an address of its node is a service that the node itself offers.
 #[must_use]
 pub fn subjects(netmap: &Netmap) -> Vec<Subject> {
     let mut subjects = Subjects::default();

@@ -9,10 +9,10 @@
 //! | `mesh` | mesh key | domain and address plan |
 //! | `token` | mesh key | limits of a join token |
 //! | `revocation` | mesh key | removal of a token or node |
-//! | `policy` | mesh key | who may serve a name, and who may reach it |
+//! | `policy` | mesh key | who may serve a name, who may reach it, and who may route to a network |
 //! | `membership` | token key | admission of a node, with its name and tags |
 //! | `departure` | node's identity key | the node has left for good |
-//! | `node` | node's identity key | WireGuard key, address block, endpoints |
+//! | `node` | node's identity key | WireGuard key, address block, endpoints, networks that it offers |
 //! | `name` | node's identity key | another name than that of its membership |
 //! | `service` | node's identity key | the node's instances of one service |
 //!
