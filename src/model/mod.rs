@@ -11,6 +11,7 @@ pub mod key;
 pub mod name;
 pub(crate) mod pace;
 pub mod path;
+pub mod prefix;
 pub mod protocol;
 pub mod public_host;
 pub(crate) mod rate;

@@ -58,6 +58,7 @@ mod report;
 mod resolv_conf;
 mod resolved;
 mod resolver;
+mod routing;
 mod settle;
 pub mod state;
 mod streams;

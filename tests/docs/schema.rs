@@ -74,12 +74,13 @@ const MESSAGES: [(&str, &str); 6] = [
     ("WhyRequest", "why-request"),
 ];
 /// The files of the types.
-const SOURCES: [&str; 21] = [
+const SOURCES: [&str; 22] = [
     "src/protocol/local.rs",
     "src/protocol/local/guests.rs",
     "src/protocol/local/instances.rs",
     "src/protocol/local/paths.rs",
     "src/protocol/local/policy.rs",
+    "src/protocol/local/routes.rs",
     "src/protocol/admin.rs",
     "src/records/kinds/services.rs",
     "src/model/protocol.rs",
