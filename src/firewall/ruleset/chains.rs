@@ -106,7 +106,8 @@ pub(super) fn leaving(
     ]
 }
 
-/// The chain that lets only packets from `sources` into the tunnel: addresses of this node's block, and of the networks to which it routes.
+/// The chain that lets only packets from `sources` into the tunnel: addresses of this node's block, and of the networks to which it
+/// routes.
 pub(super) fn own_sources(
     text: &mut String,
     family: Family,
