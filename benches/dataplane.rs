@@ -156,6 +156,7 @@ fn guard() -> Guard {
         }],
         is_node: false,
         guest: None,
+        network: None,
     });
     let subjects: Vec<Subject> = subjects.collect();
     Guard::new(Arc::new(Table::compile(Some(&policy), &subjects)))

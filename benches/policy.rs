@@ -138,6 +138,7 @@ fn subject(number: usize, node: usize, service: Option<usize>) -> Subject {
         services,
         is_node: service.is_none(),
         guest: None,
+        network: None,
     }
 }
 

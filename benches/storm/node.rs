@@ -124,6 +124,7 @@ pub(crate) fn own_records(
         stream: None,
         guest_key: None,
         guests: vec![],
+        routes: vec![],
     });
     let own = Envelope::seal(&node, identity);
     let services = (0..services).map(|n| {

@@ -38,6 +38,7 @@ fn subject(number: u8, services: &[&str], tag: &str, is_node: bool) -> Subject {
         services: services.iter().map(offered).collect(),
         is_node,
         guest: None,
+        network: None,
     }
 }
 

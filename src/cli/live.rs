@@ -7,7 +7,7 @@ use crate::policy::{Policy, Subject};
 use crate::protocol::admin::{MeshState, RecordList};
 use crate::protocol::api::ErrorCode;
 use crate::records::netmap::{Netmap, Rules};
-use crate::records::subjects::{subjects, without_policies};
+use crate::records::subjects::{subjects, without_policies, without_routes};
 use crate::records::{Envelope, Ledger, RecordKey};
 
 /// The records of the mesh.
@@ -100,6 +100,15 @@ impl Live {
     /// The members that would not keep to a policy, because their version does not know policies.
     pub(super) fn without_policies(&self) -> Vec<Label> {
         without_policies(&self.ledger)
+    }
+
+    /// The members that would not keep to `policy`, because their version does not know what is in it.
+    pub(super) fn not_keeping_to(&self, policy: &Policy) -> Vec<Label> {
+        if policy.has_routes() {
+            without_routes(&self.ledger)
+        } else {
+            self.without_policies()
+        }
     }
 }
 

@@ -20,7 +20,7 @@ pub struct Leases {
     block: Ipv4Net,
     held: BTreeMap<ContainerId, Lease>,
     released: BTreeMap<Ipv4Addr, Instant>,
-    /// The addresses that something else than a container has.
+    /// The addresses that are leased to no container, because others have them.
     reserved: BTreeSet<Ipv4Addr>,
 }
 
@@ -87,8 +87,10 @@ impl Leases {
         let held: BTreeSet<Ipv4Addr> = self.held.values().map(|lease| lease.address).collect();
         let address = (first..=last)
             .map(Ipv4Addr::from)
-            .filter(|a| !self.reserved.contains(a))
-            .find(|a| !held.contains(a) && !self.released.contains_key(a))
+            .find(|a| {
+                let is_used = held.contains(a) || self.reserved.contains(a);
+                !is_used && !self.released.contains_key(a)
+            })
             .or_else(|| self.reclaim(now))
             .ok_or(Full(last.saturating_sub(first) + 1, self.block))?;
         let idle = None;
@@ -96,7 +98,7 @@ impl Leases {
         Ok(address)
     }
 
-    /// Sets the addresses that are leased to no container from now on, because something else has them.
+    /// Leases none of these addresses to containers from now on, because others have them.
     pub fn reserve(&mut self, addresses: BTreeSet<Ipv4Addr>) {
         self.reserved = addresses;
     }
@@ -186,12 +188,12 @@ mod tests {
     #[test]
     fn an_address_that_something_else_has_is_leased_to_no_container() {
         let (mut leases, now) = leases();
-        let reserved = Ipv4Addr::new(10, 210, 1, 2);
-        leases.reserve([reserved].into());
-        let first = leases.lease(&id(1), now);
-        assert_eq!(first, Ok(Ipv4Addr::new(10, 210, 1, 3)));
+        let reserved = |n: u8| Ipv4Addr::new(10, 210, 1, n);
+        leases.reserve(BTreeSet::from([reserved(2), reserved(4)]));
+        let leased = [0, 1].map(|n| leases.lease(&id(n), now).expect("room"));
+        assert_eq!(leased, [reserved(3), reserved(5)]);
         leases.reserve(BTreeSet::new());
-        assert_eq!(leases.lease(&id(2), now), Ok(reserved));
+        assert_eq!(leases.lease(&id(2), now), Ok(reserved(2)));
     }
 
     #[test]

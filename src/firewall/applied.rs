@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use super::docker_user::{self, Rule};
+use ipnet::Ipv4Net;
+
+use super::docker_user::{self, IPTABLES, Rule};
 use super::ruleset::{TABLE, ValidState};
 use super::{FirewallState, Native};
 use crate::protocol::local::SystemEntry;
@@ -18,6 +20,8 @@ pub(super) struct Applied {
     pub(super) tables: BTreeMap<&'static str, (String, Option<String>)>,
     /// The rule in the engine's chain, by the program that put it there.
     pub(super) rules: BTreeMap<&'static str, Rule>,
+    /// The mesh's prefix, if there are rules in the engine's chain for networks to which this node routes.
+    pub(super) routed: Option<Ipv4Net>,
     /// The engine's network to which there is a route, and the source address of packets to it.
     pub(super) native: Option<(Native, Ipv4Addr)>,
     /// The ports that were set to hairpin mode: index and name.
@@ -55,6 +59,13 @@ impl Applied {
                 "rule",
                 format!("{program} {} {words}", docker_user::CHAIN),
                 "lets connections to instance addresses pass the container engine's rules",
+            );
+        }
+        if self.routed.is_some() {
+            entry(
+                "rule",
+                format!("{IPTABLES} {} --ctorigdst NETWORK", docker_user::CHAIN),
+                "lets packets to the networks to which this node routes pass the container engine's rules",
             );
         }
         if let Some((native, node)) = &self.native {

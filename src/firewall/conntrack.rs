@@ -223,6 +223,7 @@ mod tests {
                 .map(|(service, to)| (ip(service), to.iter().map(|t| ip(t)).collect()))
                 .collect(),
             native: None,
+            outside: crate::firewall::Outside::default(),
             policy: None,
             guests: BTreeSet::new(),
             v6: None,

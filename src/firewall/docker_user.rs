@@ -9,7 +9,9 @@
 //! it. Rules of `FORWARD` before this jump would drop packets between bridges, so the jump is kept in front of those to the engine's
 //! other chains.
 
-use ipnet::IpNet;
+use std::collections::BTreeSet;
+
+use ipnet::{IpNet, Ipv4Net};
 
 /// The programs that list and change the rules of the engine, one for each family.
 pub(super) const IPTABLES: &str = "iptables";
@@ -61,6 +63,70 @@ impl Rule {
             .map(ToOwned::to_owned)
             .collect()
     }
+}
+
+/// The comment that identifies the rules for networks to which this node routes.
+const ROUTE_COMMENT: &str = "meshd-route";
+
+/// Compares the listing with the rules for the networks to which this node routes, and returns the arguments of the `iptables` calls
+/// that lead to them. Such a rule accepts both directions of a connection from the mesh. Without the engine's chain nothing drops
+/// these connections, so no rule is needed.
+pub(super) fn route_calls(listing: &str, prefix: Ipv4Net, routes: &[Ipv4Net]) -> Vec<Vec<String>> {
+    if !listing
+        .lines()
+        .any(|line| line.trim() == format!("-N {CHAIN}"))
+    {
+        return Vec::new();
+    }
+    let prefix = prefix.trunc().to_string();
+    let mut missing: BTreeSet<String> = routes.iter().map(|net| net.trunc().to_string()).collect();
+    let mut calls = Vec::new();
+    for line in listing.lines() {
+        let Some(rule) = line.strip_prefix(&format!("-A {CHAIN} ")) else {
+            continue;
+        };
+        let words: Vec<&str> = rule
+            .split_whitespace()
+            .map(|w| w.trim_matches('"'))
+            .collect();
+        let value = |flag: &str| {
+            let mut pairs = words.windows(2);
+            let pair = pairs.find(|pair| pair.first() == Some(&flag))?;
+            pair.get(1).copied()
+        };
+        if value("--comment") != Some(ROUTE_COMMENT) {
+            continue;
+        }
+        let is_of_mesh = value("--ctorigsrc") == Some(prefix.as_str());
+        let network = value("--ctorigdst").filter(|_| is_of_mesh);
+        let is_wanted = network.is_some_and(|network| missing.remove(network));
+        if !is_wanted {
+            let mut call = vec!["-D".to_owned(), CHAIN.to_owned()];
+            call.extend(words.iter().map(ToString::to_string));
+            calls.push(call);
+        }
+    }
+    calls.extend(missing.into_iter().map(|network| {
+        let words = [
+            "-I",
+            CHAIN,
+            "1",
+            "-m",
+            "conntrack",
+            "--ctorigsrc",
+            &prefix,
+            "--ctorigdst",
+            &network,
+            "-m",
+            "comment",
+            "--comment",
+            ROUTE_COMMENT,
+            "-j",
+            "ACCEPT",
+        ];
+        Vec::from(words.map(str::to_owned))
+    }));
+    calls
 }
 
 /// Compares the listing with the wanted rule, and returns the changes. Without a wanted rule, ours is removed.
@@ -256,5 +322,35 @@ mod tests {
         let there = format!("{docker}{untranslated}\n");
         assert!(calls(&there, native).is_empty());
         assert_eq!(calls(&there, prefix()).len(), 2);
+    }
+
+    #[test]
+    fn networks_to_which_a_node_routes_have_a_rule_each_if_docker_has_its_chain() {
+        let net = |text: &str| text.parse::<Ipv4Net>().expect("a literal");
+        let mesh = net("10.210.0.0/16");
+        let (one, other) = (net("192.168.1.0/24"), net("192.168.2.0/24"));
+        let calls = |listing: &str, routes: &[Ipv4Net]| -> Vec<String> {
+            let calls = route_calls(listing, mesh, routes);
+            calls.iter().map(|call| call.join(" ")).collect()
+        };
+        let rule = |network: &str| {
+            format!(
+                "-m conntrack --ctorigsrc 10.210.0.0/16 --ctorigdst {network} -m comment --comment meshd-route -j ACCEPT"
+            )
+        };
+        let docker = "-N DOCKER-USER\n-A FORWARD -j DOCKER-USER\n";
+        assert!(calls("-P FORWARD ACCEPT\n", &[one]).is_empty());
+        let insert = format!("-I DOCKER-USER 1 {}", rule("192.168.1.0/24"));
+        assert_eq!(calls(docker, &[one]), [insert.clone()]);
+        let there = format!("{docker}-A DOCKER-USER {}\n", rule("192.168.1.0/24"));
+        assert!(calls(&there, &[one]).is_empty());
+        let delete = format!("-D DOCKER-USER {}", rule("192.168.1.0/24"));
+        assert_eq!(calls(&there, &[]), [delete.clone()]);
+        let add = format!("-I DOCKER-USER 1 {}", rule("192.168.2.0/24"));
+        assert_eq!(calls(&there, &[other]), [delete, add]);
+        // The rule for instance addresses is none of these.
+        let ours = format!("{docker}{OURS}\n");
+        assert_eq!(calls(&ours, &[]), Vec::<String>::new());
+        assert_eq!(calls(&ours, &[one]), [insert]);
     }
 }

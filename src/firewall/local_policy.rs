@@ -104,6 +104,7 @@ mod tests {
             tags: Vec::new(),
             is_node: offered.is_none(),
             guest: None,
+            network: None,
             services: offered.into_iter().collect(),
         }
     }

@@ -15,6 +15,9 @@
 //!   table of our own would not be enough, because it does not override a drop in another table.
 //! - Guards drop packets with a source address that does not belong to their sender, whether they come from hosts on
 //!   the local network, from containers, or from another container on the same bridge.
+//! - Instance addresses of services outside the mesh are mapped like those of containers. Packets to such a service have the address
+//!   of this machine as their source, because the service has no route to the mesh.
+//! - Packets of the mesh to networks to which this node routes are forwarded, with the address of this machine as their source.
 //! - Where the engine itself assigns mesh addresses, a route leads to its bridge, and the bridge answers ARP requests
 //!   for the rest of the mesh.
 //! - The bridge port of a container is in hairpin mode, so that the container reaches its own name.
@@ -60,6 +63,8 @@ pub struct FirewallState {
     pub bridges: BTreeMap<String, Vec<Ipv4Net>>,
     /// The containers by instance address.
     pub mappings: BTreeMap<Ipv4Addr, Mapped>,
+    /// What is outside the mesh and is reached through this node.
+    pub outside: Outside,
     /// The usable instance addresses by service address. Connections to a service address without any are rejected.
     pub service_addresses: BTreeMap<Ipv4Addr, Vec<Ipv4Addr>>,
     /// The engine's network whose containers have mesh addresses of their own, if there is one.
@@ -70,6 +75,15 @@ pub struct FirewallState {
     pub guests: BTreeSet<Ipv4Addr>,
     /// The part for IPv6. None if the machine has no IPv6.
     pub v6: Option<StateV6>,
+}
+
+/// What is outside the mesh and outside this machine, and is reached through this node. It is of IPv4 only.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Outside {
+    /// Those of the instance addresses in [`FirewallState::mappings`] that lead to services.
+    pub instances: BTreeSet<Ipv4Addr>,
+    /// The networks to which this node routes.
+    pub routes: Vec<Ipv4Net>,
 }
 
 /// The wanted configuration for IPv6.

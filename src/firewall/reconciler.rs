@@ -23,6 +23,7 @@ use crate::model::pace::Pace;
 use crate::os::tasks::{TaskHandle, Tasks};
 use crate::protocol::local::{Problem, SystemEntry};
 
+mod routes;
 mod v6;
 
 /// The interval at which the whole state is compared with the kernel, with or without notifications.
@@ -233,6 +234,7 @@ impl<K: Kernel> Work<K> {
         let (active, active_v6) = match self.tables(&state, &valid, &mut problems).await {
             Ok(passes) => {
                 self.apply_route(&state, &mut problems).await;
+                self.route_rules(&state, &mut problems).await;
                 let wanted = Rule {
                     prefix: state.prefix.into(),
                     native: state.native.is_some(),
@@ -467,12 +469,12 @@ impl<K: Kernel> Work<K> {
         Ok(())
     }
 
-    /// Turns on IPv4 forwarding, which containers need.
+    /// Turns on IPv4 forwarding, which containers and networks behind this node need.
     fn forwarding(&mut self, state: &FirewallState, ports: &Ports, problems: &mut Vec<Problem>) {
         let Some(not_forwarding) = ports
             .not_forwarding
             .first()
-            .filter(|_| !state.mappings.is_empty())
+            .filter(|_| !state.mappings.is_empty() || !state.outside.routes.is_empty())
         else {
             return;
         };
@@ -529,6 +531,9 @@ impl<K: Kernel> Work<K> {
         }
         for program in self.applied.rules.clone().into_keys() {
             log_error(self.set_rule(program, None).await);
+        }
+        if let Some(prefix) = self.applied.routed {
+            log_error(self.set_route_rules(prefix, &[]).await);
         }
         if let Some((native, _)) = self.applied.native.take() {
             // The route disappears together with its bridge.

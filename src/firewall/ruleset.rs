@@ -4,13 +4,17 @@
 //! connections are not affected, because connection tracking keeps their translation.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::{Display, Write as _};
+use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::Ipv4Net;
 
 use self::balance::Target;
 pub(super) use self::bridges::guard_bridges;
+use self::chains::{
+    chain, clamp, except, guard, leaving, mapped, own_names, own_sources, to_containers,
+    untranslated,
+};
 use self::family::Family;
 use self::local::LocalAddresses;
 pub(super) use self::local::LocalRules;
@@ -20,8 +24,10 @@ use crate::model::interface::is_plain_interface;
 
 mod balance;
 mod bridges;
+mod chains;
 mod family;
 mod local;
+mod routes;
 mod sets;
 mod v6;
 
@@ -32,8 +38,6 @@ pub(super) const TABLE: &str = "meshd";
 pub(super) const MARK: u32 = 0x0200_0000;
 /// The first service address is host 64 of block 0.
 const FIRST_SERVICE: u32 = 64;
-/// The index of the loopback device, which is the same in every namespace (`LOOPBACK_IFINDEX`).
-const LOOPBACK: u32 = 1;
 /// The valid part of a [`FirewallState`], and what was left out.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct ValidState {
@@ -45,6 +49,8 @@ pub(super) struct ValidState {
     balance: Vec<String>,
     /// The exposed containers that have mesh addresses of their own.
     natives: BTreeSet<Ipv4Addr>,
+    /// The addresses of services outside the mesh.
+    outside: BTreeSet<Ipv4Addr>,
     /// The ports that accept connections, by instance address, of the containers that do not accept them on all ports.
     declared: BTreeMap<Ipv4Addr, Ports>,
     /// The policy between the containers of this host, if there is one.
@@ -128,6 +134,9 @@ impl ValidState {
                 ));
             } else if taken.insert(to) {
                 self.containers.insert(*instance, to);
+                if state.outside.instances.contains(instance) {
+                    self.outside.insert(to);
+                }
             } else {
                 self.left_out.push(format!(
                     "{} at {instance}: another instance has {to} already",
@@ -210,7 +219,8 @@ impl ValidState {
     /// track all connections of the host, which costs time for each packet.
     fn translates(&self, state: &FirewallState) -> bool {
         let maps = !self.containers.is_empty() || !self.services.is_empty();
-        maps || !self.networks.is_empty() || state.native.is_some()
+        let routes = !state.outside.routes.is_empty();
+        maps || routes || !self.networks.is_empty() || state.native.is_some()
     }
 
     /// The table for IPv4. With `mark`, mapped connections carry [`MARK`].
@@ -235,7 +245,8 @@ impl ValidState {
         if translates {
             self.translation(&mut text, state, &native);
         }
-        own_sources(&mut text, Family::V4, interface, block);
+        let sources = [block.to_string()].into_iter().chain(routes::set(state));
+        own_sources(&mut text, Family::V4, interface, sources);
         self.filters(&mut text, state, native, mark);
         let refuse = [
             "meta l4proto tcp reject with tcp reset",
@@ -277,6 +288,7 @@ impl ValidState {
         }
         passing.extend(native.passing);
         passing.extend(refused.clone());
+        passing.extend(routes::passing(state, mark));
         if translates {
             passing.push(untranslated(interface));
         }
@@ -347,6 +359,7 @@ impl ValidState {
             "leaving",
             "nat hook postrouting priority 95",
             &[
+                self.masqueraded(state),
                 leaving(Family::V4, interface, state.prefix, node),
                 native.leaving.clone(),
             ]
@@ -355,133 +368,10 @@ impl ValidState {
     }
 }
 
-/// The chain that drops packets with addresses of the mesh from where they cannot come. `more` are rules about sources that may
-/// have such addresses.
-fn guard(
-    text: &mut String,
-    family: Family,
-    interface: &str,
-    prefix: impl Display,
-    more: &[String],
-) {
-    let ip = family.ip();
-    chain(
-        text,
-        "guard",
-        "filter hook prerouting priority -310",
-        &[
-            vec![
-                // On some hosts most packets are on the loopback device, and comparing an index is cheaper than comparing a name.
-                format!("iif {LOOPBACK} accept"),
-                format!("iifname \"{interface}\" accept"),
-            ],
-            more.to_vec(),
-            vec![
-                format!("{ip} saddr {prefix} drop"),
-                "iifname @bridges accept".to_owned(),
-                format!("{ip} daddr {prefix} drop"),
-            ],
-        ]
-        .concat(),
-    );
-}
-
-/// The chain that keeps queries of this host to its own node address out of connection tracking: they are not translated, and
-/// tracking them costs much compared with answering them.
-fn own_names(text: &mut String, family: Family, node: impl Display) {
-    let ip = family.ip();
-    chain(
-        text,
-        "own_names",
-        "filter hook output priority -300",
-        &[
-            format!("oif != {LOOPBACK} accept"),
-            format!("udp dport 53 {ip} daddr {node} notrack"),
-            format!("udp sport 53 {ip} saddr {node} notrack"),
-        ],
-    );
-}
-
-/// The rules that translate instance addresses. `is_declared` is whether one of the instances declares ports.
-fn to_containers(family: Family, is_declared: bool) -> Vec<String> {
-    let ip = family.ip();
-    let undeclared =
-        is_declared.then(|| format!("{ip} daddr @declaring {} accept", family.undeclared()));
-    let translate = format!("dnat to {ip} daddr map @containers");
-    undeclared.into_iter().chain([translate]).collect()
-}
-
-/// The rules that give packets of containers their source in the mesh: the instance address, or the address of the node.
-fn leaving(
-    family: Family,
-    interface: &str,
-    prefix: impl Display,
-    node: impl Display,
-) -> Vec<String> {
-    let (ip, mapped) = (family.ip(), mapped(family, prefix));
-    vec![
-        format!("oifname \"{interface}\" snat to {ip} saddr map @identities"),
-        format!("oifname \"{interface}\" {ip} saddr @networks snat to {node}"),
-        format!("{mapped} snat to {ip} saddr map @identities"),
-        format!("{mapped} {ip} saddr @networks snat to {node}"),
-    ]
-}
-
-/// The chain that lets only packets with addresses of this node's block into the tunnel.
-fn own_sources(text: &mut String, family: Family, interface: &str, block: impl Display) {
-    let ip = family.ip();
-    chain(
-        text,
-        "own_sources",
-        "filter hook postrouting priority 300",
-        &[format!(
-            "oifname \"{interface}\" {ip} saddr != {block} drop"
-        )],
-    );
-}
-
-/// The rule that makes the segments of connections fit into the tunnel.
-fn clamp(interface: &str) -> String {
-    format!(
-        "oifname \"{interface}\" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
-    )
-}
-
-/// The rule against packets from the mesh to addresses of this host's networks that no rule translated.
-fn untranslated(interface: &str) -> String {
-    format!("iifname \"{interface}\" ct state new ct status & dnat == 0 drop")
-}
-
-/// Appends a chain. A chain without a `hook` is the target of jumps from other chains.
-fn chain(text: &mut String, name: &str, hook: &str, rules: &[String]) {
-    let _ = writeln!(text, "\tchain {name} {{");
-    if !hook.is_empty() {
-        let _ = writeln!(text, "\t\ttype {hook}; policy accept;");
-    }
-    for rule in rules {
-        let _ = writeln!(text, "\t\t{rule}");
-    }
-    let _ = writeln!(text, "\t}}");
-}
-
-/// The match that leaves out the addresses of guests, for a rule about this node's block.
-fn except(family: Family, guests: &BTreeSet<impl ToString>) -> String {
-    if guests.is_empty() {
-        return String::new();
-    }
-    let guests: Vec<String> = guests.iter().map(ToString::to_string).collect();
-    format!(" {} daddr != {{ {} }}", family.ip(), guests.join(", "))
-}
-
 /// The range of service addresses in the syntax of nftables.
 fn service_addresses(state: &FirewallState) -> String {
     let range = service_range(state);
     format!("{}-{}", range.start(), range.end())
-}
-
-/// The match for connections to a mesh address that a rule of the table has translated.
-fn mapped(family: Family, prefix: impl Display) -> String {
-    format!("ct status dnat ct original {} daddr {prefix}", family.ip())
 }
 
 /// The additional rules for a network in which the engine assigns mesh addresses.

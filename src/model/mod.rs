@@ -13,6 +13,7 @@ pub mod name;
 pub(crate) mod pace;
 pub mod path;
 pub mod percent;
+pub mod prefix;
 pub mod protocol;
 pub mod public_host;
 pub(crate) mod rate;

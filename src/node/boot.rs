@@ -27,6 +27,7 @@ use super::policy::PolicyInForce;
 use super::reach::Reach;
 use super::replica::{self, Own, Position, Replica, StreamEvent};
 use super::resolver::{NodeResolver, ResolverScope};
+use super::routing::Routing;
 use super::settle::Dirty;
 use super::state::records::RecordLog;
 use super::state::writer::Writer;
@@ -211,6 +212,7 @@ impl Equipped {
                 mtu,
                 reach_of(config, identity),
                 streams,
+                Routing::new(config.path.routes.clone()),
             ),
             events,
             stream_events,

@@ -251,7 +251,7 @@ fn of_containers(name: &ServiceName) -> ApiError {
 fn refused(error: RegistryError) -> ApiError {
     let code = match error {
         RegistryError::Unknown(_) | RegistryError::UnknownPort(..) => ErrorCode::NotFound,
-        RegistryError::OutsideBlock(..) => ErrorCode::BadRequest,
+        RegistryError::Address(..) => ErrorCode::BadRequest,
         RegistryError::Configured(_) | RegistryError::Full => ErrorCode::Conflict,
     };
     ApiError::new(code, error.to_string())

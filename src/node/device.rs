@@ -13,6 +13,7 @@ use super::host::{Interface, Upkeep};
 use super::mapping::PortMapping;
 use super::policy::PolicyInForce;
 use super::reach::Reach;
+use super::routing::Routing;
 use super::streams::RelayStreams;
 use crate::os::clock;
 use crate::os::readable::AsyncReadable;
@@ -44,6 +45,8 @@ pub(super) struct Device {
     pub(super) calling: Calling,
     /// The guests for which this node is the door.
     pub(super) guests: Guests,
+    /// The networks outside the mesh to which members route.
+    pub(super) routing: Routing,
     /// The problem while the device is in another network namespace.
     elsewhere: Option<Problem>,
 }
@@ -56,6 +59,7 @@ impl Device {
         mtu: u16,
         reach: Reach,
         streams: RelayStreams,
+        routing: Routing,
     ) -> Self {
         Self {
             tunnel,
@@ -68,6 +72,7 @@ impl Device {
             streams,
             calling: Calling::new(clock::now()),
             guests: Guests::default(),
+            routing,
             elsewhere: None,
         }
     }

@@ -40,7 +40,8 @@ pub(super) struct Probe {
 
 /// The containers of this node.
 pub(super) struct Docker {
-    containers: Containers,
+    /// What the engine reported, and the leases of addresses.
+    pub(super) containers: Containers,
     prober: Checker<Probe>,
     required: bool,
     engine: Option<Engine>,
@@ -256,6 +257,11 @@ impl Docker {
         containers::bridges_v6(&self.containers)
     }
 
+    /// The part of the node's block from which addresses are leased to mapped containers, if it is not the whole block.
+    pub(super) fn pool(&self) -> Option<ipnet::Ipv4Net> {
+        self.network.map(|network| network.rest())
+    }
+
     /// The network whose containers have mesh addresses of their own, if it exists.
     pub(super) fn native(&self) -> Option<network::NativePlan> {
         let there = matches!(self.native, Some(Ok(())));
@@ -265,16 +271,6 @@ impl Docker {
     /// The services of the containers.
     pub(super) fn services(&self) -> BTreeSet<ServiceName> {
         self.containers.services()
-    }
-
-    /// The addresses that are leased to containers.
-    pub(super) fn leased(&self) -> BTreeSet<Ipv4Addr> {
-        self.containers.leases.stored().into_values().collect()
-    }
-
-    /// Sets the addresses that no container gets from now on.
-    pub(super) fn reserve(&mut self, addresses: BTreeSet<Ipv4Addr>) {
-        self.containers.leases.reserve(addresses);
     }
 
     /// The number of exposed containers.

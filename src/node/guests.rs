@@ -33,7 +33,7 @@ pub(super) struct DoorFacts<'a> {
     pub own: &'a SigningKey,
     pub block: &'a Block,
     pub ledger: &'a Ledger,
-    /// The addresses that containers have.
+    /// The addresses that containers and services outside the mesh have.
     pub taken: &'a BTreeSet<Ipv4Addr>,
 }
 

@@ -29,6 +29,7 @@ use crate::os::metrics::{self, Kind, MetricsPage};
 use crate::path::counts;
 use crate::path::mapping::{Protocol, Refusal};
 use crate::path::watch::Reach;
+use crate::protocol::local::RouteState;
 
 /// The maximum number of peers, and of services, that have metrics of their own. The series of a mesh grow with the square of
 /// its nodes, because each node has metrics for each other node.
@@ -118,6 +119,7 @@ pub(super) fn text(scrape: &Scrape<'_>) -> String {
         add_coordinator(&mut page, node, now);
         add_machine(&mut page, node);
         add_names(&mut page, node);
+        add_routes(&mut page, node);
         add_changes(&mut page, node);
         add_tunnel(&mut page, node);
         add_paths(&mut page, node);
@@ -262,6 +264,17 @@ fn add_names(page: &mut MetricsPage, node: &JoinedNode) {
         .dropped()
         .map(|(reason, count)| (reason.as_str(), count));
     page.counters("dns_dropped_total", "Queries dropped.", "reason", dropped);
+}
+
+/// The networks outside the mesh.
+fn add_routes(page: &mut MetricsPage, node: &JoinedNode) {
+    let rows = report::routes(node);
+    let help = "Networks outside the mesh, once for each node that routes to them, by how this node uses that.";
+    let mut family = page.family("routes", Kind::Gauge, help);
+    for state in RouteState::ALL {
+        let count = rows.iter().filter(|row| row.state == state).count();
+        family.sample(&[("state", state.as_str())], count);
+    }
 }
 
 /// How long the parts of changes took.

@@ -61,6 +61,7 @@ mod report;
 mod resolv_conf;
 mod resolved;
 mod resolver;
+mod routing;
 mod settle;
 mod spawn;
 pub mod state;

@@ -493,6 +493,7 @@ mod tests {
             stream: None,
             guest_key: None,
             guests: vec![],
+            routes: vec![],
         }
     }
 

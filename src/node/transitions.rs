@@ -10,6 +10,7 @@ pub(super) mod local;
 pub(super) mod members;
 pub(super) mod peers;
 pub(super) mod policy;
+pub(super) mod routes;
 pub(super) mod spawn;
 
 use std::time::Duration;

@@ -12,10 +12,10 @@ use tokio::sync::mpsc;
 use super::change_times::ChangeTimes;
 use super::config::Config;
 use super::docker::{Docker, Probe};
-use super::host::Ipv6;
+use super::host::{Interface, Ipv6};
 use super::state::Identity;
 use crate::containers::{AppliedMappings, ContainerId, Mapping, Offer, Report, network};
-use crate::firewall::{Firewall, FirewallState, LocalPolicy, Mapped, Native, StateV6};
+use crate::firewall::{Firewall, FirewallState, LocalPolicy, Mapped, Native, Outside, StateV6};
 use crate::model::address::Block;
 use crate::model::{MeshAddresses, ServiceName};
 use crate::policy::Table;
@@ -26,6 +26,8 @@ use crate::records::service_address::ServiceAddresses;
 use crate::services::Checker;
 use crate::services::checks::Outcome;
 use crate::services::registry::{InstanceKey, Registry};
+
+pub(super) mod block;
 
 /// The services and containers of this node.
 pub(super) struct Workloads {
@@ -42,6 +44,8 @@ pub(super) struct Workloads {
     offered: Option<BTreeMap<ServiceName, Offer>>,
     /// The problem while other machines are on bridges of the engine's networks.
     external: Option<Problem>,
+    /// The addresses of this node's guests.
+    guests: BTreeSet<Ipv4Addr>,
     /// How long the parts of changes take.
     pub(super) times: ChangeTimes,
 }
@@ -64,8 +68,28 @@ impl Workloads {
             bridges: BTreeMap::new(),
             offered: None,
             external: None,
+            guests: BTreeSet::new(),
             times: ChangeTimes::default(),
         }
+    }
+
+    /// Follows the addresses of this machine, from which it follows where services outside the mesh may be.
+    pub(super) fn set_machine(
+        &mut self,
+        mesh: &MeshAddresses,
+        block: &Block,
+        interfaces: &[Interface],
+    ) {
+        let own = interfaces.iter().map(|interface| interface.address);
+        let own = own.filter(|address| !mesh.contains(*address)).collect();
+        if self.registry.set_machine(*mesh, own) && self.registry.has_outside(block) {
+            self.set_checks(block);
+        }
+    }
+
+    /// Whether a change of services concerns the firewall, because there are services outside the mesh, or were.
+    pub(super) fn concerns_firewall(&self, block: &Block) -> bool {
+        self.registry.has_outside(block) || !self.registry.outside().instances().is_empty()
     }
 
     /// Checks the health of the services that are registered now. `block` is the block of this node.
@@ -137,24 +161,26 @@ impl Workloads {
     }
 
     /// Hands the wanted state of the kernel to the firewall. `block` is the block of this node, `ipv6` is whether its device has IPv6,
-    /// and `service_addresses` are the usable instance addresses by service address. `guests` are the addresses of this node's guests.
+    /// `service_addresses` are the usable instance addresses by service address, and `routes` the networks to which this node routes.
     pub(super) fn apply_firewall(
         &mut self,
         mesh: &MeshAddresses,
         block: &Block,
         ipv6: Ipv6,
-        service_addresses: BTreeMap<Ipv4Addr, Vec<Ipv4Addr>>,
+        (service_addresses, routes): (BTreeMap<Ipv4Addr, Vec<Ipv4Addr>>, &BTreeSet<Ipv4Net>),
         policy: &Table,
-        guests: BTreeSet<Ipv4Addr>,
     ) {
+        let outside = block::map_outside(self, block);
         let docker = self.docker.as_ref();
         // Rules from before a restart of meshd are right until it is known what runs.
         if docker.is_some_and(|docker| !docker.inventory_known()) {
             return;
         }
-        let mappings = mapped(docker.map(Docker::mappings).unwrap_or_default());
+        let mut mappings = mapped(docker.map(Docker::mappings).unwrap_or_default());
+        let instances = outside.keys().copied().collect();
+        mappings.extend(outside);
         // A kernel without IPv6 has nothing of it to guard.
-        let v6 = (ipv6 != Ipv6::Absent).then(|| self.state_v6(mesh, block, ipv6, &guests));
+        let v6 = (ipv6 != Ipv6::Absent).then(|| self.state_v6(mesh, block, ipv6));
         let of_v4 = mappings.keys().map(|address| IpAddr::V4(*address));
         let of_v6 = v6.iter().flat_map(|v6| v6.mappings.keys());
         let of_v6 = of_v6.map(|address| IpAddr::V6(*address));
@@ -168,8 +194,12 @@ impl Workloads {
             bridges: self.bridges.clone(),
             mappings,
             service_addresses,
+            outside: Outside {
+                instances,
+                routes: routes.iter().copied().collect(),
+            },
             policy: LocalPolicy::of(policy, &addresses),
-            guests,
+            guests: self.guests.clone(),
             native: docker.and_then(Docker::native).map(|plan| Native {
                 bridge: network::BRIDGE.into(),
                 range: plan.range(),
@@ -182,13 +212,7 @@ impl Workloads {
     }
 
     /// The part of that state for IPv6. Without addresses on the device, containers have none either.
-    fn state_v6(
-        &self,
-        mesh: &MeshAddresses,
-        block: &Block,
-        ipv6: Ipv6,
-        guests: &BTreeSet<Ipv4Addr>,
-    ) -> StateV6 {
+    fn state_v6(&self, mesh: &MeshAddresses, block: &Block, ipv6: Ipv6) -> StateV6 {
         let docker = self.docker.as_ref();
         let mut networks = docker.map(Docker::bridges_v6).unwrap_or_default();
         networks.retain(|bridge, _| self.bridges.contains_key(bridge));
@@ -199,7 +223,8 @@ impl Workloads {
             node: block.node_v6(),
             networks,
             mappings: mapped(mappings.map(Docker::mappings_v6).unwrap_or_default()),
-            guests: guests
+            guests: self
+                .guests
                 .iter()
                 .filter_map(|guest| block.instance_v6(*guest))
                 .collect(),
@@ -234,6 +259,8 @@ impl Workloads {
     ) -> BTreeMap<String, Service> {
         let id = identity.keys.identity.public();
         let own = identity.addresses();
+        let mapped = block::mapped(self, ledger, &id);
+        self.registry.set_mapped(mapped);
         let mut wanted = self
             .registry
             .records(&id, &identity.name, &own, &identity.block);
@@ -347,7 +374,8 @@ impl Workloads {
         problems.extend(self.docker.iter().flat_map(Docker::problems));
         // Without containers the guards alone are worth having, but nobody needs to install anything for them.
         let has_engine = self.docker.as_ref().is_some_and(Docker::is_followed);
-        if has_engine || self.firewall.is_contested() {
+        let has_outside = self.registry.has_outside(block);
+        if has_engine || has_outside || self.firewall.is_contested() {
             problems.extend(self.firewall.problems());
         }
         problems

@@ -55,6 +55,7 @@ pub(super) fn status(peers: Vec<PeerStatus>) -> Status {
         dns: None,
         policy: None,
         peers,
+        routes: Vec::new(),
         services: ServiceCounts::default(),
         problems: Vec::new(),
     }

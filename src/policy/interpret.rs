@@ -104,6 +104,8 @@ fn selector_opens(selector: &Selector, ports: &Ports, to: &Subject, asked: Asked
         (Ports::Named(_), Asked::Icmp | Asked::Other) => false,
         // A node declares no ports of its own, so a rule that selects the node and names no port opens all ports of the node.
         (Ports::Declared, _) if to.is_node && !is_about_services => true,
+        // Neither does a network.
+        (Ports::Declared, _) if to.network.is_some() => true,
         (Ports::Declared, Asked::Port(..)) => selected.iter().any(|o| declares(o, asked)),
         (Ports::Declared, Asked::Icmp) => true,
         // A fragment may be for any port: it passes only if all ports that an instance has are open.
@@ -156,7 +158,7 @@ fn declares(offered: &Offered, asked: Asked) -> bool {
 #[must_use]
 pub fn selects(selector: &Selector, subject: &Subject) -> bool {
     match selector {
-        Selector::Any => true,
+        Selector::Any => subject.network.is_none(),
         Selector::Service(_) | Selector::InProject(..) | Selector::Project(_) => {
             let mut services = subject.services.iter();
             services.any(|offered| selector.names(&offered.service))
@@ -164,6 +166,10 @@ pub fn selects(selector: &Selector, subject: &Subject) -> bool {
         Selector::Tag(tag) => subject.tags.iter().any(|own| tag.is(own)),
         Selector::Node(name) => subject.is_node && name.is(&subject.node),
         Selector::Guest(name) => subject.guest.as_ref().is_some_and(|own| name.is(own)),
+        Selector::Route(name) => {
+            let mut gateways = subject.network.iter().flat_map(|network| &network.gateways);
+            gateways.any(|gateway| name.is(gateway))
+        }
         Selector::SameProject | Selector::Unknown => false,
     }
 }

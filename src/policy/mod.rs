@@ -37,7 +37,7 @@ pub use self::parse::{LANGUAGE, MAX_POLICY};
 pub use self::ports::{Asked, PortSet};
 pub use self::rules::Policy;
 pub use self::selector::{Selector, SelectorError, Wild};
-pub use self::subject::{MAX_NARROWED, NodeFacts, Offered, OfferedPort, Subject};
+pub use self::subject::{MAX_NARROWED, Network, NodeFacts, Offered, OfferedPort, Subject};
 pub use self::table::{Class, Table};
 pub use self::unmatched::{Unmatched, unmatched};
 pub use self::verify::{Failure, run_tests};

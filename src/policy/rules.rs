@@ -1,5 +1,7 @@
 //! A policy as rules.
 
+use ipnet::IpNet;
+
 use super::ports::PortSet;
 use super::selector::Selector;
 use super::subject::NodeFacts;
@@ -18,7 +20,16 @@ pub struct Policy {
     pub(super) rules: Vec<Rule>,
     /// The nodes that may relay, one list for each `[[relay]]`.
     pub(super) relay: Vec<Vec<Term>>,
+    /// The networks to which nodes may route.
+    pub(super) routes: Vec<Route>,
     pub(super) tests: Vec<Test>,
+}
+
+/// `[[route]]`: a node may route to a network outside the mesh.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Route {
+    pub(super) node: Label,
+    pub(super) prefix: IpNet,
 }
 
 /// A group. Its members are selectors only: groups in it were replaced by their own members.
@@ -130,6 +141,28 @@ impl Policy {
         self.relay.is_empty() || self.relay.iter().any(|offer| self.has_node(offer, node))
     }
 
+    /// The networks to which the node with this name may route.
+    pub fn routes_of(&self, node: &Label) -> impl Iterator<Item = IpNet> {
+        let routes = self.routes.iter().filter(move |route| route.node == *node);
+        routes.map(|route| route.prefix)
+    }
+
+    /// Whether the policy has words about routes, which the first versions of the language did not have.
+    #[must_use]
+    pub fn has_routes(&self) -> bool {
+        let is_route = |term: &Term| {
+            let mut selectors = self.selectors(term).iter();
+            selectors.any(|selector| matches!(selector, Selector::Route(_)))
+        };
+        let targets = |rule: &Rule| rule.to.iter().any(|target| is_route(&target.term));
+        let mut rules = self.rules.iter();
+        let mut members = self.groups.iter().flat_map(|group| &group.members);
+        !self.routes.is_empty()
+            || rules.any(|rule| rule.from.iter().any(is_route) || targets(rule))
+            || members.any(|member| matches!(member, Selector::Route(_)))
+            || (self.tests.iter()).any(|test| is_route(&test.from) || is_route(&test.to.term))
+    }
+
     /// The selectors that a term stands for.
     pub(super) fn selectors<'a>(&'a self, term: &'a Term) -> &'a [Selector] {
         term.selectors(&self.groups)
@@ -145,6 +178,7 @@ impl Policy {
             | Selector::InProject(..)
             | Selector::Project(_)
             | Selector::Guest(_)
+            | Selector::Route(_)
             | Selector::SameProject
             | Selector::Unknown => false,
         })

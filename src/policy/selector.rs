@@ -10,7 +10,7 @@ use crate::model::{Label, ServiceName};
 /// Which nodes and instances a rule, or the label `mesh.allow`, is about.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Selector {
-    /// `*`: all nodes, instances and guests.
+    /// `*`: all nodes, instances and guests, and no network.
     Any,
     /// `name`: the instances of a service, as `name.svc.mesh` has them.
     Service(Label),
@@ -24,6 +24,8 @@ pub enum Selector {
     Node(Wild),
     /// `guest:g`: a guest.
     Guest(Wild),
+    /// `route:n`: the networks to which the node `n` routes. No other selector selects a network.
+    Route(Wild),
     /// `same-project`: the instances that share a project with the other side.
     SameProject,
     /// A selector of a later version in a signed record: it selects nothing.
@@ -92,6 +94,7 @@ impl Selector {
             return match prefix {
                 "tag" => Ok(Self::Tag(Wild::parse(name)?)),
                 "node" => Ok(Self::Node(Wild::parse(name)?)),
+                "route" => Ok(Self::Route(Wild::parse(name)?)),
                 "project" => Ok(Self::Project(Wild::parse(name)?)),
                 "guest" => Ok(Self::Guest(Wild::parse(name)?)),
                 other => Err(SelectorError::Prefix(printable(other), right_prefix(other))),
@@ -125,6 +128,7 @@ impl Selector {
             | Self::Tag(_)
             | Self::Node(_)
             | Self::Guest(_)
+            | Self::Route(_)
             | Self::SameProject
             | Self::Unknown => false,
         }
@@ -161,13 +165,15 @@ fn right_prefix(word: &str) -> String {
         }
         _ => {
             let nearest = text::nearest(word, PREFIXES, 0.0).unwrap_or_default();
-            format!("did you mean `{nearest}:`? there are `tag:`, `node:`, `project:` and `guest:`")
+            format!(
+                "did you mean `{nearest}:`? there are `tag:`, `node:`, `project:`, `guest:` and `route:`"
+            )
         }
     }
 }
 
 /// The words before a colon with which selectors begin.
-pub(super) const PREFIXES: [&str; 4] = ["tag", "node", "project", "guest"];
+pub(super) const PREFIXES: [&str; 5] = ["tag", "node", "project", "guest", "route"];
 
 impl fmt::Display for Wild {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -188,6 +194,7 @@ impl fmt::Display for Selector {
             Self::Tag(tag) => write!(f, "tag:{tag}"),
             Self::Node(node) => write!(f, "node:{node}"),
             Self::Guest(guest) => write!(f, "guest:{guest}"),
+            Self::Route(node) => write!(f, "route:{node}"),
             Self::SameProject => f.write_str("same-project"),
             Self::Unknown => f.write_str("(unknown)"),
         }
@@ -214,6 +221,8 @@ mod tests {
             "node:*",
             "guest:anna",
             "guest:*",
+            "route:nas",
+            "route:*",
             "same-project",
         ] {
             assert_eq!(
@@ -234,7 +243,7 @@ mod tests {
         assert_eq!(said(""), "a selector cannot be empty");
         assert_eq!(
             said("tags:ops"),
-            "`tags:` begins no selector; did you mean `tag:`? there are `tag:`, `node:`, `project:` and `guest:`"
+            "`tags:` begins no selector; did you mean `tag:`? there are `tag:`, `node:`, `project:`, `guest:` and `route:`"
         );
         assert_eq!(
             said("group:ops"),

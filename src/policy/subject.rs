@@ -3,6 +3,8 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use super::ports::{Asked, PortSet};
 use super::selector::Selector;
 use crate::model::{Label, Protocol, ServiceName};
@@ -26,6 +28,17 @@ pub struct Subject {
     pub is_node: bool,
     /// The name of the guest that has these addresses, whose door the node is.
     pub guest: Option<Label>,
+    /// The network that the subject is, if it is one to which the mesh routes. Such a subject has no addresses of its own.
+    pub network: Option<Network>,
+}
+
+/// A network outside the mesh, to which nodes route.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Network {
+    /// Its addresses.
+    pub prefix: IpNet,
+    /// The names of the nodes that route to it, in alphabetical order.
+    pub gateways: Vec<Label>,
 }
 
 /// A service that a subject offers.
@@ -99,11 +112,14 @@ impl Subject {
     }
 }
 
-/// The name in messages: `node web-1`, `guest anna`, or `shop/db on web-1`.
+/// The name in messages: `node web-1`, `guest anna`, `shop/db on web-1`, or `network 192.168.1.0/24`.
 impl fmt::Display for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(guest) = &self.guest {
             return write!(f, "guest {guest}");
+        }
+        if let Some(network) = &self.network {
+            return write!(f, "network {}", network.prefix);
         }
         match self.services.first() {
             Some(offered) if !self.is_node => {

@@ -13,6 +13,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
+use ipnet::IpNet;
 
 use super::ports::{Asked, PortSet};
 use crate::model::Label;
@@ -65,8 +66,19 @@ pub(super) enum Base {
 pub(super) struct Classes {
     pub(super) v4: HashMap<u32, Class, RandomState>,
     pub(super) v6: HashMap<V6, Class, RandomState>,
+    /// The classes of networks outside the mesh, the longest prefix first.
+    pub(super) networks: Vec<(IpNet, Class)>,
     /// How many subjects of each node have no class because there are too many.
     pub(super) beyond: BTreeMap<Label, usize>,
+}
+
+impl Classes {
+    /// The class of an address that no node and no instance has.
+    fn of_network(&self, address: IpAddr) -> Class {
+        let mut networks = self.networks.iter();
+        let network = networks.find(|(prefix, _)| prefix.contains(&address));
+        network.map_or(Class::OUTSIDE, |(_, class)| *class)
+    }
 }
 
 /// An IPv6 address as a key of a map, in as little memory as it needs.
@@ -193,7 +205,9 @@ impl Table {
             IpAddr::V4(address) => self.classes.v4.get(&address.to_bits()),
             IpAddr::V6(address) => self.classes.v6.get(&V6::from(address)),
         };
-        class.copied().unwrap_or(Class::OUTSIDE)
+        class
+            .copied()
+            .unwrap_or_else(|| self.classes.of_network(address))
     }
 
     /// Whether a packet passes.

@@ -72,6 +72,9 @@ fn names(policy: &Policy, subjects: &[Subject]) -> BTreeSet<String> {
     let mut names: BTreeSet<String> = BTreeSet::new();
     for subject in subjects {
         names.extend(subject.tags.iter().map(|tag| format!("tag:{tag}")));
+        names.extend(subject.guest.iter().map(|guest| format!("guest:{guest}")));
+        let gateways = subject.network.iter().flat_map(|network| &network.gateways);
+        names.extend(gateways.map(|gateway| format!("route:{gateway}")));
         if subject.is_node {
             names.insert(format!("node:{}", subject.node));
         }

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Range;
+
+use ipnet::IpNet;
 
 use super::compile::{Kinds, Owners, opened};
 use super::explain::explain;
@@ -10,7 +13,7 @@ use super::interpret::selects;
 use super::ports::PortSet;
 use super::rules::{Policy, Ports, Target, Term, Test, Wanted};
 use super::selector::{Selector, Wild};
-use super::subject::{Offered, OfferedPort, Subject};
+use super::subject::{Network, Offered, OfferedPort, Subject};
 use super::table::{Class, Table};
 use crate::model::{Label, Protocol, ServiceName};
 
@@ -190,6 +193,7 @@ fn made_up(selector: &Selector, ports: Option<&Ports>) -> Subject {
         services: Vec::new(),
         is_node: false,
         guest: None,
+        network: None,
     };
     let service = match selector {
         Selector::Service(service) => Some(ServiceName::from(service.clone())),
@@ -213,10 +217,17 @@ fn made_up(selector: &Selector, ports: Option<&Ports>) -> Subject {
             subject.guest = Some(name(guest));
             None
         }
+        Selector::Route(node) => {
+            subject.network = Some(Network {
+                prefix: IpNet::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+                gateways: vec![name(node)],
+            });
+            None
+        }
         Selector::Any | Selector::SameProject | Selector::Unknown => None,
     };
     match service {
-        None => subject.is_node = subject.guest.is_none(),
+        None => subject.is_node = subject.guest.is_none() && subject.network.is_none(),
         Some(service) => subject.services.push(Offered {
             service,
             ports: declared(ports),

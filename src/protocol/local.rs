@@ -28,6 +28,7 @@ mod guests;
 mod instances;
 mod paths;
 mod policy;
+mod routes;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -40,6 +41,7 @@ pub use paths::{
 };
 
 pub use policy::{DeniedDirection, DeniedEnd, DeniedList, DeniedRow, PolicyStatus, TriedPolicy};
+pub use routes::{RouteRow, RouteState};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
@@ -85,6 +87,9 @@ pub struct Status {
     pub policy: Option<PolicyStatus>,
     /// The other members of the mesh.
     pub peers: Vec<PeerStatus>,
+    /// The networks outside the mesh to which nodes route. Earlier versions leave them out.
+    #[serde(default)]
+    pub routes: Vec<RouteRow>,
     pub services: ServiceCounts,
     /// The problems, each with its reason and its remedy.
     pub problems: Vec<Problem>,

@@ -4,12 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
+use ipnet::Ipv4Net;
+
 use super::kinds::{Mesh, Record, Service, StreamOffer};
 use crate::model::address::{Block, is_routable};
 use crate::model::key::{PublicKey, WireGuardKey};
 use crate::model::name::{Label, MAX_LABEL, ServiceName};
 use crate::model::time::UnixSeconds;
 use crate::policy::{NodeFacts, Policy};
+
+mod routes;
+
+pub use self::routes::permitted;
 
 /// The members and services of the mesh, all verified.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -26,6 +32,8 @@ pub struct Netmap {
     pub unlawful: BTreeMap<String, Unlawful>,
     /// The guests to which a door has leased addresses. They may have expired.
     pub guests: Vec<GuestAt>,
+    /// The networks outside the mesh, with the members that offer to route there and that the policy permits to.
+    pub routes: BTreeMap<Ipv4Net, BTreeSet<PublicKey>>,
 }
 
 /// The policy in force, which decides who may serve a name and who may reach it.

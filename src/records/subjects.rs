@@ -1,17 +1,19 @@
-//! The subjects of the policy: the nodes and instances of the mesh, whose addresses packets come from and go to.
+//! The subjects of the policy: the nodes, guests, instances and networks of the mesh, whose addresses packets come from and go to.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::kinds::{Instance, POLICY_1, Service};
+use ipnet::IpNet;
+
+use super::kinds::{Instance, POLICY_1, ROUTES_1, Service};
 use super::ledger::Ledger;
 use super::netmap::{GuestAt, Member, Netmap};
 use crate::model::address::Block;
 use crate::model::{Label, PublicKey};
-use crate::policy::{Offered, OfferedPort, Selector, Subject};
+use crate::policy::{Network, Offered, OfferedPort, Selector, Subject};
 
-/// Returns the subjects of `netmap`: the nodes, the guests, and the instances that have addresses of their own. An instance with an address of its
-/// node is a service that the node itself offers.
+/// Returns the subjects of `netmap`: the nodes, the guests, the instances that have addresses of their own, and the networks to which nodes
+/// route. An instance with an address of its node is a service that the node itself offers.
 #[must_use]
 pub fn subjects(netmap: &Netmap) -> Vec<Subject> {
     let mut subjects = Subjects::default();
@@ -28,13 +30,47 @@ pub fn subjects(netmap: &Netmap) -> Vec<Subject> {
             }
         }
     }
+    subjects.all.extend(networks(netmap));
     subjects.all
+}
+
+/// The networks to which nodes route.
+fn networks(netmap: &Netmap) -> impl Iterator<Item = Subject> {
+    netmap.routes.iter().filter_map(|(prefix, gateways)| {
+        let members = gateways.iter().filter_map(|id| netmap.members.get(id));
+        let mut gateways: Vec<Label> = members.map(|member| member.name.clone()).collect();
+        gateways.sort();
+        Some(Subject {
+            addresses: Vec::new(),
+            node: gateways.first()?.clone(),
+            tags: Vec::new(),
+            services: Vec::new(),
+            is_node: false,
+            guest: None,
+            network: Some(Network {
+                prefix: IpNet::V4(*prefix),
+                gateways,
+            }),
+        })
+    })
 }
 
 /// Returns the members that keep to no policy, because their version of meshd knows none, in the order of their names.
 #[must_use]
 pub fn without_policies(ledger: &Ledger) -> Vec<Label> {
-    let nodes = ledger.nodes().filter(|node| !node.speaks(POLICY_1));
+    without(ledger, POLICY_1)
+}
+
+/// Returns the members that do not understand a policy with routes, because their version of meshd knows none, in the order of their
+/// names.
+#[must_use]
+pub fn without_routes(ledger: &Ledger) -> Vec<Label> {
+    without(ledger, ROUTES_1)
+}
+
+/// The members that do not understand what `word` stands for.
+fn without(ledger: &Ledger, word: &str) -> Vec<Label> {
+    let nodes = ledger.nodes().filter(|node| !node.speaks(word));
     let nodes: Vec<&PublicKey> = nodes.map(|node| &node.id).collect();
     if nodes.is_empty() {
         return Vec::new();
@@ -46,10 +82,19 @@ pub fn without_policies(ledger: &Ledger) -> Vec<Label> {
     without
 }
 
-/// Returns the subject with this address, as [`subjects`] returns it. None if no node and no instance of the mesh has the address.
+/// Returns the subject with this address, as [`subjects`] returns it. None if no node, no guest, no instance and no network of the mesh
+/// has the address.
 #[must_use]
 pub fn subject_at(netmap: &Netmap, address: IpAddr) -> Option<Subject> {
-    let member = netmap.owner_of(address)?;
+    let Some(member) = netmap.owner_of(address) else {
+        let has = |subject: &Subject| {
+            let network = subject.network.as_ref();
+            network.is_some_and(|network| network.prefix.contains(&address))
+        };
+        let networks = networks(netmap).filter(has);
+        let length = |subject: &Subject| subject.network.as_ref().map(|n| n.prefix.prefix_len());
+        return networks.max_by_key(length);
+    };
     let mut subjects = Subjects::default();
     subjects.add_node(member);
     for guest in netmap.guests.iter().filter(|g| g.door == member.id) {
@@ -84,6 +129,7 @@ pub fn changed(before: &Netmap, now: &Netmap) -> bool {
             .iter()
             .map(of_guest)
             .eq(now.guests.iter().map(of_guest))
+        || before.routes != now.routes
         || !members.eq(now.members.values().map(facts))
         || before.services.len() != now.services.len()
         || services.any(|(a, b)| a.id != b.id || differ(Some(a), Some(b)))
@@ -217,6 +263,7 @@ impl Subjects {
             services: Vec::new(),
             is_node: true,
             guest: None,
+            network: None,
         });
     }
 
@@ -229,6 +276,7 @@ impl Subjects {
                 services: Vec::new(),
                 is_node: false,
                 guest: Some(guest.name.clone()),
+                network: None,
             });
         }
     }
@@ -260,6 +308,7 @@ impl Subjects {
                 services: vec![offered(service, instance)],
                 is_node: false,
                 guest: None,
+                network: None,
             });
         }
     }

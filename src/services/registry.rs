@@ -1,14 +1,16 @@
 //! The registered services of this node: their instances, their health, and the records that publish them. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
 
+use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use super::checks::{Outcome, Target};
+use super::outside::{self, Outside, OutsideMapping, Refusal};
 use crate::model::address::Block;
-use crate::model::{Label, PublicHost, PublicKey, ServiceName};
+use crate::model::{Label, MeshAddresses, PublicHost, PublicKey, ServiceName};
 use crate::protocol::local::{Check, OwnInstance, Problem, ServiceChange};
 use crate::records::kinds::{Health, Instance, Port, Protocol, Service, Source, default_weight};
 
@@ -83,7 +85,7 @@ pub struct RegisteredInstance {
 }
 
 impl RegisteredInstance {
-    /// Its address, if the address is outside `block`, so that no packets from the mesh reach it.
+    /// Its address, if the address is outside `block`, so that packets from the mesh reach it only by an instance address.
     fn address_outside_block(&self, block: &Block) -> Option<IpAddr> {
         self.address.filter(|address| !block.contains(*address))
     }
@@ -123,12 +125,9 @@ pub enum RegistryError {
         "the service {0} is not on port {1} of this node; `meshctl service list` shows its ports"
     )]
     UnknownPort(Label, u16),
-    /// The address is outside the node's block.
-    #[error(
-        "nothing carries packets to {0}: this node has {1} of the mesh; omit the address, and let the program listen on \
-         the node's mesh address"
-    )]
-    OutsideBlock(IpAddr, String),
+    /// This node cannot forward to the address.
+    #[error(transparent)]
+    Address(#[from] Refusal),
     /// The node already has the maximum number of services.
     #[error("this node has {MAX_SERVICES} services, which is the maximum")]
     Full,
@@ -139,6 +138,12 @@ pub enum RegistryError {
 pub struct Registry {
     entries: BTreeMap<(InstanceKey, Source), Entry>,
     drained: BTreeSet<ServiceName>,
+    /// The address plan of the mesh, once it is known.
+    mesh: Option<MeshAddresses>,
+    /// The addresses of this machine outside the mesh.
+    own: BTreeSet<IpAddr>,
+    /// The instance addresses of services outside the mesh.
+    outside: Outside,
 }
 
 impl Registry {
@@ -177,15 +182,14 @@ impl Registry {
     /// Adds or changes an instance by command, on the node that has `block`.
     ///
     /// # Errors
-    /// The configuration defines it, its address is outside the block, or there are too many.
+    /// The configuration defines it, this node cannot forward to its address, or there are too many.
     pub fn add(
         &mut self,
         registered: RegisteredInstance,
         block: &Block,
     ) -> Result<ServiceChange, RegistryError> {
         if let Some(address) = registered.address_outside_block(block) {
-            let own = format!("{} and {}", block.v4, block.v6);
-            return Err(RegistryError::OutsideBlock(address, own));
+            self.check_outside(address)?;
         }
         if self
             .entries
@@ -366,34 +370,123 @@ impl Registry {
         self.entries.is_empty()
     }
 
-    fn reachable<'a>(&'a self, block: &'a Block) -> impl Iterator<Item = &'a Entry> {
-        let entries = self.entries.values();
-        entries.filter(|entry| entry.registered.address_outside_block(block).is_none())
+    fn check_outside(&self, address: IpAddr) -> Result<Ipv4Addr, Refusal> {
+        outside::check(address, self.mesh.as_ref(), &self.own)
     }
 
-    /// A problem for each service with an address outside the node's block: the configuration may be older than the
-    /// block. Such services are not published.
+    /// The entries with an address to which packets can be carried.
+    fn reachable<'a>(&'a self, block: &'a Block) -> impl Iterator<Item = &'a Entry> {
+        let entries = self.entries.values();
+        entries.filter(move |entry| {
+            let outside = entry.registered.address_outside_block(block);
+            outside.is_none_or(|address| self.check_outside(address).is_ok())
+        })
+    }
+
+    /// Sets the address plan of the mesh and the addresses of this machine, from which it follows where services outside the mesh may
+    /// be. Returns whether anything changed.
+    pub fn set_machine(&mut self, mesh: MeshAddresses, own: BTreeSet<IpAddr>) -> bool {
+        let is_changed = self.mesh != Some(mesh) || self.own != own;
+        (self.mesh, self.own) = (Some(mesh), own);
+        is_changed
+    }
+
+    /// Whether there are services outside the mesh.
+    #[must_use]
+    pub fn has_outside(&self, block: &Block) -> bool {
+        let mut entries = self.entries.values();
+        entries.any(|entry| entry.registered.address_outside_block(block).is_some())
+    }
+
+    /// Assigns instance addresses of `pool` to the services outside the mesh, and returns what the firewall is to map. The addresses in
+    /// `taken` belong to containers.
+    pub fn map_outside(
+        &mut self,
+        block: &Block,
+        pool: Ipv4Net,
+        taken: &BTreeSet<Ipv4Addr>,
+    ) -> BTreeMap<Ipv4Addr, OutsideMapping> {
+        let mut by_target: BTreeMap<Ipv4Addr, OutsideMapping> = BTreeMap::new();
+        for entry in self.entries.values() {
+            let outside = entry.registered.address_outside_block(block);
+            let Some(Ok(target)) = outside.map(|address| self.check_outside(address)) else {
+                continue;
+            };
+            let key = &entry.registered.key;
+            let mapping = by_target.entry(target).or_insert_with(|| OutsideMapping {
+                target,
+                names: key.name.to_string(),
+                ports: BTreeSet::new(),
+            });
+            mapping.ports.insert((key.protocol, key.port));
+        }
+        let targets: BTreeSet<Ipv4Addr> = by_target.keys().copied().collect();
+        self.outside.assign(&targets, pool, taken);
+        let mapped = by_target.into_iter();
+        mapped
+            .filter_map(|(target, mapping)| Some((self.outside.instance(target)?, mapping)))
+            .collect()
+    }
+
+    /// The instance addresses of services outside the mesh.
+    #[must_use]
+    pub fn outside(&self) -> &Outside {
+        &self.outside
+    }
+
+    /// Sets which instance addresses the kernel maps, each with the address to which it leads.
+    pub fn set_mapped(&mut self, mapped: BTreeMap<Ipv4Addr, Ipv4Addr>) {
+        self.outside.set_applied(mapped);
+    }
+
+    /// The addresses at which an instance is reached. None if the kernel does not map its instance address yet.
+    fn addresses_of(
+        &self,
+        registered: &RegisteredInstance,
+        node: &[IpAddr],
+        block: &Block,
+    ) -> Option<Vec<IpAddr>> {
+        match registered.address {
+            None => Some(node.to_vec()),
+            Some(address) if block.contains(address) => Some(vec![address]),
+            Some(address) => {
+                let target = self.check_outside(address).ok()?;
+                Some(vec![self.outside.reached_at(target)?.into()])
+            }
+        }
+    }
+
+    /// A problem for each service at an address to which this node cannot forward: the configuration may be older than the block, or
+    /// the machine may have got the address since. Such services are not published.
     #[must_use]
     pub fn problems(&self, block: &Block) -> Vec<Problem> {
         let entries = self.entries.values();
-        let outside = entries
-            .filter_map(|entry| Some((entry, entry.registered.address_outside_block(block)?)));
+        let outside = entries.filter_map(|entry| {
+            let address = entry.registered.address_outside_block(block)?;
+            let why = match self.check_outside(address) {
+                Err(refusal) => refusal.to_string(),
+                // Before the first assignment none has an address.
+                Ok(target) if self.outside.is_full_for(target) => {
+                    "all instance addresses of this node that are for services outside are in use"
+                        .to_owned()
+                }
+                Ok(_) => return None,
+            };
+            Some((entry, address, why))
+        });
         outside
-            .map(|(entry, address)| {
+            .map(|(entry, address, why)| {
                 let name = &entry.registered.key.name;
                 Problem {
                     what: format!("the service {name} on {address} is not answered"),
-                    why: format!(
-                        "nothing carries packets to {address}: this node has {} and {} of the mesh",
-                        block.v4, block.v6
-                    ),
+                    why,
                     fix: match entry.source {
                         Source::Config => format!(
-                            "remove `address` from the [[service]] {name} in meshd.toml, and let the program listen on {}",
+                            "correct `address` of the [[service]] {name} in meshd.toml, or remove it and let the program listen on {}",
                             block.node_v4()
                         ),
                         Source::Cli | Source::Docker => format!(
-                            "let the program listen on {}; then run `meshctl service remove {name}`, and add it again without --address",
+                            "run `meshctl service remove {name}`, and add it again with the right --address, or without one if the program listens on {}",
                             block.node_v4()
                         ),
                     },
@@ -403,7 +496,8 @@ impl Registry {
     }
 
     /// The records of all services by id, without a version. `node_name` is part of the instances' names. Instances are
-    /// reached at `addresses`, of `block`, unless they have an address of their own.
+    /// reached at `addresses`, of `block`, unless they have an address of their own. Services outside the mesh are reached at their
+    /// instance addresses, once the kernel maps these.
     #[must_use]
     pub fn records(
         &self,
@@ -414,15 +508,15 @@ impl Registry {
     ) -> BTreeMap<String, Service> {
         let mut records = BTreeMap::new();
         for entry in self.reachable(block) {
+            let Some(reached) = self.addresses_of(&entry.registered, addresses, block) else {
+                continue;
+            };
             let key = &entry.registered.key;
             let id = Service::id_of(node, None, &key.name);
             let drained = self.drained.contains(&key.name.clone().into());
             let instance = Instance {
                 id: instance_label(node_name, key),
-                addresses: entry
-                    .registered
-                    .address
-                    .map_or_else(|| addresses.to_vec(), |address| vec![address]),
+                addresses: reached,
                 ports: vec![Port {
                     number: key.port,
                     protocol: key.protocol,
@@ -470,9 +564,22 @@ fn instance_label(node: &Label, key: &InstanceKey) -> Label {
 mod tests {
     use super::*;
     use crate::protocol::local::CheckProbe;
+    use crate::testbed::records as build;
 
     fn label(text: &str) -> Label {
         Label::parse(text).expect("a literal")
+    }
+
+    /// Lets the registry know the mesh, and that this machine has the address 10.0.0.9.
+    fn set_machine(registry: &mut Registry) {
+        let own = "10.0.0.9".parse().expect("a literal");
+        registry.set_machine(build::plan(), BTreeSet::from([own]));
+    }
+
+    fn machine() -> Registry {
+        let mut registry = Registry::default();
+        set_machine(&mut registry);
+        registry
     }
 
     fn registered(name: &str, port: u16, check: bool) -> RegisteredInstance {
@@ -682,16 +789,17 @@ mod tests {
     }
 
     #[test]
-    fn a_service_at_an_address_outside_the_block_is_refused_or_reported_and_never_published() {
+    fn a_service_at_an_address_to_which_nothing_is_forwarded_is_refused_or_reported_and_never_published()
+     {
         let at = |name: &str, address: &str| RegisteredInstance {
             address: Some(address.parse().expect("a literal")),
             ..registered(name, 80, true)
         };
-        let mut registry = Registry::default();
-        for address in ["10.0.0.5", "10.210.2.1", "169.254.169.254", "2001:db8::5"] {
+        let mut registry = machine();
+        for address in ["10.0.0.9", "10.210.2.1", "169.254.169.254", "2001:db8::5"] {
             let refused = registry.add(at("web", address), &block());
             assert!(
-                matches!(refused, Err(RegistryError::OutsideBlock(..))),
+                matches!(refused, Err(RegistryError::Address(..))),
                 "{address}: {refused:?}"
             );
         }
@@ -702,10 +810,11 @@ mod tests {
         assert_eq!(registry.problems(&block()), []);
         // A file of an earlier version with such a service does not prevent the node from starting.
         let stored = StoredServices {
-            services: vec![at("old", "10.0.0.6"), registered("web", 80, false)],
+            services: vec![at("old", "10.210.9.1"), registered("web", 80, false)],
             drained: BTreeSet::new(),
         };
-        let registry = Registry::new(vec![at("postgres", "10.0.0.5")], stored);
+        let mut registry = Registry::new(vec![at("postgres", "10.0.0.9")], stored);
+        set_machine(&mut registry);
         assert_eq!(health(&registry, "postgres"), []);
         assert_eq!(health(&registry, "old"), []);
         assert_eq!(health(&registry, "web").len(), 1);
@@ -715,11 +824,45 @@ mod tests {
         assert_eq!(
             whats,
             [
-                "the service old on 10.0.0.6 is not answered",
-                "the service postgres on 10.0.0.5 is not answered"
+                "the service old on 10.210.9.1 is not answered",
+                "the service postgres on 10.0.0.9 is not answered"
             ]
         );
         assert!(problems[1].fix.contains("meshd.toml"), "{problems:?}");
+    }
+
+    #[test]
+    fn a_service_outside_is_checked_where_it_is_and_published_at_its_instance_address_once_that_is_mapped()
+     {
+        let at = |name: &str, port: u16| RegisteredInstance {
+            address: Some("10.0.0.5".parse().expect("a literal")),
+            ..registered(name, port, true)
+        };
+        let mut registry = machine();
+        for added in [at("postgres", 5432), at("pgbouncer", 6432)] {
+            assert_eq!(registry.add(added, &block()), Ok(ServiceChange::New));
+        }
+        let targets = registry.targets(&block());
+        let checked: Vec<String> = targets.iter().map(|(_, t)| t.address.to_string()).collect();
+        assert_eq!(checked, ["10.0.0.5:6432", "10.0.0.5:5432"]);
+        let mapped = registry.map_outside(&block(), block().v4, &BTreeSet::new());
+        let (instance, mapping) = mapped.first_key_value().expect("a mapping");
+        assert_eq!(mapped.len(), 1, "services at one address share one");
+        let ports: Vec<u16> = mapping.ports.iter().map(|(_, port)| port.get()).collect();
+        assert_eq!(ports, [5432, 6432]);
+        let published = |registry: &Registry| -> Vec<Vec<IpAddr>> {
+            let own = [block().node_v4().into()];
+            let records = registry.records(&NODE, &label("n1"), &own, &block());
+            let instances = records.into_values().flat_map(|service| service.instances);
+            instances.map(|instance| instance.addresses).collect()
+        };
+        assert!(published(&registry).is_empty(), "nothing is mapped yet");
+        registry.set_mapped(BTreeMap::from([(*instance, mapping.target)]));
+        let expected: Vec<IpAddr> = vec![(*instance).into()];
+        assert_eq!(published(&registry), [expected.clone(), expected]);
+        assert_eq!(registry.problems(&block()), []);
+        registry.set_mapped(BTreeMap::new());
+        assert!(published(&registry).is_empty());
     }
 
     #[test]

@@ -123,6 +123,7 @@ pub fn node(id: &PublicKey, block: Block) -> Node {
         stream: None,
         guest_key: None,
         guests: vec![],
+        routes: vec![],
     }
 }
 

@@ -27,7 +27,7 @@ impl Members for Known<'_> {
     }
 
     fn share_node(&self, one: IpAddr, other: IpAddr) -> bool {
-        let member = |address| self.table.allowed.owner(address).map(|peer| peer.member);
+        let member = |address| self.table.owner(address).map(|peer| peer.member);
         member(one).is_some_and(|one| member(other) == Some(one))
     }
 }

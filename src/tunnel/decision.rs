@@ -67,12 +67,12 @@ pub(super) fn decide(
     let Some(ip) = Ip::parse(packet) else {
         return Decision::Drop(DropReason::Malformed);
     };
-    let owner = table.allowed.owner(ip.source);
+    let owner = table.owner(ip.source);
     let is_owner = |owner: &Arc<Peer>| Arc::ptr_eq(owner, sender) || owner.member == sender.member;
     if !owner.is_some_and(is_owner) {
         return Decision::Drop(DropReason::ForeignSource);
     }
-    if table.has_guests
+    if table.door.has_guests
         && let Some(way) = guests::decide(packet, &ip, sender, table)
     {
         return way.into();
@@ -169,6 +169,21 @@ mod tests {
         assert_eq!(decide_about(&table, &other, &packet(THERE, HERE)), foreign);
         let unknown = packet("203.0.113.1", HERE);
         assert_eq!(decide_about(&table, &sender, &unknown), foreign);
+    }
+
+    #[test]
+    fn a_packet_from_a_network_is_delivered_only_if_its_sender_routes_to_it() {
+        let (mut table, sender) = setting();
+        let other = peer(3, 2, 8, "10.0.0.3/32");
+        table.by_key.insert(other.public_key, Arc::clone(&other));
+        let network: IpNet = "192.168.1.0/24".parse().expect("a literal");
+        table.set_routes([(network, sender.public_key)].into());
+        let from = |peer: &Arc<Peer>, source| decide_about(&table, peer, &packet(source, HERE));
+        let foreign = Decision::Drop(DropReason::ForeignSource);
+        assert_eq!(from(&sender, "192.168.1.7"), Decision::Deliver);
+        assert_eq!(from(&other, "192.168.1.7"), foreign);
+        assert_eq!(from(&sender, "192.168.2.7"), foreign);
+        assert_eq!(from(&sender, "10.0.0.3"), foreign);
     }
 
     #[test]

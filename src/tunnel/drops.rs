@@ -45,6 +45,8 @@ reasons! {
         Policy = "policy",
         /// From the TUN device: the packet is for the port of a peer at which only the meshd of this node speaks to that of the peer.
         Reserved = "reserved",
+        /// From the TUN device: a datagram of this tunnel itself, for an address in a network to which a peer routes.
+        Looped = "looped",
         /// From the TUN device: the packet is for the local service, which does not answer packets of this kind.
         Unanswered = "unanswered",
         /// From the TUN device: the packet is for the local service, where too many requests wait.

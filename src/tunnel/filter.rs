@@ -34,6 +34,12 @@ impl Filter<'_> {
         (self.0).change_settings(|table| table.own_networks = networks.into());
     }
 
+    /// Sets the networks outside the mesh, each with the public key of the peer that routes to it: packets to it go to that peer, and
+    /// packets from it are accepted from that peer alone. Addresses that members own themselves are not affected.
+    pub fn set_routes(&self, routes: &[(IpNet, [u8; 32])]) {
+        (self.0).change_settings(|table| table.set_routes(routes.into()));
+    }
+
     /// Sets the policy, and another one that is tried: packets that only the tried one would deny are listed, and pass. Both hold from
     /// the next batch of packets on, for established connections too. Before the first call everything passes.
     pub fn set_policy(&self, policy: Arc<Table>, tried: Option<Arc<Table>>) {

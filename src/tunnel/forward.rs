@@ -179,7 +179,7 @@ fn send(
 /// Sends a packet that another part of this program made for a guest. Returns whether it is for a guest; otherwise it is for the kernel.
 pub(super) fn to_guest(shared: &Shared, packet: &[u8], now: Instant) -> bool {
     let table = shared.table.load();
-    if !table.has_guests {
+    if !table.door.has_guests {
         return false;
     }
     let owner = Ip::parse(packet).and_then(|ip| table.allowed.owner(ip.destination));

@@ -164,7 +164,7 @@ mod tests {
     #[test]
     fn a_packet_of_a_guest_goes_to_the_owner_of_its_destination() {
         let Setting { table, anna, .. } = setting();
-        assert!(table.has_guests);
+        assert!(table.door.has_guests);
         for (destination, expected) in [
             (NODE, GuestWay::Forward),
             ("10.0.2.9", GuestWay::Forward),
@@ -184,6 +184,26 @@ mod tests {
                 "{destination}"
             );
         }
+    }
+
+    #[test]
+    fn a_packet_of_a_guest_goes_to_no_network_behind_another_node() {
+        let Setting {
+            mut table,
+            node,
+            anna,
+        } = setting();
+        let network: IpNet = "192.168.2.0/24".parse().expect("a literal");
+        table.set_routes([(network, node.public_key)].into());
+        let behind = packet(ANNA, "192.168.2.7", 80);
+        let foreign = GuestWay::Drop(DropReason::ForeignDestination);
+        assert_eq!(decided(&table, &anna, &behind), Some(foreign));
+        // A network behind the door itself is one of its own, and the policy decides.
+        let own =
+            ["10.0.1.0/24", "192.168.1.0/24"].map(|net| net.parse::<IpNet>().expect("a literal"));
+        table.own_networks = own.into();
+        let own = packet(ANNA, "192.168.1.7", 80);
+        assert_eq!(decided(&table, &anna, &own), Some(GuestWay::Deliver));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::keys::StaticKeys;
 use super::local_service::LocalService;
 use super::messages;
 use super::noise::{padded, room_for};
-use super::packet::Ip;
+use super::packet::{Ip, UDP};
 use super::paths::Choice;
 use super::peer::Peer;
 use super::queues::QueueSet;
@@ -120,7 +120,7 @@ impl Outbound {
             shared.drops.add(DropReason::Malformed);
             return;
         };
-        let owner = table.allowed.owner(ip.destination);
+        let owner = table.owner(ip.destination);
         let (Some(peer), Some(keys)) = (owner, owner.and_then(|peer| table.keys_of(peer))) else {
             // No peer owns the addresses of the local service, so packets to peers need only one lookup.
             let service = table.local_service.as_ref();
@@ -132,6 +132,10 @@ impl Outbound {
         // A peer takes a packet to this port for a message of this node's meshd, so no other program may send one.
         if messages::payload(packet, &ip).is_some() && peer.lock().paths.choice == Choice::Steered {
             return shared.drops.add(DropReason::Reserved);
+        }
+        // The kernel follows a route for the tunnel's own datagrams too, which would be sealed again and again.
+        if !table.routed.networks.is_empty() && is_of_tunnel(shared, sockets.port(), packet, &ip) {
+            return shared.drops.add(DropReason::Looped);
         }
         if !checking::passes_out((shared, table), (packet, &ip), memo, now) {
             if errors.admit(now) {
@@ -242,6 +246,15 @@ fn answer_locally(
     if split.is_err() {
         shared.drops.add(DropReason::Malformed);
     }
+}
+
+/// Whether a packet is a datagram of this tunnel: this node sends it from `port`, at which only the tunnel is.
+fn is_of_tunnel(shared: &Shared, port: u16, packet: &[u8], ip: &Ip) -> bool {
+    let source = packet
+        .get(ip.transport..)
+        .and_then(<[u8]>::first_chunk::<2>);
+    let is_own_port = source.is_some_and(|source| u16::from_be_bytes(*source) == port);
+    ip.protocol == UDP && is_own_port && shared.local_addresses.load().contains(&ip.source)
 }
 
 /// Tells the sender of `packet`, through the device, that the policy denies it.

@@ -78,7 +78,7 @@ impl Peers {
                     let live = Arc::clone(&self.shared.live);
                     let make = if is_guest { Peer::guest } else { Peer::new };
                     let peer = make(config.clone(), index, member, live);
-                    if let Some(keys) = old.guest_keys.as_ref().filter(|_| is_guest) {
+                    if let Some(keys) = old.door.keys.as_ref().filter(|_| is_guest) {
                         let _ = peer.bound.set(Arc::clone(keys));
                     }
                     Arc::new(peer)

@@ -37,8 +37,7 @@ impl Keys<'_> {
     /// its public half, so it is never rotated.
     pub fn set_guest_key(&self, key: StaticSecret) {
         let keys = Arc::new(StaticKeys::new(key));
-        self.0
-            .change_settings(|table| table.guest_keys = Some(keys));
+        self.0.change_settings(|table| table.door.keys = Some(keys));
     }
 
     /// Does what [`super::Tunnel::set_peers`] does, with guests: devices that reach the mesh through this node. A guest has one address of each
@@ -188,7 +187,7 @@ mod tests {
         let mut old = table(&[member, Arc::clone(&guest)]);
         let guest_keys = keys(5);
         let _ = guest.bound.set(Arc::clone(&guest_keys));
-        old.guest_keys = Some(Arc::clone(&guest_keys));
+        old.door.keys = Some(Arc::clone(&guest_keys));
         let new = rotated(&old, keys(9), Instant::now(), &successors()).completed(&old);
         assert!(Arc::ptr_eq(&new.by_key[&guest.public_key], &guest));
         assert_eq!(new.retired.len(), 1, "the member");

@@ -48,6 +48,8 @@ pub(super) struct Table {
     pub(super) by_index: HashMap<u32, Arc<Peer>>,
     /// The sending peer for each address.
     pub(super) allowed: AllowedIps<Arc<Peer>>,
+    /// The networks outside the mesh to which peers route.
+    pub(super) routed: Routed,
     pub(super) local_service: Option<Arc<LocalService>>,
     /// The relays that this node may use.
     pub(super) relays: Arc<UsedRelays>,
@@ -55,10 +57,26 @@ pub(super) struct Table {
     pub(super) own_networks: Arc<[IpNet]>,
     /// The policy between members. Without one everything passes.
     pub(super) guard: Option<Guard>,
+    /// What this node is to its guests.
+    pub(super) door: Door,
+}
+
+/// The networks outside the mesh to which peers route.
+#[derive(Clone)]
+pub(super) struct Routed {
+    /// The networks, each with the public key of the peer that routes to it.
+    pub(super) networks: Arc<[(IpNet, [u8; 32])]>,
+    /// The sending peer for each of these networks. No address that a member owns itself is looked up here.
+    peers: AllowedIps<Arc<Peer>>,
+}
+
+/// What a node is to its guests.
+#[derive(Clone, Default)]
+pub(super) struct Door {
     /// Whether one of the peers is a guest.
     pub(super) has_guests: bool,
     /// The keys of this node that guests have their sessions with.
-    pub(super) guest_keys: Option<Arc<StaticKeys>>,
+    pub(super) keys: Option<Arc<StaticKeys>>,
 }
 
 impl Table {
@@ -71,13 +89,34 @@ impl Table {
             by_key: HashMap::new(),
             by_index: HashMap::new(),
             allowed: AllowedIps::new([]),
+            routed: Routed {
+                networks: Arc::default(),
+                peers: AllowedIps::new([]),
+            },
             local_service: None,
             relays: Arc::default(),
             own_networks: Arc::default(),
             guard: None,
-            has_guests: false,
-            guest_keys: None,
+            door: Door::default(),
         }
+    }
+
+    /// The sending peer for `address`: that of the member that owns it, or of the one that routes to it.
+    #[inline]
+    pub(super) fn owner(&self, address: IpAddr) -> Option<&Arc<Peer>> {
+        let owner = self.allowed.owner(address);
+        owner.or_else(|| self.routed.peers.owner(address))
+    }
+
+    /// Sets the networks outside the mesh, each with the public key of the peer that routes to it. Of a prefix that is given more than
+    /// once, the last peer counts.
+    pub(super) fn set_routes(&mut self, networks: Arc<[(IpNet, [u8; 32])]>) {
+        let peers = networks.iter().filter_map(|(network, key)| {
+            let current = self.by_key.get(key)?;
+            Some((*network, Arc::clone(self.sending_peer(current))))
+        });
+        let peers = AllowedIps::new(peers);
+        self.routed = Routed { networks, peers };
     }
 
     /// Whether a packet of a peer may go to `destination`: to this node's networks, and not to an address that each node
@@ -100,7 +139,7 @@ impl Table {
     /// The keys of this node that a handshake message is addressed to. Costs a hash for each key.
     pub(super) fn keys_for(&self, datagram: &[u8]) -> Option<&Arc<StaticKeys>> {
         let previous = self.previous.iter().map(|(keys, _)| keys);
-        let guests = self.guest_keys.iter().filter(|_| self.has_guests);
+        let guests = self.door.keys.iter().filter(|_| self.door.has_guests);
         let mut all = self.keys.iter().chain(previous).chain(guests);
         all.find(|keys| keys.is_for_us(datagram))
     }
@@ -157,7 +196,7 @@ impl Table {
             .values()
             .map(|peer| (peer.member, Arc::clone(peer)))
             .collect();
-        self.has_guests = members.values().any(|peer| peer.is_guest);
+        self.door.has_guests = members.values().any(|peer| peer.is_guest);
         self.retired
             .retain(|retired| members.contains_key(&retired.peer.member));
         let retired = self.retired.iter().map(|retired| &retired.peer);
@@ -179,6 +218,7 @@ impl Table {
             let current = members.get(&owner.member).unwrap_or(owner);
             Arc::clone(self.sending_peer(current))
         });
+        self.set_routes(Arc::clone(&self.routed.networks));
         self
     }
 }
@@ -255,6 +295,31 @@ pub(in crate::tunnel) mod tests {
             handler: Arc::new(Silent),
         }));
         assert!(!table.accepts_destination(address("10.0.0.1")));
+    }
+
+    #[test]
+    fn a_network_leads_to_the_peer_that_routes_to_it_and_to_none_when_that_is_gone() {
+        let (near, far) = (peer(2, 1, 7, "10.0.0.2/32"), peer(3, 2, 8, "10.0.0.3/32"));
+        let mut table = table(&[Arc::clone(&near), Arc::clone(&far)]);
+        let owner = |table: &Table, of: &str| table.owner(address(of)).map(|peer| peer.index);
+        assert_eq!(owner(&table, "192.168.1.7"), None);
+        let routes = |key: [u8; 32]| -> Arc<[(IpNet, [u8; 32])]> {
+            // A network that has the address of a member takes nothing away from the member.
+            [("192.168.1.0/24", key), ("10.0.0.0/8", key)]
+                .map(|(net, key)| (net.parse::<IpNet>().expect("a literal"), key))
+                .into()
+        };
+        table.set_routes(routes(near.public_key));
+        assert_eq!(owner(&table, "192.168.1.7"), Some(1));
+        assert_eq!(owner(&table, "10.0.0.3"), Some(2));
+        assert_eq!(owner(&table, "192.168.2.7"), None);
+        assert!(!table.allowed.is_first_host(address("192.168.1.1")));
+        table.set_routes(routes(far.public_key));
+        assert_eq!(owner(&table, "192.168.1.7"), Some(2));
+        let mut without = table.clone();
+        without.by_key.remove(&far.public_key);
+        let without = without.completed(&table);
+        assert_eq!(owner(&without, "192.168.1.7"), None);
     }
 
     #[test]

@@ -149,6 +149,7 @@ fn records() -> Vec<Envelope> {
                 stream: None,
                 guest_key: None,
                 guests: vec![],
+                routes: vec![],
             }),
             &node,
         ),

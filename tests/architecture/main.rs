@@ -111,6 +111,8 @@ const PURE: &[&str] = &[
     "node/policy",
     "node/remedies.rs",
     "node/replica",
+    "node/routing",
+    "node/routing.rs",
     "node/settle.rs",
     "node/timers.rs",
     "node/transitions",

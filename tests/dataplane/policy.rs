@@ -61,6 +61,7 @@ fn subject(node: u8, host: u8, service: Option<&str>) -> Subject {
         tags: Vec::new(),
         is_node: offered.is_none(),
         guest: None,
+        network: None,
         services: offered.into_iter().collect(),
     }
 }

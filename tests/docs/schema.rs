@@ -83,6 +83,7 @@ const SOURCES: [&str; 22] = [
     "src/protocol/local/instances.rs",
     "src/protocol/local/paths.rs",
     "src/protocol/local/policy.rs",
+    "src/protocol/local/routes.rs",
     "src/protocol/admin.rs",
     "src/protocol/spawn.rs",
     "src/records/kinds/services.rs",

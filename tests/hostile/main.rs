@@ -81,6 +81,7 @@ mod n29_stun;
 mod n30_serve_rights;
 mod n31_nodes_without_policies;
 mod n32_calls_by_peers;
+mod n33_routes;
 mod node_kit;
 mod threat_model;
 mod upgrade;

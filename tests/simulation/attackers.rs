@@ -143,6 +143,7 @@ impl World {
             stream: None,
             guest_key: None,
             guests: vec![],
+            routes: vec![],
         }
     }
 

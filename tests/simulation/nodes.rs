@@ -955,6 +955,7 @@ fn wanted(
             stream: None,
             guest_key: None,
             guests: vec![],
+            routes: vec![],
         }));
     }
     let floor = held.map_or(0, |held| held.services_from);

@@ -203,6 +203,7 @@ fn lies(stolen: &Stolen) -> Vec<(&'static str, Vec<Envelope>)> {
         stream: None,
         guest_key: None,
         guests: vec![],
+        routes: vec![],
     });
     let its_token = Record::Token(Token {
         id: evil_token.public(),

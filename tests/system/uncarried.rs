@@ -18,7 +18,7 @@ fn a_service_that_cannot_be_published_whole_is_named_in_status_and_holds_up_no_o
     let own = mesh.addresses(0).0;
 
     // By hand it is refused with the reason.
-    for address in ["10.0.0.5", "10.210.99.1"] {
+    for address in ["10.210.98.5", "10.210.99.1"] {
         let words = [
             "service",
             "add",
@@ -46,7 +46,7 @@ fn a_service_that_cannot_be_published_whole_is_named_in_status_and_holds_up_no_o
     assert_eq!(mesh.on(0, &words).code, 0);
 
     // A configuration of an earlier version does not keep the node from its work.
-    let mut text = "[[service]]\nname = \"postgres\"\nport = 5432\naddress = \"10.0.0.5\"\n\
+    let mut text = "[[service]]\nname = \"postgres\"\nport = 5432\naddress = \"10.210.99.1\"\n\
         check = { tcp = true }\n"
         .to_owned();
     for port in 1..=300 {
@@ -61,7 +61,7 @@ fn a_service_that_cannot_be_published_whole_is_named_in_status_and_holds_up_no_o
     };
     let problem = |what: &str| problems().iter().any(|p| p.contains(what));
     mesh.wait_until("status names the service nobody reaches", || {
-        problem("the service postgres on 10.0.0.5 is not answered")
+        problem("the service postgres on 10.210.99.1 is not answered")
     });
     assert!(problem("meshd.toml"), "{:?}", problems());
     assert!(

@@ -77,7 +77,7 @@ pub(in crate::cli) async fn run(
     let unmatched = unmatched(&policy, &live.subjects(Some(&policy)));
     // The nodes without policies are named below.
     check::warn(path, &unmatched, &[]);
-    let without = live.without_policies();
+    let without = live.not_keeping_to(&policy);
     if !without.is_empty() && !arguments.force {
         return Err(not_everywhere(&without));
     }
@@ -143,7 +143,7 @@ fn say(arguments: &ApplyArguments, policy: &Policy, version: u64, without: &[Lab
     }
     if !without.is_empty() {
         eprintln!(
-            "warning: these nodes ignore it, since their version of meshd knows no policies: {}",
+            "warning: these nodes ignore it, since their version of meshd does not know policies like it: {}",
             listed(without, MAX_NAMED)
         );
     }
@@ -169,7 +169,7 @@ fn report(
 
 fn not_everywhere(without: &[Label]) -> CliError {
     let text = format!(
-        "policy apply: {} would not keep to it, since their version of meshd knows no policies; upgrade them, or apply it all the same with --force",
+        "policy apply: {} would not keep to it, since their version of meshd does not know policies like it; upgrade them, or apply it all the same with --force",
         listed(without, MAX_NAMED)
     );
     CliError::new(ErrorCode::Conflict, text)

@@ -88,7 +88,7 @@ pub(super) async fn run(path: &Path, json: bool, globals: &Globals) -> Result<u8
     let live = Live::read(globals).await?;
     let failures = failures(&policy, &live);
     let unmatched = unmatched(&policy, &live.subjects(Some(&policy)));
-    let without = live.without_policies();
+    let without = live.not_keeping_to(&policy);
     warn(path, &unmatched, &without);
     if json {
         table::json(&Checked {

@@ -11,7 +11,7 @@ use crate::cli::exit::CliError;
 use crate::cli::live::Live;
 use crate::cli::{Globals, names, table};
 use crate::model::{Label, Protocol, ServiceName};
-use crate::policy::{Asked, Selector, Subject, Verdict, explain};
+use crate::policy::{Asked, Selector, Subject, Verdict, explain, selects};
 use crate::protocol::api::ErrorCode;
 
 /// The maximum number of different explanations for one pair of names, which may have many instances.
@@ -185,8 +185,22 @@ impl End {
             subjects.iter().filter(|subject| is(subject)).collect()
         };
         match self {
-            Self::Address(address) => matching(&|s| s.addresses.contains(address)),
-            Self::Selector(Selector::Any) => matching(&|_| true),
+            Self::Address(address) => {
+                let found = matching(&|s| s.addresses.contains(address));
+                // The longest prefix that has an address counts.
+                let networks = subjects
+                    .iter()
+                    .filter_map(|s| Some((s, s.network.as_ref()?)));
+                let networks = networks.filter(|(_, network)| network.prefix.contains(address));
+                let network = networks.max_by_key(|(_, network)| network.prefix.prefix_len());
+                match network {
+                    Some((subject, _)) if found.is_empty() => vec![subject],
+                    _ => found,
+                }
+            }
+            Self::Selector(
+                selector @ (Selector::Any | Selector::Guest(_) | Selector::Route(_)),
+            ) => matching(&|s| selects(selector, s)),
             Self::Selector(Selector::Node(name)) => matching(&|s| s.is_node && name.is(&s.node)),
             Self::Selector(Selector::Tag(tag)) => matching(&|s| s.tags.iter().any(|t| tag.is(t))),
             Self::Selector(selector) => {
@@ -239,6 +253,13 @@ pub(super) fn shown(subject: &Subject) -> String {
         .iter()
         .map(|offered| selector_of(&offered.service))
         .collect();
+    if let Some(network) = &subject.network {
+        let gateways: Vec<String> = network.gateways.iter().map(ToString::to_string).collect();
+        return format!("{} (behind {})", network.prefix, gateways.join(", "));
+    }
+    if let Some(guest) = &subject.guest {
+        return format!("guest:{guest} ({place})");
+    }
     match (subject.is_node, services.is_empty()) {
         (true, _) => format!("node:{} ({place})", subject.node),
         (false, true) => place,
@@ -295,6 +316,7 @@ mod tests {
             tags: vec![label("shop")],
             is_node: offered.is_none(),
             guest: None,
+            network: None,
             services: offered.into_iter().collect(),
         }
     }

@@ -36,7 +36,8 @@ pub(in crate::cli) struct AddArguments {
     /// The transport protocol
     #[arg(long, value_enum, default_value_t = Transport::Tcp)]
     protocol: Transport,
-    /// The address it listens on, one of this node's mesh addresses [default: both of them]
+    /// The address it listens on: one of this node's mesh addresses, or one outside the mesh to which this node forwards [default: both
+    /// mesh addresses]
     #[arg(long, value_name = "IP", value_parser = arguments::ip)]
     address: Option<IpAddr>,
     /// The name of the port in SRV queries: _NAME._tcp.db.svc.mesh

@@ -103,6 +103,7 @@ mod tests {
             coordinator: None,
             dns: None,
             policy: None,
+            routes: Vec::new(),
             peers: Vec::new(),
             services: crate::protocol::local::ServiceCounts::default(),
             problems: Vec::new(),

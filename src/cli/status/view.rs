@@ -5,7 +5,8 @@ use crate::cli::table;
 use crate::model::Label;
 use crate::model::text::{bytes, listed};
 use crate::protocol::local::{
-    GuestStatus, NodeState, NodeStatus, PeerState, PeerStatus, PolicyStatus, Status,
+    GuestStatus, NodeState, NodeStatus, PeerState, PeerStatus, PolicyStatus, RouteRow, RouteState,
+    Status,
 };
 
 const HEADINGS: [&str; 10] = [
@@ -33,6 +34,32 @@ pub(super) fn lines(status: &Status, output: Output) -> Vec<String> {
         lines.extend(parts(status, node));
     }
     lines.extend(peers(status, output));
+    lines.extend(routes(&status.routes));
+    lines
+}
+
+/// The networks outside the mesh, each with the nodes that route to it.
+fn routes(routes: &[RouteRow]) -> Vec<String> {
+    if routes.is_empty() {
+        return Vec::new();
+    }
+    let rows = routes.iter().map(|route| {
+        let state = match route.state {
+            RouteState::Own => "this node",
+            RouteState::InUse => "in use",
+            RouteState::Standby => "standby",
+            RouteState::Unreachable => "unreachable",
+            RouteState::NotUsed => "not used",
+        };
+        vec![
+            route.network.to_string(),
+            route.node.to_string(),
+            state.to_owned(),
+        ]
+    });
+    let rows: Vec<Vec<String>> = rows.collect();
+    let mut lines = vec![String::new()];
+    lines.extend(table::lines(&["NETWORK", "BEHIND", "STATE"], &rows));
     lines
 }
 

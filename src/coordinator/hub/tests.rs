@@ -236,6 +236,7 @@ fn node(hub: &Hub, n: u8, version: u64, block: u32) -> Envelope {
         stream: None,
         guest_key: None,
         guests: vec![],
+        routes: vec![],
     };
     Envelope::seal(&Record::Node(node), &key(n))
 }

@@ -187,6 +187,7 @@ fn state() -> FirewallState {
         mappings: BTreeMap::from([("10.210.1.2".parse().expect("a literal"), mapped)]),
         service_addresses: BTreeMap::new(),
         native: None,
+        outside: crate::firewall::Outside::default(),
         policy: None,
         guests: std::collections::BTreeSet::new(),
         v6: None,

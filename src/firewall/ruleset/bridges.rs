@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv6Addr};
 
+use super::chains::chain;
 use super::local::LocalRules;
 use super::sets::set;
-use super::{TABLE, chain, replacing};
+use super::{TABLE, replacing};
 use crate::model::interface::is_plain_interface;
 
 /// The table for bridges. Packets with the address of an exposed container are accepted only from that container's own

@@ -12,7 +12,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::chain;
+use super::chains::chain;
 use super::family::Family;
 use super::sets::set;
 use crate::firewall::LocalPolicy;

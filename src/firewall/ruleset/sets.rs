@@ -1,6 +1,6 @@
 //! The sets and maps that the rules refer to. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Display, Write as _};
 
 use super::ValidState;
@@ -11,7 +11,8 @@ impl ValidState {
     /// The sets and maps that the rules for IPv4 refer to.
     pub(super) fn sets(&self, text: &mut String, state: &FirewallState) {
         bridges(text, &self.bridges);
-        mappings(text, Family::V4, &self.networks, &self.containers);
+        let containers = (&self.containers, &self.outside);
+        mappings(text, Family::V4, &self.networks, containers);
         declared(text, Family::V4, &self.declared);
         if state.native.is_some() {
             set(
@@ -34,12 +35,13 @@ pub(super) fn bridges(text: &mut String, bridges: &[String]) {
     );
 }
 
-/// The sets of container networks and of instance addresses, and the maps between these and containers' own addresses.
-pub(super) fn mappings<A: Display>(
+/// The sets of container networks and of instance addresses, and the maps between these and containers' own addresses. The addresses
+/// in `outside` are those of services outside the mesh, which send nothing by their instance addresses.
+pub(super) fn mappings<A: Display + Ord>(
     text: &mut String,
     family: Family,
     networks: &[impl Display],
-    containers: &BTreeMap<A, A>,
+    (containers, outside): (&BTreeMap<A, A>, &BTreeSet<A>),
 ) {
     let address = family.address();
     set(
@@ -65,8 +67,19 @@ pub(super) fn mappings<A: Display>(
         text,
         "map identities",
         &map,
-        containers.iter().map(|(i, c)| format!("{c} : {i}")),
+        containers
+            .iter()
+            .filter(|(_, c)| !outside.contains(*c))
+            .map(|(i, c)| format!("{c} : {i}")),
     );
+    if !outside.is_empty() {
+        set(
+            text,
+            "set outside",
+            &format!("type {address}"),
+            outside.iter().map(ToString::to_string),
+        );
+    }
 }
 
 /// The sets of the instances that declare ports, and of these ports. Nothing if there are none.

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU16;
 
 use super::*;
-use crate::firewall::{LocalPolicy, Mapped, StateV6};
+use crate::firewall::{LocalPolicy, Mapped, Outside, StateV6};
 use crate::policy::{Asked, PortSet};
 use crate::records::kinds::Protocol;
 
@@ -38,6 +38,7 @@ fn without_containers() -> FirewallState {
         mappings: BTreeMap::new(),
         service_addresses: BTreeMap::new(),
         native: None,
+        outside: Outside::default(),
         policy: None,
         guests: BTreeSet::new(),
         v6: None,
@@ -663,4 +664,51 @@ fn packets_to_a_guest_are_not_refused_like_those_to_an_address_without_a_target(
     part.guests = BTreeSet::from([v6("fd00:1:2:1::fe")]);
     let except = "ip6 daddr fd00:1:2:1::/64 ip6 daddr != { fd00:1:2:1::fe } goto refuse";
     assert_eq!(table_v6(&state).matches(except).count(), 2);
+}
+
+#[test]
+fn packets_to_a_service_outside_get_the_address_of_this_machine_and_nothing_is_sent_as_that_service()
+ {
+    let mut state = with_containers();
+    state
+        .mappings
+        .insert(ip("10.210.1.9"), mapped("192.0.2.50"));
+    state.outside.instances.insert(ip("10.210.1.9"));
+    let table = table(&state);
+    let has = |line: &str| table.lines().any(|l| l.trim() == line);
+    assert!(table.contains("10.210.1.9 : 192.0.2.50"), "{table}");
+    assert!(!table.contains("192.0.2.50 : 10.210.1.9"), "{table}");
+    assert!(table.contains("10.210.1.9 . tcp . 5432"), "{table}");
+    let masquerade =
+        "ct status dnat ct original ip daddr 10.210.0.0/16 ip daddr @outside masquerade";
+    assert!(has(masquerade), "{table}");
+    // The rule for containers comes after it: it would give them their instance address, to which the service has no route.
+    let place = |line: &str| table.lines().position(|l| l.trim() == line);
+    let containers =
+        "ct status dnat ct original ip daddr 10.210.0.0/16 snat to ip saddr map @identities";
+    assert!(place(masquerade) < place(containers), "{table}");
+}
+
+#[test]
+fn a_node_that_routes_forwards_to_its_networks_and_lets_their_answers_into_the_tunnel() {
+    let mut state = without_containers();
+    state.outside.routes = vec![net("192.168.1.0/24"), net("192.168.7.0/24")];
+    let text = table(&state);
+    let has = |line: &str| text.lines().any(|l| l.trim() == line);
+    let networks = "{ 192.168.1.0/24, 192.168.7.0/24 }";
+    for line in [
+        format!("oifname != \"mesh0\" ip saddr 10.210.0.0/16 ip daddr {networks} masquerade"),
+        format!("oifname \"mesh0\" ip saddr != 10.210.1.0/24 ip saddr != {networks} drop"),
+        format!("ct original ip saddr 10.210.0.0/16 ct original ip daddr {networks} accept"),
+    ] {
+        assert!(has(&line), "{line}\n{text}");
+    }
+    // New connections from the mesh to anything else are still dropped.
+    let drop = "iifname \"mesh0\" ct state new ct status & dnat == 0 drop";
+    let place = |part: &str| text.lines().position(|line| line.contains(part));
+    assert!(
+        has(drop) && place("ct original ip saddr") < place(drop),
+        "{text}"
+    );
+    assert!(!table(&without_containers()).contains("masquerade"));
 }

@@ -9,13 +9,13 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::Ipv6Net;
 
+use super::chains::{
+    chain, clamp, except, guard, leaving, mapped, own_names, own_sources, to_containers,
+    untranslated,
+};
 use super::family::Family;
 use super::local::{LocalAddresses, LocalRules};
-use super::sets;
-use super::{
-    MARK, TABLE, ValidState, chain, clamp, except, guard, leaving, mapped, own_names, own_sources,
-    replacing, to_containers, untranslated,
-};
+use super::{MARK, TABLE, ValidState, replacing, sets};
 use crate::firewall::{LocalPolicy, Ports, StateV6};
 
 /// The valid part of a [`StateV6`].
@@ -123,7 +123,14 @@ impl ValidV6 {
         let _ = writeln!(text, "table ip6 {TABLE} {{");
         sets::bridges(&mut text, bridges);
         if self.translates() {
-            sets::mappings(&mut text, Family::V6, &self.networks, &self.containers);
+            // Services outside the mesh are of IPv4 only.
+            let outside = BTreeSet::new();
+            sets::mappings(
+                &mut text,
+                Family::V6,
+                &self.networks,
+                (&self.containers, &outside),
+            );
             sets::declared(&mut text, Family::V6, &self.declared);
         }
         if let Some(local) = &self.local {
@@ -142,7 +149,7 @@ impl ValidV6 {
             let leaving = leaving(Family::V6, interface, state.prefix, state.node);
             chain(&mut text, "leaving", hook, &leaving);
         }
-        own_sources(&mut text, Family::V6, interface, state.block);
+        own_sources(&mut text, Family::V6, interface, [state.block.to_string()]);
         self.filters(&mut text, state, interface, mark);
         let refuse = [
             "meta l4proto tcp reject with tcp reset",

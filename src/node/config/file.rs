@@ -27,6 +27,7 @@ pub(super) struct File {
     pub(super) metrics: MetricsSection,
     pub(super) path: PathSection,
     pub(super) relay: RelaySection,
+    pub(super) route: RouteSection,
     pub(super) api: ApiSection,
     pub(super) web: WebSection,
     pub(super) log: LogSettings,
@@ -220,6 +221,12 @@ impl Default for RelaySection {
             proxy: None,
         }
     }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RouteSection {
+    pub(super) advertise: Vec<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

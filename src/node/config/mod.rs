@@ -279,7 +279,7 @@ impl Config {
             dns: dns(file.dns, wrong),
             docker: docker(file.docker),
             metrics: metrics(&file.metrics),
-            path: reach::path(file.path, wrong),
+            path: reach::path(file.path, &file.route, wrong),
             relay: reach::relay(&file.relay, wrong),
             log: file.log,
         }

@@ -4,13 +4,15 @@ use std::net::SocketAddr;
 
 use ipnet::IpNet;
 
-use super::file::{Enabled, PathSection, RelaySection};
+use super::file::{Enabled, PathSection, RelaySection, RouteSection};
 use crate::model::address::is_routable;
 use crate::model::interface::check_interface;
+use crate::model::prefix;
 use crate::os::config_file::Findings;
 use crate::os::proxy::ProxyUrl;
 use crate::path::candidates::Exclude;
 use crate::protocol::stream::StreamUrl;
+use crate::records::kinds::MAX_ROUTES;
 use crate::tunnel::relay::RelayLimit;
 
 /// The maximum number of entries in `advertise`.
@@ -37,6 +39,8 @@ pub struct PathSettings {
     pub stun: Vec<NamedAddress>,
     /// What is never offered.
     pub exclude: Vec<Exclude>,
+    /// The networks outside the mesh to which this node offers to route.
+    pub routes: Vec<IpNet>,
 }
 
 /// An address and a port, or a name and a port.
@@ -74,7 +78,11 @@ pub struct StreamListen {
 }
 
 /// Makes the settings of what is written, and adds everything that is wrong to `wrong`.
-pub(super) fn path(section: PathSection, wrong: &mut Findings<'_>) -> PathSettings {
+pub(super) fn path(
+    section: PathSection,
+    route: &RouteSection,
+    wrong: &mut Findings<'_>,
+) -> PathSettings {
     if section.port_mapping == Enabled::Yes {
         let error = "write \"auto\" or false".to_owned();
         wrong.add("path.port_mapping", error);
@@ -82,30 +90,37 @@ pub(super) fn path(section: PathSection, wrong: &mut Findings<'_>) -> PathSettin
     PathSettings {
         maps_port: section.port_mapping != Enabled::No,
         advertise: list(
-            "advertise",
+            "path.advertise",
             &section.advertise,
             (MAX_ADVERTISED, "addresses"),
             |text| named_address(text, ADVERTISE_EXAMPLES),
             wrong,
         ),
         stun: list(
-            "stun",
+            "path.stun",
             &section.stun,
             (MAX_STUN, "servers"),
             |text| named_address(text, STUN_EXAMPLES),
             wrong,
         ),
         exclude: list(
-            "exclude",
+            "path.exclude",
             &section.exclude,
             (MAX_EXCLUDED, "entries"),
             exclude,
             wrong,
         ),
+        routes: list(
+            "route.advertise",
+            &route.advertise,
+            (MAX_ROUTES, "networks"),
+            |text| prefix::parse(text).map_err(|error| error.to_string()),
+            wrong,
+        ),
     }
 }
 
-/// Reads the entries of a list in the section `path`, of which `most` are possible. Adds everything that is wrong to `wrong`.
+/// Reads the entries of the list at `key`, of which `most` are possible. Adds everything that is wrong to `wrong`.
 fn list<T>(
     key: &str,
     texts: &[String],
@@ -116,10 +131,7 @@ fn list<T>(
     let mut found = Vec::new();
     for (number, text) in texts.iter().enumerate() {
         let mut add = |error: String| {
-            wrong.add(
-                &format!("path.{key}"),
-                format!("entry {}: {error}", number + 1),
-            );
+            wrong.add(key, format!("entry {}: {error}", number + 1));
         };
         match read(text) {
             Ok(_) if number >= most => {

@@ -256,6 +256,32 @@ fn the_same_service_twice_is_refused() {
 }
 
 #[test]
+fn the_networks_that_are_offered_are_read_and_what_is_wrong_is_named_with_its_place() {
+    let offer = |text: &str| load(&format!("[route]\nadvertise = [{text}]\n"));
+    let offered = offer("\"192.168.1.0/24\", \"10.9.0.0/16\"").expect("it is valid");
+    let offered: Vec<String> = offered
+        .path
+        .routes
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(offered, ["192.168.1.0/24", "10.9.0.0/16"]);
+    for (wrong, part) in [
+        ("\"192.168.1.7/24\"", "write 192.168.1.0/24"),
+        (
+            "\"192.168.1.0/24\", \"0.0.0.0/0\"",
+            "entry 2: 0.0.0.0/0 is every address",
+        ),
+        ("\"fd00::/8\"", "IPv4 only"),
+        ("\"127.0.0.0/8\"", "loopback"),
+        ("\"lan\"", "is no network"),
+    ] {
+        let error = offer(wrong).expect_err(wrong).to_string();
+        assert!(error.contains(part), "{wrong}: {error}");
+    }
+}
+
+#[test]
 fn the_addresses_of_this_node_are_set_and_excluded_as_they_are_written() {
     let path = |text: &str| load(&format!("[path]\n{text}\n")).map(|config| config.path);
     let set = path(
@@ -275,6 +301,7 @@ fn the_addresses_of_this_node_are_set_and_excluded_as_they_are_written() {
             prefix("10.9.0.0/16"),
             prefix("192.0.2.1/32"),
         ],
+        routes: Vec::new(),
     };
     assert_eq!(set.expect("it is valid"), expected);
     for (wrong, part) in [

@@ -185,6 +185,25 @@ impl HostNetwork {
         self.handle.route().add(message).replace().execute().await
     }
 
+    /// Removes the route to `net` by the device with index `index`.
+    ///
+    /// # Errors
+    /// The kernel does not remove it. It may be gone already.
+    pub async fn remove_route(&self, net: IpNet, index: u32) -> Result<(), HostNetworkError> {
+        let message: RouteMessage = match net {
+            IpNet::V4(net) => RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(net.network(), net.prefix_len())
+                .output_interface(index)
+                .build(),
+            IpNet::V6(net) => RouteMessageBuilder::<Ipv6Addr>::new()
+                .destination_prefix(net.network(), net.prefix_len())
+                .output_interface(index)
+                .build(),
+        };
+        let removed = self.handle.route().del(message).execute().await;
+        removed.map_err(error_in("remove a route"))
+    }
+
     /// Returns all addresses and unicast routes of the machine.
     ///
     /// # Errors

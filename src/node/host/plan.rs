@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 use crate::model::MeshAddresses;
 use crate::model::address::Block;
@@ -20,6 +20,8 @@ pub struct NetworkPlan {
     pub addresses: Vec<IpNet>,
     /// The mesh's prefixes, each with the source address of packets to it.
     pub routes: Vec<(IpNet, IpAddr)>,
+    /// The networks outside the mesh to which other nodes route, each with the source address of packets to it.
+    pub networks: Vec<(IpNet, IpAddr)>,
 }
 
 impl NetworkPlan {
@@ -32,7 +34,23 @@ impl NetworkPlan {
             mtu,
             addresses: vec![IpNet::from(v4), IpNet::from(v6)],
             routes: vec![(mesh.prefix_v4.into(), v4), (mesh.prefix_v6.into(), v6)],
+            networks: Vec::new(),
         }
+    }
+
+    /// Sets the networks outside the mesh to which other nodes route.
+    pub fn set_networks(&mut self, networks: impl IntoIterator<Item = Ipv4Net>, block: &Block) {
+        let source = IpAddr::V4(block.node_v4());
+        let networks = networks.into_iter();
+        self.networks = networks.map(|net| (IpNet::V4(net), source)).collect();
+    }
+
+    /// The routes to networks outside the mesh that are in this plan and not in `new`.
+    #[must_use]
+    pub fn withdrawn(&self, new: &Self) -> Vec<IpNet> {
+        let networks = self.networks.iter().map(|(net, _)| *net);
+        let is_kept = |net: &IpNet| new.networks.iter().any(|(kept, _)| kept == net);
+        networks.filter(|net| !is_kept(net)).collect()
     }
 
     /// Replaces the route to the IPv4 prefix by routes to its two halves. They take precedence over the route of an
@@ -90,7 +108,28 @@ impl NetworkPlan {
                 .filter(|(net, _)| lacks("route", MAIN_TABLE, net))
                 .map(|(net, source)| Step::Route(net, source)),
         );
+        // The kernel would replace a route to the same network by ours, but that of another program was there first.
+        let taken = plan.taken(found);
+        let is_taken = |net: &IpNet| taken.iter().any(|f| f.net == *net);
+        let networks = plan.networks.iter().copied();
+        steps.extend(
+            networks
+                .filter(|(net, _)| lacks("route", MAIN_TABLE, net) && !is_taken(net))
+                .map(|(net, source)| Step::Route(net, source)),
+        );
         steps
+    }
+
+    /// The routes of other programs to networks to which other nodes route, among everything that the machine has.
+    #[must_use]
+    pub fn taken(&self, found: &[NetworkEntry]) -> Vec<NetworkEntry> {
+        let is_wanted = |entry: &&NetworkEntry| {
+            entry.what == "route"
+                && entry.table == MAIN_TABLE
+                && entry.interface != self.interface
+                && self.networks.iter().any(|(net, _)| *net == entry.net)
+        };
+        found.iter().filter(is_wanted).cloned().collect()
     }
 
     /// All changes, each with its reason.
@@ -119,6 +158,13 @@ impl NetworkPlan {
                 "route",
                 format!("{net} dev {device} src {source}"),
                 "sends packets to the other nodes into the tunnel",
+            )
+        }));
+        entries.extend(self.networks.iter().map(|(net, source)| {
+            entry(
+                "route",
+                format!("{net} dev {device} src {source}"),
+                "sends packets to a network behind another node into the tunnel",
             )
         }));
         entries
@@ -406,6 +452,32 @@ mod tests {
             ]
         );
         assert!(steps.iter().all(Step::is_ipv6));
+    }
+
+    #[test]
+    fn networks_behind_other_nodes_have_routes_unless_another_program_has_one_there() {
+        let block = mesh().block(3).expect("in the plan");
+        let mut plan = NetworkPlan::new("mesh0", 1420, &block, &mesh());
+        let all = done(&plan);
+        let net = |text: &str| text.parse::<Ipv4Net>().expect("a literal");
+        plan.set_networks([net("192.168.1.0/24"), net("192.168.2.0/24")], &block);
+        let both = [
+            "add the route 192.168.1.0/24",
+            "add the route 192.168.2.0/24",
+        ];
+        assert_eq!(shown(&plan.steps(&UP, &all)), both);
+        let taken = [all.clone(), vec![found("192.168.2.0/24", "eth1")]].concat();
+        assert_eq!(shown(&plan.steps(&UP, &taken)), both[..1]);
+        let own = [all, vec![found("192.168.1.0/24", "mesh0")]].concat();
+        assert_eq!(shown(&plan.steps(&UP, &own)), both[1..]);
+        let mut after = plan.clone();
+        after.set_networks([net("192.168.2.0/24")], &block);
+        assert_eq!(
+            plan.withdrawn(&after),
+            [IpNet::V4(net("192.168.1.0/24"))],
+            "and the other one stays"
+        );
+        assert!(after.withdrawn(&plan).is_empty());
     }
 
     #[test]

@@ -16,7 +16,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::netlink::{Applied, HostNetwork, HostNetworkError};
 use super::notifications::{Notifications, Scope};
-use super::plan::{Ipv6, NetworkPlan};
+use super::plan::{Ipv6, NetworkEntry, NetworkPlan};
 use super::route_lookup::{self, Rule, Target};
 use super::survey::{DefaultGateway, Survey};
 use crate::model::MeshAddresses;
@@ -71,6 +71,8 @@ struct Report {
     external_bridges: BTreeSet<String>,
     gateway: Option<DefaultGateway>,
     gateway_v6: Option<DefaultGateway>,
+    /// The routes of other programs to networks to which other nodes route.
+    taken: Vec<NetworkEntry>,
 }
 
 /// The handle of the task. Dropping it ends the task and leaves the machine's configuration as it is.
@@ -214,6 +216,11 @@ impl Upkeep {
                 fix: format!("find the program with `ip monitor`, and configure it to ignore {interface} (NetworkManager: `unmanaged-devices=interface-name:{interface}`; systemd-networkd: `Unmanaged=yes`)"),
             });
         }
+        problems.extend(report.taken.iter().map(|taken| Problem {
+            what: format!("this machine does not reach {} through the mesh", taken.net),
+            why: format!("it has a route there already, by {}", taken.interface),
+            fix: "nothing, if that route leads to the same network; otherwise remove it, or give one of the two networks other addresses".into(),
+        }));
         if let Some(why) = &report.notifications_error {
             problems.push(Problem {
                 what:
@@ -263,6 +270,7 @@ impl Work {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut since_route_check, mut device_revision) =
             (ROUTE_CHECK_EVERY, wanted.borrow().device_revision);
+        let mut applied = wanted.borrow().clone();
         loop {
             let scope = scope(&wanted.borrow());
             let rest = self
@@ -295,8 +303,11 @@ impl Work {
                 device_revision = now.device_revision;
                 self.network.set_discipline(now.index).await;
             }
+            withdraw(&self.network, &applied, &now).await;
+            let is_other = is_new || applied.plan != now.plan;
+            applied = Arc::clone(&now);
             let before = lock(&self.report).ipv6;
-            if let Some(survey) = self.apply(&now, is_new).await
+            if let Some(survey) = self.apply(&now, is_other).await
                 && since_route_check >= ROUTE_CHECK_EVERY
             {
                 since_route_check = 0;
@@ -310,7 +321,7 @@ impl Work {
     }
 
     /// Compares the configuration with the wanted one and corrects the differences. Returns what was configured before.
-    /// If the device `is_new`, differences are expected.
+    /// If the device or the plan `is_new`, differences are expected.
     async fn apply(&mut self, wanted: &Wanted, is_new: bool) -> Option<Survey> {
         let applied = self.network.apply(&wanted.plan, wanted.index).await;
         let mut report = lock(&self.report);
@@ -344,6 +355,7 @@ impl Work {
         report.external_bridges = applied.survey.external_bridges();
         report.gateway.clone_from(&applied.survey.gateway);
         report.gateway_v6.clone_from(&applied.survey.gateway_v6);
+        report.taken = wanted.plan.taken(&applied.survey.found());
         Some(applied.survey)
     }
 
@@ -391,10 +403,24 @@ impl Work {
     }
 }
 
+/// Removes the routes to networks outside the mesh that are not wanted any more. Those of a device that is gone went with it.
+async fn withdraw(network: &HostNetwork, before: &Wanted, now: &Wanted) {
+    if before.index != now.index {
+        return;
+    }
+    for net in before.plan.withdrawn(&now.plan) {
+        if let Err(error) = network.remove_route(net, now.index).await {
+            tracing::debug!(%net, %error, "a route is gone already");
+        }
+    }
+}
+
 fn scope(wanted: &Wanted) -> Scope {
+    let prefixes: [IpNet; 2] = [wanted.mesh.prefix_v4.into(), wanted.mesh.prefix_v6.into()];
+    let networks = wanted.plan.networks.iter().map(|(net, _)| *net);
     Scope {
         index: wanted.index,
-        prefixes: vec![wanted.mesh.prefix_v4.into(), wanted.mesh.prefix_v6.into()],
+        prefixes: prefixes.into_iter().chain(networks).collect(),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{JoinedNode, calling, relaying, streaming, stun};
+use super::{JoinedNode, calling, relaying, routing, streaming, stun};
 use crate::model::NodeAddress;
 use crate::node::contact::Contact;
 use crate::node::paths::{PathAction, SteerAction};
@@ -77,6 +77,7 @@ pub(super) fn poll_steered(node: &mut JoinedNode, now: Instant) {
     for action in node.paths.poll_steered(now) {
         carry_out_steering(node, action, now);
     }
+    routing::follow_paths(node);
 }
 
 /// Passes the state of the peers from the tunnel to the paths, carries out on the tunnel what the paths return, and tells the

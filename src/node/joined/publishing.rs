@@ -146,6 +146,7 @@ fn node_record(node: &mut JoinedNode) -> Option<(Node, bool)> {
         stream,
         guest_key: Some(node.identity.keys.guest_public()),
         guests: node.device.guests.leases(),
+        routes: node.device.routing.offered().to_vec(),
     };
     let is_new = held != Some(&record);
     Some((record, is_new))

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 
-use super::{JoinedNode, guests, mapping, publishing, relaying, streaming, writes};
+use super::{JoinedNode, guests, mapping, publishing, relaying, routing, streaming, writes};
 use crate::dns::Replaced;
 use crate::model::address::is_routable;
 use crate::model::{NodeAddress, Path, PublicKey};
@@ -86,10 +86,12 @@ impl Stages for JoinedNode {
             }
         }
         let serving: BTreeSet<PublicKey> = self.netmap.services.values().map(|s| s.node).collect();
+        // Those that route are watched as closely as those that serve.
+        let routers: BTreeSet<PublicKey> = self.netmap.routes.values().flatten().copied().collect();
         let paths = others.iter().map(|member| PathPeer {
             id: member.id,
             endpoints: member.endpoints.clone(),
-            serves: serving.contains(&member.id),
+            serves: serving.contains(&member.id) || routers.contains(&member.id),
             steered: member.speaks_paths.then(|| steered(member)),
         });
         self.paths.set_peers(paths.collect(), now);
@@ -143,7 +145,8 @@ impl Stages for JoinedNode {
         let input = names_input(&self.netmap, &self.paths);
         let concerns_firewall = self.names.rebuild(&input, now);
         self.workloads.times.note(Stage::Zone, now.elapsed());
-        concerns_firewall
+        // The ways to networks depend on the same members and paths.
+        routing::follow(self) || concerns_firewall
     }
 
     fn replace_in_zone(&mut self, replaced: Self::Replaced) -> bool {
@@ -175,7 +178,13 @@ impl Stages for JoinedNode {
             self.device.calling.punching.handle_network_change();
         }
         self.device.interfaces = interfaces;
+        if let Some(mesh) = self.replica.ledger().mesh() {
+            let (block, interfaces) = (&self.identity.block, &self.device.interfaces);
+            self.workloads
+                .set_machine(&mesh.addresses, block, interfaces);
+        }
         mapping::handle_listed(self, Instant::now());
+        routing::follow(self);
         self.resolver.set_upstreams(&self.device.interfaces);
         if let Some(scope) = self.scope() {
             let (bridges, interfaces) = (self.workloads.bridges(), &self.device.interfaces);
@@ -190,9 +199,8 @@ impl Stages for JoinedNode {
                 &mesh.addresses,
                 &self.identity.block,
                 self.device.network.ipv6(),
-                service_addresses,
+                (service_addresses, self.device.routing.own()),
                 self.device.policy.table(),
-                self.device.guests.addresses(&self.identity.block),
             );
         }
     }

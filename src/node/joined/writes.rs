@@ -150,6 +150,8 @@ fn make(node: &mut JoinedNode, request: ChangeRequest, content: Content) -> Opti
                 }
             };
             node.workloads.set_checks(&block);
+            // A service outside the mesh needs an instance address.
+            node.dirty.firewall |= node.workloads.concerns_firewall(&block);
             let domain = node.names.zone().load().domain.clone();
             let name = change.name();
             let id = ServiceId::new(node.id(), name.project.as_ref(), &name.name);

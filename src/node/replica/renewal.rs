@@ -93,6 +93,7 @@ mod tests {
                 stream: None,
                 guest_key: None,
                 guests: vec![],
+                routes: vec![],
             })
         };
         let mesh = Record::Mesh(Mesh {

@@ -119,6 +119,7 @@ fn node_record(n: u8, version: u64, index: u32) -> Node {
         stream: None,
         guest_key: None,
         guests: vec![],
+        routes: vec![],
     }
 }
 

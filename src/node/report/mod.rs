@@ -22,6 +22,6 @@ pub(super) use policy::policy_facts;
 pub(super) use problems::{ProblemKind, problem_counts};
 pub(super) use resolve::resolve;
 pub(super) use services::{containers, own_instances, services, sites, targets};
-pub(super) use status::{bare_status, status};
+pub(super) use status::{bare_status, routes, status};
 pub(super) use system::system;
 pub(super) use why::why;

@@ -118,6 +118,9 @@ fn found(node: &JoinedNode, damaged_services: Option<&str>, flagged: usize) -> F
         )]);
     }
     problems.extend(ProblemKind::Policy, policy_problems(node));
+    let routing = &node.device.routing;
+    let routes = routing.problems(&node.netmap, &node.identity.name);
+    problems.extend(ProblemKind::Policy, routes);
     problems.extend(ProblemKind::Services, node.workloads.external_bridges());
     problems.extend(ProblemKind::Device, node.device.problems());
     let name_of = |id: &PublicKey| {

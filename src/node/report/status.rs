@@ -8,12 +8,12 @@ use super::problems::problems;
 use crate::model::time::made_at;
 use crate::model::{Label, PublicKey};
 use crate::node::guests::LastHeard;
-use crate::node::joined::JoinedNode;
+use crate::node::joined::{JoinedNode, standing};
 use crate::node::policy::PolicyInForce;
 use crate::os::clock;
 use crate::protocol::local::{
     CoordinatorStatus, DnsStatus, GuestStatus, InterfaceStatus, NodeState, NodeStatus,
-    PolicyStatus, SCHEMA, ServiceCounts, Status, TriedPolicy,
+    PolicyStatus, RouteRow, SCHEMA, ServiceCounts, Status, TriedPolicy,
 };
 use crate::records::kinds::Service;
 
@@ -30,6 +30,7 @@ pub(in crate::node) fn bare_status(state: NodeState) -> Status {
         dns: None,
         policy: None,
         peers: Vec::new(),
+        routes: Vec::new(),
         services: ServiceCounts::default(),
         problems: Vec::new(),
     }
@@ -54,6 +55,7 @@ pub(in crate::node) fn status(node: &JoinedNode, damaged_services: Option<&str>)
         }),
         policy: policy_status(&node.device.policy, clock::wall()),
         peers: peers(node, now),
+        routes: routes(node),
         services: count(node.netmap.services.values(), &node.id()),
         problems: problems(node, damaged_services, zone.flagged()),
         not_ready: not_ready(node),
@@ -63,6 +65,12 @@ pub(in crate::node) fn status(node: &JoinedNode, damaged_services: Option<&str>)
             NodeState::Up
         })
     }
+}
+
+/// The networks outside the mesh to which members route.
+pub(in crate::node) fn routes(node: &JoinedNode) -> Vec<RouteRow> {
+    let standing = |id: &PublicKey| standing(&node.paths, id);
+    node.device.routing.rows(&node.netmap, &node.id(), standing)
 }
 
 /// Counts services and their instances, in the mesh and on the node `own`. A container of a Compose project has two names:

@@ -12,6 +12,7 @@ use super::local::LocalChange;
 use super::members::{MemberChange, MemberTurn, changes};
 use super::peers::{PeerChange, PeerTurn, PeerTurns};
 use super::policy::PolicyChange;
+use super::routes::RouteChange;
 use super::spawn::{OrphanRemoved, SpawnRefused, SpawnTurn, SpawnedChange};
 use crate::model::{ContainerId, Protocol, PublicKey, ServiceName, WireGuardKey};
 use crate::os::audit::{LocalCall, Outcome, Text, Transition as _, Who};
@@ -234,6 +235,23 @@ fn each_transition_of_the_policy_is_one_line() {
             "WARN policy not tried version=8 reason=\"line 1, column 12: no\"",
             "WARN policy not understood, the one before stays in force version=8 in_force=7 reason=\"line 1, column 12: no\"",
             "WARN policy not understood, only control traffic passes version=8 reason=\"line 1, column 12: no\"",
+        ],
+    );
+}
+
+#[test]
+fn each_change_of_the_way_to_a_network_is_one_line() {
+    let lines = captured::lines(|| {
+        for by in [Some(label("nas")), None] {
+            let network = "192.168.1.0/24".parse().expect("a literal");
+            RouteChange { network, by }.log();
+        }
+    });
+    assert_lines(
+        &lines,
+        &[
+            "INFO network routed network=192.168.1.0/24 node=nas",
+            "INFO network not routed any more network=192.168.1.0/24",
         ],
     );
 }

@@ -442,6 +442,12 @@ pub enum What {
     SpawnOrphanRemoved {
         container: Text,
     },
+    /// Packets to a network outside the mesh are sent to another member, or to none any more.
+    RouteChanged {
+        network: Text,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        by: Option<Label>,
+    },
     /// The first packet was denied between two addresses. The texts name them, and the nodes that have them.
     PairDenied {
         from: Text,
@@ -522,6 +528,7 @@ impl Event {
             | What::PeerBack { peer, .. } => (Noise::Peers, peer.to_string()),
             What::GuestSeen { guest, .. } => (Noise::Guests, guest.to_string()),
             What::PathChanged { peer, .. } => (Noise::Paths, peer.to_string()),
+            What::RouteChanged { network, .. } => (Noise::Paths, network.0.clone()),
             What::ServicePublished {
                 service, instance, ..
             }

@@ -24,6 +24,8 @@ struct Facts<'s> {
     guest: Option<&'s Label>,
     tags: Vec<&'s Label>,
     services: &'s [Offered],
+    /// The nodes that route to the network, if the subject is one.
+    gateways: &'s [Label],
 }
 
 impl<'s> Facts<'s> {
@@ -36,6 +38,10 @@ impl<'s> Facts<'s> {
             guest: subject.guest.as_ref(),
             tags,
             services: &subject.services,
+            gateways: subject
+                .network
+                .as_ref()
+                .map_or(&[], |n| n.gateways.as_slice()),
         }
     }
 }
@@ -178,6 +184,16 @@ impl<'s> Kinds<'s> {
         }
         classes.v4.shrink_to_fit();
         classes.v6.shrink_to_fit();
+        let networks = self.subjects.iter().zip(&self.of_subject);
+        let networks = networks.filter_map(|(subject, class)| {
+            let network = subject.network.as_ref()?;
+            Some((network.prefix, *class))
+        });
+        classes.networks = networks.collect();
+        // The longest prefix that has an address counts.
+        classes
+            .networks
+            .sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.prefix_len()));
         classes.beyond = self.beyond();
         classes
     }

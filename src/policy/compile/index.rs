@@ -38,10 +38,13 @@ impl<'s> Named<'s> {
 /// The classes by their facts.
 pub(super) struct Index<'s> {
     examples: &'s [&'s Subject],
+    /// All classes but those of networks.
     all: Members,
     nodes: Named<'s>,
     guests: Named<'s>,
     tagged: Named<'s>,
+    /// The classes of networks, by the nodes that route to them.
+    networks: Named<'s>,
     in_projects: Members,
     by_service: By<&'s ServiceName>,
     /// The classes with a service of this name in any project.
@@ -62,6 +65,7 @@ impl<'s> Index<'s> {
             nodes: Named::default(),
             guests: Named::default(),
             tagged: Named::default(),
+            networks: Named::default(),
             in_projects: Members::new(),
             by_service: By::default(),
             by_name: By::default(),
@@ -78,7 +82,14 @@ impl<'s> Index<'s> {
     }
 
     fn add(&mut self, class: u16, subject: &'s Subject) {
-        self.all.push(class);
+        match &subject.network {
+            Some(network) => {
+                for gateway in &network.gateways {
+                    self.networks.push(gateway, class);
+                }
+            }
+            None => self.all.push(class),
+        }
         if subject.is_node {
             self.nodes.push(&subject.node, class);
         }
@@ -140,8 +151,9 @@ impl<'s> Index<'s> {
 
     /// All classes with the subjects that stand for them.
     pub(super) fn examples(&self) -> impl Iterator<Item = (u16, &'s Subject)> {
-        let numbered = self.all.iter().zip(self.examples);
-        numbered.map(|(class, subject)| (*class, *subject))
+        // The classes of subjects are counted from 1.
+        let numbered = self.examples.iter().copied().zip(1..);
+        numbered.map(|(subject, class)| (class, subject))
     }
 
     /// How many classes there are, with [`Class::OUTSIDE`].
@@ -172,9 +184,10 @@ impl<'s> Index<'s> {
             Selector::InProject(Wild::Any, Wild::Any) | Selector::Project(Wild::Any) => {
                 Some(&self.in_projects)
             }
-            Selector::Tag(name) => self.tagged.select(name),
+            Selector::Tag(tag) => self.tagged.select(tag),
             Selector::Node(name) => self.nodes.select(name),
             Selector::Guest(name) => self.guests.select(name),
+            Selector::Route(name) => self.networks.select(name),
             Selector::SameProject | Selector::Unknown => None,
         };
         members.map_or(&[], Vec::as_slice)

@@ -15,6 +15,7 @@ pub(in crate::policy) fn opened(selector: &Selector, ports: &Ports, subject: &Su
             named.map(OfferedPort::asked).collect()
         }
         Ports::Declared if subject.is_node && !is_about_services(selector) => PortSet::everything(),
+        Ports::Declared if subject.network.is_some() => PortSet::everything(),
         Ports::Declared => {
             let ports = selected(selector, subject).flat_map(|offered| &offered.ports);
             let ports = ports.map(OfferedPort::asked);
@@ -43,6 +44,7 @@ fn is_about_services(selector: &Selector) -> bool {
         | Selector::Tag(_)
         | Selector::Node(_)
         | Selector::Guest(_)
+        | Selector::Route(_)
         | Selector::SameProject
         | Selector::Unknown => false,
     }

@@ -9,14 +9,18 @@ use toml::de::{DeTable, DeValue};
 use self::document::{Entry, Errors, TOP, Word, kind_of, nearest, quoted};
 use self::groups::Names;
 use super::error::{PolicyError, printable};
-use super::rules::{Group, Policy, Ports, Rule, Serve, Target, Term, Test, Wanted};
+use super::rules::{Group, Policy, Ports, Route, Rule, Serve, Target, Term, Test, Wanted};
 use super::selector::Selector;
+use crate::model::{Label, prefix};
 
 /// The version of the language that this program speaks.
 pub const LANGUAGE: u32 = 1;
 
 /// The maximum size of a policy, in bytes: with its signature it must fit into a record.
 pub const MAX_POLICY: usize = 60 * 1024;
+
+/// The maximum number of `[[route]]` in a policy. Each node keeps a route of the kernel for each of them.
+const MAX_ROUTES: usize = 256;
 
 impl Policy {
     /// Parses a policy.
@@ -115,7 +119,7 @@ fn policy(errors: &mut Errors<'_>, top: &DeTable<'_>, text: &str) -> Policy {
     errors.check_keys(
         whole,
         &[
-            "language", "default", "strict", "groups", "serve", "allow", "relay", "test",
+            "language", "default", "strict", "groups", "serve", "allow", "relay", "route", "test",
         ],
     );
     let (names, groups) = groups::parse(errors, top);
@@ -127,6 +131,7 @@ fn policy(errors: &mut Errors<'_>, top: &DeTable<'_>, text: &str) -> Policy {
     let serve = reader.serve(top);
     let rules = reader.rules(top);
     let relay = reader.relay(top);
+    let routes = reader.routes(top);
     let tests = reader.tests(top);
     Policy {
         text: text.to_owned(),
@@ -136,6 +141,7 @@ fn policy(errors: &mut Errors<'_>, top: &DeTable<'_>, text: &str) -> Policy {
         serve,
         rules,
         relay,
+        routes,
         tests,
     }
 }
@@ -226,6 +232,51 @@ impl Reader<'_, '_> {
             all.push(self.nodes(entry, "offer"));
         }
         all
+    }
+
+    fn routes(&mut self, top: &DeTable<'_>) -> Vec<Route> {
+        let mut all = Vec::new();
+        for entry in self.errors.entries(top, "route", "[[route]]") {
+            self.errors.check_keys(entry, &["node", "prefix"]);
+            let node = self.errors.word(entry, "node");
+            let node = node.and_then(|word| self.router(&word));
+            let network = self.errors.word(entry, "prefix");
+            let network = network.and_then(|word| match prefix::parse(word.text) {
+                Ok(network) => Some(network),
+                Err(error) => {
+                    self.errors.add(word.at, error.to_string());
+                    None
+                }
+            });
+            if all.len() >= MAX_ROUTES {
+                let message = format!(
+                    "there are more than {MAX_ROUTES} `[[route]]`; write fewer and shorter prefixes"
+                );
+                self.errors.add(entry.at, message);
+                break;
+            }
+            if let (Some(node), Some(prefix)) = (node, network) {
+                all.push(Route { node, prefix });
+            }
+        }
+        all
+    }
+
+    /// The name of a node that routes.
+    fn router(&mut self, word: &Word<'_>) -> Option<Label> {
+        let shown = printable(word.text);
+        let message = match Label::parse(word.text) {
+            Ok(name) => return Some(name),
+            Err(_) if word.text == "*" => {
+                "`*` names no node; write one `[[route]]` for each node".to_owned()
+            }
+            Err(error) => match word.text.strip_prefix("node:").map(Label::parse) {
+                Some(Ok(name)) => format!("`{shown}` is a selector; write node = \"{name}\""),
+                _ => format!("`node` is the name of a node: {error}"),
+            },
+        };
+        self.errors.add(word.at, message);
+        None
     }
 
     fn tests(&mut self, top: &DeTable<'_>) -> Vec<Test> {

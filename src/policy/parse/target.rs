@@ -13,10 +13,19 @@ const WRONG_PREFIXES: [&str; 12] = [
     "ip", "cidr",
 ];
 
+/// The words with which selectors of later versions of the language begin.
+const LATER_PREFIXES: [&str; 2] = ["guest", "route"];
+
 /// Takes the ports off a text: `node:web-1:80` becomes `node:web-1` and `80`.
 pub(super) fn split(text: &str) -> (&str, Option<&str>) {
     let first = text.split_once(':').map(|(first, _)| first);
-    let prefix = first.filter(|first| PREFIXES.contains(first));
+    // Before guests and networks had selectors, `route:80` was port 80 of a service called route, and it still is.
+    let is_service = |first: &&str| {
+        let port = text.get(first.len() + 1..).unwrap_or_default();
+        let is_port = port.starts_with(|c: char| c.is_ascii_digit()) && ports(port).is_ok();
+        LATER_PREFIXES.contains(first) && is_port
+    };
+    let prefix = first.filter(|first| PREFIXES.contains(first) && !is_service(first));
     let skipped = prefix.map_or(0, |prefix| prefix.len() + 1);
     let rest = text.get(skipped..).unwrap_or_default();
     let Some(colon) = rest.find(':').map(|at| skipped + at) else {
@@ -118,6 +127,11 @@ mod tests {
         assert_eq!(split("*:metrics"), ("*", Some("metrics")));
         assert_eq!(split("nodes:8080"), ("nodes", Some("8080")));
         assert_eq!(split("tags:ops"), ("tags:ops", None));
+        assert_eq!(split("route:nas"), ("route:nas", None));
+        assert_eq!(split("route:nas:443"), ("route:nas", Some("443")));
+        assert_eq!(split("route:8080"), ("route", Some("8080")));
+        assert_eq!(split("guest:anna:22"), ("guest:anna", Some("22")));
+        assert_eq!(split("guest:8080"), ("guest", Some("8080")));
     }
 
     #[test]

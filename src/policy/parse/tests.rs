@@ -158,7 +158,7 @@ fn a_wrong_word_in_a_rule_is_named_with_its_place() {
     );
     assert_eq!(
         to("tags:ops"),
-        "line 4, column 13: `tags:` begins no selector; did you mean `tag:`? there are `tag:`, `node:`, `project:` and `guest:`"
+        "line 4, column 13: `tags:` begins no selector; did you mean `tag:`? there are `tag:`, `node:`, `project:`, `guest:` and `route:`"
     );
     assert_eq!(
         to("db:70000"),
@@ -391,4 +391,51 @@ proptest::proptest! {
             assert!(errors.iter().all(|error| error.to_string().lines().count() == 1));
         }
     }
+}
+
+#[test]
+fn a_route_names_a_node_and_a_network_and_what_is_wrong_is_named_with_its_place() {
+    let policy = policy("[[route]]\nnode = \"nas\"\nprefix = \"192.168.1.0/24\"\n");
+    let nas = Label::parse("nas").expect("a label");
+    let routes: Vec<String> = policy.routes_of(&nas).map(|net| net.to_string()).collect();
+    assert_eq!(routes, ["192.168.1.0/24"]);
+    let other = Label::parse("other").expect("a label");
+    assert_eq!(policy.routes_of(&other).count(), 0);
+    let wrong = |node: &str, prefix: &str| {
+        error(&format!(
+            "[[route]]\nnode = \"{node}\"\nprefix = \"{prefix}\""
+        ))
+    };
+    assert_eq!(
+        wrong("nas", "192.168.1.7/24"),
+        "line 4, column 10: the network 192.168.1.7/24 has bits set behind its length; write 192.168.1.0/24"
+    );
+    assert!(wrong("nas", "0.0.0.0/0").starts_with("line 4, column 10: 0.0.0.0/0 is every address"));
+    assert!(wrong("nas", "::/0").contains("every address"));
+    assert_eq!(
+        wrong("node:nas", "192.168.1.0/24"),
+        "line 3, column 8: `node:nas` is a selector; write node = \"nas\""
+    );
+    assert!(wrong("*", "192.168.1.0/24").contains("names no node"));
+    assert_eq!(
+        error("[[route]]\nnode = \"nas\""),
+        "line 2, column 1: this `[[route]]` lacks `prefix`"
+    );
+    let misspelt = errors("[[route]]\nnode = \"nas\"\nprefx = \"192.168.1.0/24\"");
+    assert_eq!(
+        misspelt[1],
+        "line 4, column 1: unknown key `prefx` in `[[route]]`; did you mean `prefix`?"
+    );
+    assert_eq!(
+        error("[[route]]\nnode = \"nas\"\nprefix = \"192.168.1.0/24\"\nnodes = \"b\""),
+        "line 5, column 1: unknown key `nodes` in `[[route]]`; did you mean `node`?"
+    );
+}
+
+#[test]
+fn a_policy_has_a_bounded_number_of_routes() {
+    let route = "[[route]]\nnode = \"nas\"\nprefix = \"192.168.1.0/24\"\n";
+    policy(&route.repeat(MAX_ROUTES));
+    let said = error(&route.repeat(MAX_ROUTES + 1));
+    assert!(said.contains("more than 256"), "{said}");
 }

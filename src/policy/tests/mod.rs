@@ -55,6 +55,7 @@ fn node(number: u16, name: &str, tags: &[&str]) -> Subject {
         services: Vec::new(),
         is_node: true,
         guest: None,
+        network: None,
     }
 }
 

@@ -247,3 +247,88 @@ fn a_guest_is_selected_by_its_name_and_its_tags_and_not_as_the_node_that_is_its_
     }
     assert_eq!(anna.to_string(), "guest anna");
 }
+
+/// The network 192.168.1.0/24 behind these nodes.
+fn network(prefix: &str, gateways: &[&str]) -> Subject {
+    Subject {
+        addresses: Vec::new(),
+        is_node: false,
+        network: Some(Network {
+            prefix: prefix.parse().expect("a literal"),
+            gateways: gateways.iter().map(|name| label(name)).collect(),
+        }),
+        ..node(0, gateways.first().copied().unwrap_or("nas"), &[])
+    }
+}
+
+#[test]
+fn a_network_is_reached_by_rules_for_its_routes_only() {
+    let source = node(1, "laptop", &["ops"]);
+    let lan = network("192.168.1.0/24", &["nas", "nas-2"]);
+    let allows = |from: &str, to: &str, asked| {
+        let policy = rule(from, to);
+        let table = Table::compile(Some(&policy), &[source.clone(), lan.clone()]);
+        let class = |address: &str| table.class(address.parse().expect("a literal"));
+        let by_table = table.allows(
+            table.class(source.addresses[0]),
+            class("192.168.1.7"),
+            asked,
+        );
+        let by_text = interpret(Some(&policy), &source, &lan, asked) == Verdict::Allow;
+        assert_eq!(by_table, by_text, "{from} to {to}");
+        assert_eq!(class("192.168.2.7"), Class::OUTSIDE);
+        by_text
+    };
+    for to in [
+        "route:nas:443",
+        "route:nas-2:443",
+        "route:*:443",
+        "route:nas",
+    ] {
+        assert!(allows("tag:ops", to, tcp(443)), "{to}");
+    }
+    assert!(allows("*", "route:nas", Asked::Icmp) && allows("*", "route:nas", Asked::Other));
+    for to in [
+        "*:443",
+        "node:nas:443",
+        "node:*:443",
+        "tag:*:443",
+        "route:other:443",
+    ] {
+        assert!(!allows("tag:ops", to, tcp(443)), "{to}");
+    }
+    assert!(!allows("tag:ops", "route:nas:443", tcp(80)));
+}
+
+#[test]
+fn hosts_of_a_network_reach_nobody_unless_a_rule_names_them_as_a_source() {
+    let (lan, web) = (
+        network("192.168.1.0/24", &["nas"]),
+        instance(2, "web", &["80"]),
+    );
+    let allows = |from: &str| {
+        let policy = rule(from, "web");
+        let table = Table::compile(Some(&policy), &[lan.clone(), web.clone()]);
+        let from = table.class("192.168.1.7".parse().expect("a literal"));
+        table.allows(from, table.class(web.addresses[0]), tcp(80))
+    };
+    assert!(!allows("*") && !allows("node:nas") && !allows("route:other"));
+    assert!(allows("route:nas"));
+}
+
+#[test]
+fn an_address_is_in_the_network_with_the_longest_prefix() {
+    let source = node(1, "laptop", &[]);
+    let subjects = [
+        source.clone(),
+        network("192.168.0.0/16", &["wide"]),
+        network("192.168.1.0/24", &["narrow"]),
+    ];
+    let table = Table::compile(Some(&rule("*", "route:wide:80")), &subjects);
+    let from = table.class(source.addresses[0]);
+    let allows = |to: &str| {
+        let to = table.class(to.parse().expect("a literal"));
+        table.allows(from, to, tcp(80))
+    };
+    assert!(allows("192.168.2.7") && !allows("192.168.1.7") && !allows("192.169.0.1"));
+}

@@ -8,7 +8,7 @@ use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use super::*;
 
 const SERVICES: [&str; 7] = ["a", "b", "a.p", "b.p", "c.p", "a.q", "b.q"];
-const SELECTORS: [&str; 24] = [
+const SELECTORS: [&str; 26] = [
     "*",
     "a",
     "b",
@@ -28,6 +28,8 @@ const SELECTORS: [&str; 24] = [
     "node:*",
     "guest:x",
     "guest:*",
+    "route:n1",
+    "route:*",
     "g0",
     "g1",
     "g2",
@@ -133,18 +135,29 @@ pub(crate) fn mesh() -> impl Strategy<Value = Vec<Subject>> {
 fn subject() -> impl Strategy<Value = Subject> {
     let node = select(&["n1", "n2", "n3"][..]);
     let tags = prop::sample::subsequence(vec!["t", "u", "v"], 0..=3);
-    let guest = prop_oneof![4 => Just(None::<&str>), 1 => select(&["x", "y"][..]).prop_map(Some)];
-    let services = vec(service(), 0..4);
-    (node, tags, services, any::<bool>(), guest).prop_map(
-        |(node, tags, services, is_node, guest)| match guest {
-            Some(guest) => super::guest(0, guest, &tags),
-            None => Subject {
-                services,
-                is_node,
-                ..super::node(0, node, &tags)
-            },
-        },
-    )
+    let instance = (
+        node.clone(),
+        tags.clone(),
+        vec(service(), 0..4),
+        any::<bool>(),
+    );
+    let instance = instance.prop_map(|(node, tags, services, is_node)| Subject {
+        services,
+        is_node,
+        ..super::node(0, node, &tags)
+    });
+    let guest = (select(&["x", "y"][..]), tags);
+    let guest = guest.prop_map(|(name, tags)| super::guest(0, name, &tags));
+    let gateways = prop::sample::subsequence(vec!["n1", "n2"], 1..=2);
+    let network = (node, gateways).prop_map(|(node, gateways)| Subject {
+        is_node: false,
+        network: Some(Network {
+            prefix: "192.168.1.0/24".parse().expect("a literal"),
+            gateways: gateways.into_iter().map(label).collect(),
+        }),
+        ..super::node(0, node, &[])
+    });
+    prop_oneof![8 => instance, 2 => guest, 1 => network]
 }
 
 fn service() -> impl Strategy<Value = Offered> {

@@ -176,6 +176,7 @@ mod tests {
             services: service.map(offered).into_iter().collect(),
             is_node: service.is_none(),
             guest: None,
+            network: None,
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use ipnet::IpNet;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -27,6 +28,8 @@ pub const MAX_RELAYS: usize = 3;
 pub const MAX_OBSERVED: usize = 4;
 /// The maximum number of mapped endpoints in a node record.
 const MAX_MAPPED: usize = 4;
+/// The maximum number of networks in a node record.
+pub const MAX_ROUTES: usize = 32;
 /// The maximum length in bytes of the URL of a stream.
 pub const MAX_STREAM_URL: usize = 256;
 /// The maximum number of words in `speaks` that are read.
@@ -41,8 +44,10 @@ pub const CALLS_1: &str = "calls-1";
 pub const PEER_CALLS_1: &str = "peer-calls-1";
 /// The word of nodes that understand version 1 of policies and keep to the one in force.
 pub const POLICY_1: &str = "policy-1";
+/// The word of nodes that understand policies with routes, and route to the networks in them.
+pub const ROUTES_1: &str = "routes-1";
 /// The words that this version writes into `speaks`.
-pub const SPOKEN: &[&str] = &[PATHS_1, CALLS_1, PEER_CALLS_1, POLICY_1];
+pub const SPOKEN: &[&str] = &[PATHS_1, CALLS_1, PEER_CALLS_1, POLICY_1, ROUTES_1];
 
 /// The mesh: its domain and address plan. There is one such record; its id is [`super::MESH_ID`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -290,6 +295,14 @@ pub struct Node {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub guests: Vec<GuestLease>,
+    /// The networks outside the mesh to which the node offers to route. Those that the policy permits are routed. Records of earlier
+    /// versions have none, and nodes of earlier versions route to none.
+    #[serde(
+        default,
+        deserialize_with = "first::<_, _, MAX_ROUTES>",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub routes: Vec<IpNet>,
 }
 
 /// Where a node relays over TLS.

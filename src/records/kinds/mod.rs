@@ -9,10 +9,10 @@
 //! | `mesh` | mesh key | domain and address plan |
 //! | `token` | mesh key | limits of a join token |
 //! | `revocation` | mesh key | removal of a token or node |
-//! | `policy` | mesh key | who may serve a name, and who may reach it |
+//! | `policy` | mesh key | who may serve a name, who may reach it, and who may route to a network |
 //! | `membership` | token key | admission of a node, with its name and tags |
 //! | `departure` | node's identity key | the node has left for good |
-//! | `node` | node's identity key | WireGuard key, address block, endpoints |
+//! | `node` | node's identity key | WireGuard key, address block, endpoints, networks that it offers |
 //! | `name` | node's identity key | another name than that of its membership |
 //! | `service` | node's identity key | the node's instances of one service |
 //! | `api_revocation`, `guest`, `guest_removal` | mesh key | see [`super::api_revocation`] and [`Guest`] |
@@ -33,9 +33,9 @@ pub use self::guest::{
     Door, GUEST, GUEST_REMOVAL, Guest, GuestLease, MAX_DOORS, MAX_GUEST_TAGS, MAX_GUESTS,
 };
 pub use self::members::{
-    CALLS_1, Departure, MAX_COORDINATORS, MAX_ENDPOINTS, MAX_OBSERVED, MAX_RELAYS, MAX_STREAM_URL,
-    MAX_TAGS, Membership, Mesh, Name, Node, PATHS_1, PEER_CALLS_1, POLICY_1, Revocation,
-    RevokedKind, SPOKEN, StreamOffer, Token,
+    CALLS_1, Departure, MAX_COORDINATORS, MAX_ENDPOINTS, MAX_OBSERVED, MAX_RELAYS, MAX_ROUTES,
+    MAX_STREAM_URL, MAX_TAGS, Membership, Mesh, Name, Node, PATHS_1, PEER_CALLS_1, POLICY_1,
+    ROUTES_1, Revocation, RevokedKind, SPOKEN, StreamOffer, Token,
 };
 pub use self::policy::{MeshPolicy, NotUnderstood};
 pub use self::rules::RecordError;

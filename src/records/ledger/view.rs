@@ -40,6 +40,7 @@ impl Ledger {
             else {
                 continue;
             };
+            netmap.add_routes(&membership.id, &name, &node.routes);
             netmap.members.insert(
                 membership.id,
                 Member {

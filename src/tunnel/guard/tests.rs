@@ -56,6 +56,7 @@ fn subject(node: u8, address: IpAddr, service: Option<(&str, &[(Protocol, u16)])
         tags: vec![label(if node == 1 { "front" } else { "back" })],
         is_node: services.is_none(),
         guest: None,
+        network: None,
         services: services.into_iter().collect(),
     }
 }

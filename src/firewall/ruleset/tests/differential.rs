@@ -76,6 +76,7 @@ impl OneHost {
             addresses: vec![(*address).into(), place_v6(n).0.into()],
             node: node.clone(),
             is_node: n == 0,
+            network: None,
             ..subject
         });
         let subjects: Vec<Subject> = subjects.collect();
@@ -115,6 +116,7 @@ impl OneHost {
             bridges: BTreeMap::from([("docker0".into(), vec![net("172.17.0.0/16")])]),
             mappings: mappings.collect(),
             native,
+            outside: Outside::default(),
             policy: LocalPolicy::of(&table, &addresses),
             v6: Some(v6),
             ..without_containers()

@@ -45,6 +45,7 @@ fn node(wireguard_key: WireGuardKey) -> Record {
         stream: None,
         guest_key: None,
         guests: vec![],
+        routes: vec![],
     })
 }
 

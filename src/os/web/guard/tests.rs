@@ -38,6 +38,7 @@ impl Knowledge for Known {
             }],
             is_node: false,
             guest: None,
+            network: None,
         };
         Ok(Facts {
             place: Place {

@@ -1,0 +1,43 @@
+//! Applies the part of the wanted state that is about networks to which this node routes.
+
+use ipnet::Ipv4Net;
+
+use super::Work;
+use crate::firewall::FirewallState;
+use crate::firewall::docker_user::{self, IPTABLES};
+use crate::firewall::error::KernelError;
+use crate::firewall::kernel::Kernel;
+use crate::firewall::problems::problem;
+use crate::protocol::local::Problem;
+
+impl<K: Kernel> Work<K> {
+    /// Applies the rules in the engine's chain for the networks to which this node routes.
+    pub(super) async fn route_rules(&mut self, state: &FirewallState, problems: &mut Vec<Problem>) {
+        let routes = &state.outside.routes;
+        if routes.is_empty() && self.applied.routed.is_none() {
+            return;
+        }
+        match self.set_route_rules(state.prefix, routes).await {
+            // Without the program there are no rules that it made.
+            Ok(()) | Err(KernelError::NotInstalled(_)) => {}
+            Err(error) => problems.push(problem(
+                "the networks to which this node routes cannot be reached",
+                error.to_string(),
+                "run meshd as root or with the capability CAP_NET_ADMIN; the legacy iptables program needs CAP_NET_RAW too",
+            )),
+        }
+    }
+
+    pub(super) async fn set_route_rules(
+        &mut self,
+        prefix: Ipv4Net,
+        routes: &[Ipv4Net],
+    ) -> Result<(), KernelError> {
+        let listing = self.kernel.filter(IPTABLES).await?;
+        for call in docker_user::route_calls(&listing, prefix, routes) {
+            self.kernel.iptables(IPTABLES, &call).await?;
+        }
+        self.applied.routed = (!routes.is_empty()).then_some(prefix);
+        Ok(())
+    }
+}

@@ -1,0 +1,89 @@
+//! Who has which address of this node's block: containers, services outside the mesh, and guests. Nobody gets an address that another
+//! one has.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+
+use super::Workloads;
+use crate::firewall::Mapped;
+use crate::model::PublicKey;
+use crate::model::address::Block;
+use crate::node::docker::Docker;
+use crate::records::Ledger;
+
+/// Sets the addresses of this node's guests. Returns whether they changed.
+pub(in crate::node) fn set_guests(workloads: &mut Workloads, guests: BTreeSet<Ipv4Addr>) -> bool {
+    let is_changed = guests != workloads.guests;
+    workloads.guests = guests;
+    reserve(workloads);
+    is_changed
+}
+
+/// The addresses that no guest gets, because containers or services outside the mesh have them.
+pub(in crate::node) fn taken(workloads: &Workloads) -> BTreeSet<Ipv4Addr> {
+    let mut taken = leased(workloads);
+    taken.extend(workloads.registry.outside().instances());
+    taken
+}
+
+/// The addresses that are leased to containers.
+fn leased(workloads: &Workloads) -> BTreeSet<Ipv4Addr> {
+    let docker = workloads.docker.iter();
+    let leased = docker.flat_map(|docker| docker.containers.leases.stored().into_values());
+    leased.collect()
+}
+
+/// Leases no address of a guest or of a service outside the mesh to a container.
+fn reserve(workloads: &mut Workloads) {
+    let mut reserved = workloads.registry.outside().instances();
+    reserved.extend(&workloads.guests);
+    if let Some(docker) = &mut workloads.docker {
+        docker.containers.leases.reserve(reserved);
+    }
+}
+
+/// Assigns instance addresses to the services outside the mesh, and returns what is to be mapped.
+pub(super) fn map_outside(workloads: &mut Workloads, block: &Block) -> BTreeMap<Ipv4Addr, Mapped> {
+    let mut taken = leased(workloads);
+    taken.extend(&workloads.guests);
+    let pool = workloads.docker.as_ref().and_then(Docker::pool);
+    let pool = pool.unwrap_or(block.v4);
+    let mapped = workloads.registry.map_outside(block, pool, &taken);
+    reserve(workloads);
+    let mapped = mapped.into_iter().map(|(instance, mapping)| {
+        let mapped = Mapped {
+            container: mapping.target,
+            pid: None,
+            name: mapping.names,
+            ports: Some(mapping.ports),
+        };
+        (instance, mapped)
+    });
+    mapped.collect()
+}
+
+/// The instance addresses that the kernel maps, each with the address to which it leads. `id` is this node.
+pub(super) fn mapped(
+    workloads: &Workloads,
+    ledger: &Ledger,
+    id: &PublicKey,
+) -> BTreeMap<Ipv4Addr, Ipv4Addr> {
+    let Some(state) = workloads.firewall.applied_state() else {
+        // As far as is known, what was published before the start of meshd is still mapped.
+        let instances = ledger.services_of(id).flat_map(|held| &held.instances);
+        let addresses = instances.flat_map(|instance| &instance.addresses);
+        let published: BTreeSet<IpAddr> = addresses.copied().collect();
+        let assigned = workloads.registry.outside().assigned().iter();
+        let assigned = assigned.map(|(target, instance)| (*instance, *target));
+        return assigned
+            .filter(|(instance, _)| published.contains(&IpAddr::V4(*instance)))
+            .collect();
+    };
+    if !workloads.firewall.is_active() {
+        return BTreeMap::new();
+    }
+    let mappings = state.mappings.iter();
+    mappings
+        .map(|(instance, mapped)| (*instance, mapped.container))
+        .collect()
+}
