@@ -12,7 +12,8 @@
 //! the first one of its member. The differences between the clocks are not kept, since the clock of this node may be set meanwhile.
 //!
 //! A member counts the time since the start of its program by a clock that nobody sets. Only after a restart of the member with a
-//! clock that was set back, its calls are refused until the clock has caught up, for an hour at most.
+//! clock that was set back, its calls are refused until the clock has caught up. If the clocks of both nodes were wrong before, that may
+//! never be, so a time is forgotten after two hours: a call of that time is refused for its time from then on.
 
 use std::collections::BTreeMap;
 use std::hash::Hash;
@@ -136,9 +137,12 @@ impl<K: Copy + Ord + Hash> Calls<K> {
     /// Whether a call of `caller` with the time `at` is newer than its last one. Otherwise it is a copy that came by another way, or was
     /// delivered again, and needs no verification.
     #[must_use]
-    pub fn is_newer(&self, caller: &K, at: u64) -> bool {
-        let last = self.callers.get(caller).map(|of| of.last);
-        let last = last.max(self.earlier.get(caller).copied());
+    pub fn is_newer(&self, caller: &K, at: u64, now: Instant) -> bool {
+        let before = self.callers.get(caller);
+        let before = before.filter(|of| is_remembered(of.handled, now));
+        let earlier = self.earlier.get(caller).copied();
+        let earlier = earlier.filter(|_| is_remembered(self.started, now));
+        let last = before.map(|of| of.last).max(earlier);
         last.is_none_or(|last| at > last)
     }
 
@@ -150,14 +154,13 @@ impl<K: Copy + Ord + Hash> Calls<K> {
     /// Whether an authentic call of `caller` with the time `at` is followed. This node's clock shows `wall`. Both are in
     /// milliseconds.
     pub fn admit(&mut self, caller: K, at: u64, wall: u64, now: Instant) -> bool {
-        self.callers
-            .retain(|_, of| now.saturating_duration_since(of.handled) < REMEMBERED_FOR);
-        if now.saturating_duration_since(self.started) >= REMEMBERED_FOR {
+        self.callers.retain(|_, of| is_remembered(of.handled, now));
+        if !is_remembered(self.started, now) {
             self.earlier.clear();
         }
         let late = i128::from(wall) - i128::from(at);
         let most = (MAX_DIFFERENCE + VALID_FOR).as_millis();
-        if late.unsigned_abs() > most || !self.is_newer(&caller, at) {
+        if late.unsigned_abs() > most || !self.is_newer(&caller, at, now) {
             return false;
         }
         let before = self.callers.get(&caller).copied();
@@ -184,6 +187,11 @@ impl<K: Copy + Ord + Hash> Calls<K> {
     }
 }
 
+/// Whether a time counts that was noted `since` then.
+fn is_remembered(since: Instant, now: Instant) -> bool {
+    now.saturating_duration_since(since) < REMEMBERED_FOR
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -206,11 +214,36 @@ mod tests {
             }
         }
 
+        /// Whether a call with this time is newer, so many milliseconds after noon.
+        fn is_newer(&self, caller: u8, at: u64, after: u64) -> bool {
+            let now = self.start + Duration::from_millis(after);
+            self.calls.is_newer(&caller, at, now)
+        }
+
         /// A call with this time arrives so many milliseconds after noon.
         fn arrives(&mut self, at: u64, after: u64) -> bool {
             let now = self.start + Duration::from_millis(after);
             self.calls.admit(1, at, NOON + after, now)
         }
+    }
+
+    #[test]
+    fn times_of_clocks_that_were_wrong_keep_out_no_member_for_longer_than_two_hours() {
+        let year = 365 * 24 * HOUR;
+        let mut world = World::new();
+        world.calls.restore(BTreeMap::from([(1, NOON + year)]));
+        assert!(!world.is_newer(1, NOON, 2 * HOUR) && !world.arrives(NOON, 0));
+        let later = 2 * HOUR + 120 * SECOND;
+        assert!(world.is_newer(1, NOON + later, later));
+        assert!(world.arrives(NOON + later, later));
+        let written = world.calls.unwritten();
+        assert_eq!(written, Some(BTreeMap::from([(1, NOON + later)])));
+        // The same while this node runs.
+        let mut world = World::new();
+        let ahead = NOON + year;
+        assert!(world.calls.admit(1, ahead, ahead, world.start));
+        assert!(!world.is_newer(1, NOON, HOUR) && world.is_newer(1, NOON, later));
+        assert!(world.arrives(NOON + later, later));
     }
 
     #[test]
@@ -231,8 +264,8 @@ mod tests {
         let skewed = NOON + HOUR;
         assert!(world.arrives(skewed, 0));
         assert!(!world.arrives(skewed, 1), "a second time");
-        assert!(!world.calls.is_newer(&1, skewed) && world.calls.is_newer(&1, skewed + 1));
-        assert!(world.calls.is_newer(&2, skewed));
+        assert!(!world.is_newer(1, skewed, 1) && world.is_newer(1, skewed + 1, 1));
+        assert!(world.is_newer(2, skewed, 1));
         assert!(!world.arrives(skewed - 1, 2), "an older one");
         assert!(
             world.arrives(skewed + 10 * SECOND, 39 * SECOND),
@@ -265,7 +298,7 @@ mod tests {
         assert_eq!(world.calls.unwritten(), None);
         let mut again = World::new();
         again.calls.restore(written.clone());
-        assert!(!again.calls.is_newer(&1, NOON) && !again.arrives(NOON, 60 * SECOND));
+        assert!(!again.is_newer(1, NOON, 0) && !again.arrives(NOON, 60 * SECOND));
         // The clock of this node was set meanwhile, which does no harm to the next call.
         assert!(again.arrives(NOON + SECOND, 1800 * SECOND));
         let next = again.calls.unwritten();

@@ -284,7 +284,7 @@ fn judge(
     now: Instant,
 ) -> CallResult {
     let received = &mut calling.received;
-    if !received.is_newer(from, call.at) {
+    if !received.is_newer(from, call.at, now) {
         return CallResult::Repeated;
     }
     let wall = unix_milliseconds(clock::wall());
