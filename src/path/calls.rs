@@ -24,7 +24,7 @@ use crate::model::rate::{Quota, Rate};
 /// How long a call is valid.
 const VALID_FOR: Duration = Duration::from_secs(30);
 /// How far the clocks of two nodes may differ.
-const MAX_DIFFERENCE: Duration = Duration::from_secs(3600);
+pub const MAX_DIFFERENCE: Duration = Duration::from_secs(3600);
 /// How long the last call of a member is remembered: older calls are refused for their time from then on.
 const REMEMBERED_FOR: Duration = Duration::from_secs(2 * 3600 + 60);
 /// The maximum number of members that are remembered. The one that did not call for the longest time is forgotten.
