@@ -11,9 +11,10 @@
 //! The times of the last calls are kept on disk, or else who passed on a call could deliver it once more after a restart of this node, as
 //! the first one of its member. The differences between the clocks are not kept, since the clock of this node may be set meanwhile.
 //!
-//! A member counts the time since the start of its program by a clock that nobody sets. Only after a restart of the member with a
-//! clock that was set back, its calls are refused until the clock has caught up. If the clocks of both nodes were wrong before, that may
-//! never be, so a time is forgotten after two hours: a call of that time is refused for its time from then on.
+//! If the clock of this node is set, the differences change with it. The time of a member's calls does not go back while its program runs.
+//! Only after a restart of the member with a clock that was set back, its calls are refused until the clock has caught up. If the clocks of
+//! both nodes were wrong before, that may never be, so a time is forgotten after two hours: a call of that time is refused for its time
+//! from then on.
 
 use std::collections::BTreeMap;
 use std::hash::Hash;
@@ -25,6 +26,8 @@ use crate::model::rate::{Quota, Rate};
 const VALID_FOR: Duration = Duration::from_secs(30);
 /// How far the clocks of two nodes may differ.
 pub const MAX_DIFFERENCE: Duration = Duration::from_secs(3600);
+/// A clock was set if it has moved by more than this against the one that nobody sets.
+const CLOCK_STEP: Duration = Duration::from_secs(1);
 /// How long the last call of a member is remembered: older calls are refused for their time from then on.
 const REMEMBERED_FOR: Duration = Duration::from_secs(2 * 3600 + 60);
 /// The maximum number of members that are remembered. The one that did not call for the longest time is forgotten.
@@ -69,6 +72,8 @@ pub struct Calls<K> {
     /// The times of the last calls before this program started.
     earlier: BTreeMap<K, u64>,
     started: Instant,
+    /// What this node's clock showed when this program started, in milliseconds, as it is set now.
+    wall_at_start: Option<i128>,
     /// Whether the file with the times of the last calls is out of date.
     is_unwritten: bool,
 }
@@ -93,6 +98,7 @@ impl<K: Copy + Ord + Hash> Calls<K> {
             passed: Quota::new(PASSED_OF_MEMBER, MAX_COUNTED, PASSED, now),
             earlier: BTreeMap::new(),
             started: now,
+            wall_at_start: None,
             is_unwritten: false,
         }
     }
@@ -158,6 +164,7 @@ impl<K: Copy + Ord + Hash> Calls<K> {
         if !is_remembered(self.started, now) {
             self.earlier.clear();
         }
+        self.follow_clock(wall, now);
         let late = i128::from(wall) - i128::from(at);
         let most = (MAX_DIFFERENCE + VALID_FOR).as_millis();
         if late.unsigned_abs() > most || !self.is_newer(&caller, at, now) {
@@ -184,6 +191,20 @@ impl<K: Copy + Ord + Hash> Calls<K> {
         self.callers.insert(caller, caller_of);
         self.is_unwritten = true;
         true
+    }
+}
+
+impl<K> Calls<K> {
+    /// This node's clock shows `wall`. If it was set since the call before, its differences from the clocks of members have changed as much.
+    /// While a machine is suspended, the other clock stands, so a call may be late by that time once.
+    fn follow_clock(&mut self, wall: u64, now: Instant) {
+        let elapsed = now.saturating_duration_since(self.started).as_millis() as i128;
+        let wall_at_start = i128::from(wall) - elapsed;
+        let moved = wall_at_start - *self.wall_at_start.get_or_insert(wall_at_start);
+        if moved.unsigned_abs() > CLOCK_STEP.as_millis() {
+            self.wall_at_start = Some(wall_at_start);
+            self.callers.values_mut().for_each(|of| of.least += moved);
+        }
     }
 }
 
@@ -225,6 +246,24 @@ mod tests {
             let now = self.start + Duration::from_millis(after);
             self.calls.admit(1, at, NOON + after, now)
         }
+    }
+
+    #[test]
+    fn a_clock_of_this_node_that_is_set_keeps_out_no_member_and_lets_no_late_call_in() {
+        let mut world = World::new();
+        assert!(world.arrives(NOON, 0));
+        let mut arrives = |at: u64, after: u64, ahead: i64| {
+            let now = world.start + Duration::from_secs(after);
+            let wall = (NOON + after * SECOND).saturating_add_signed(ahead * 1000);
+            world.calls.admit(1, NOON + at * SECOND, wall, now)
+        };
+        // It is set forward by ten minutes.
+        assert!(arrives(60, 60, 600));
+        assert!(!arrives(120, 151, 600), "31 s late");
+        // It is set back by twenty minutes.
+        assert!(arrives(200, 200, -600));
+        assert!(!arrives(210, 241, -600), "31 s late");
+        assert!(arrives(250, 279, -600), "29 s late");
     }
 
     #[test]
