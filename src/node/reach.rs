@@ -22,6 +22,7 @@ use crate::path::relays::{MeasuredRelay, OwnRelays};
 use crate::protocol::local::Problem;
 use crate::protocol::path_messages::{Candidate, CandidateKind, MAX_CANDIDATES, Paths};
 use crate::records::kinds::MAX_ENDPOINTS;
+use crate::tunnel::PathReport;
 use crate::tunnel::relay::RelayLimit;
 
 /// How often the names in `[path] advertise` are looked up: the address at a home changes about once a day.
@@ -269,9 +270,9 @@ impl Reach {
     }
 
     /// The addresses of this host that peers were told and that are not among those `listed` now. Addresses of containers and of other
-    /// tunnels, which come and go, were not told.
+    /// tunnels, which come and go, were not told. If none is listed, no peer can be told either, and perhaps the list failed.
     pub(super) fn lost(&self, listed: &BTreeSet<IpAddr>) -> Vec<IpAddr> {
-        let own = self.own.candidates.iter();
+        let own = self.own.candidates.iter().filter(|_| !listed.is_empty());
         let own = own.filter(|candidate| candidate.kind == CandidateKind::Host);
         let addresses = own.map(|candidate| candidate.address.ip());
         addresses.filter(|own| !listed.contains(own)).collect()
@@ -325,6 +326,24 @@ impl Reach {
         });
         problems.collect()
     }
+}
+
+/// Whether the peer with these paths may send to one of the addresses `lost` of this host, which has the addresses `listed`. Behind
+/// address translation, the peer sees none of them. Where it sees one, the others may go: many hosts change an IPv6 address each day.
+pub(super) fn sends_to_lost(
+    report: &PathReport,
+    lost: &[IpAddr],
+    listed: &BTreeSet<IpAddr>,
+) -> bool {
+    let mut paths = report.paths.iter();
+    let primary = paths.find(|seen| Some(seen.path) == report.primary);
+    let Some((seen, to)) =
+        primary.and_then(|primary| Some((primary.seen, primary.path.endpoint()?)))
+    else {
+        return false;
+    };
+    let is_kept = seen.is_some_and(|seen| listed.contains(&seen.ip()));
+    !is_kept && lost.iter().any(|own| own.is_ipv4() == to.is_ipv4())
 }
 
 fn host_address(interface: &Interface) -> HostAddress<'_> {
@@ -395,7 +414,9 @@ async fn look_up(entries: &[NamedAddress], before: &Lookup) -> Lookup {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{NodeAddress, Path};
     use crate::testbed::records::{id, plan};
+    use crate::tunnel::RoundTrip;
 
     const START: RelayLimit = RelayLimit {
         bits_per_second: 1_000_000,
@@ -507,6 +528,31 @@ mod tests {
         let lost = reach.lost(&listed(&["192.168.1.10", "10.0.0.1"]));
         assert!(lost.is_empty(), "{lost:?}");
         assert_eq!(reach.lost(&listed(&["192.168.1.11", "172.17.0.1"])), own);
+        assert_eq!(reach.lost(&listed(&[])), [] as [IpAddr; 0]);
+    }
+
+    #[test]
+    fn a_peer_that_sees_another_address_of_this_host_is_not_told_that_one_is_lost() {
+        let ip = |text: &str| text.parse::<IpAddr>().expect("a literal");
+        let (old, new) = (ip("2001:db8::1"), ip("2001:db8::2"));
+        let listed = BTreeSet::from([new, ip("192.168.1.10")]);
+        let trip = RoundTrip {
+            at: Instant::now(),
+            took: Duration::from_millis(1),
+        };
+        let sends = |to: Path, seen: Option<IpAddr>| {
+            let mut report = PathReport::of(to, trip, None);
+            report.paths[0].seen = seen.map(|seen| (seen, 51820).into());
+            sends_to_lost(&report, &[old], &listed)
+        };
+        let v6 = Path::Direct(at("[2001:db8::7]:51820"));
+        assert!(sends(v6, Some(old)), "it sees the address that is lost");
+        assert!(sends(v6, Some(ip("2001:db8:ff::1"))), "it sees a router");
+        assert!(sends(v6, None), "it has not said what it sees");
+        assert!(!sends(v6, Some(new)));
+        assert!(!sends(Path::Direct(at("192.0.2.7:51820")), Some(old)));
+        let relay = Path::Relay(NodeAddress([10, 210, 1, 1].into()));
+        assert!(!sends(relay, None));
     }
 
     #[test]

@@ -11,8 +11,10 @@
 //! The times of the last calls are kept on disk, or else who passed on a call could deliver it once more after a restart of this node, as
 //! the first one of its member. The differences between the clocks are not kept, since the clock of this node may be set meanwhile.
 //!
-//! A member counts the time since the start of its program by a clock that nobody sets. Only after a restart of the member with a
-//! clock that was set back, its calls are refused until the clock has caught up, for an hour at most.
+//! If the clock of this node is set, the differences change with it. The time of a member's calls does not go back while its program runs.
+//! Only after a restart of the member with a clock that was set back, its calls are refused until the clock has caught up. If the clocks of
+//! both nodes were wrong before, that may never be, so a time is forgotten after two hours: a call of that time is refused for its time
+//! from then on.
 
 use std::collections::BTreeMap;
 use std::hash::Hash;
@@ -23,7 +25,9 @@ use crate::model::rate::{Quota, Rate};
 /// How long a call is valid.
 const VALID_FOR: Duration = Duration::from_secs(30);
 /// How far the clocks of two nodes may differ.
-const MAX_DIFFERENCE: Duration = Duration::from_secs(3600);
+pub const MAX_DIFFERENCE: Duration = Duration::from_secs(3600);
+/// A clock was set if it has moved by more than this against the one that nobody sets.
+const CLOCK_STEP: Duration = Duration::from_secs(1);
 /// How long the last call of a member is remembered: older calls are refused for their time from then on.
 const REMEMBERED_FOR: Duration = Duration::from_secs(2 * 3600 + 60);
 /// The maximum number of members that are remembered. The one that did not call for the longest time is forgotten.
@@ -68,6 +72,8 @@ pub struct Calls<K> {
     /// The times of the last calls before this program started.
     earlier: BTreeMap<K, u64>,
     started: Instant,
+    /// What this node's clock showed when this program started, in milliseconds, as it is set now.
+    wall_at_start: Option<i128>,
     /// Whether the file with the times of the last calls is out of date.
     is_unwritten: bool,
 }
@@ -92,6 +98,7 @@ impl<K: Copy + Ord + Hash> Calls<K> {
             passed: Quota::new(PASSED_OF_MEMBER, MAX_COUNTED, PASSED, now),
             earlier: BTreeMap::new(),
             started: now,
+            wall_at_start: None,
             is_unwritten: false,
         }
     }
@@ -136,9 +143,12 @@ impl<K: Copy + Ord + Hash> Calls<K> {
     /// Whether a call of `caller` with the time `at` is newer than its last one. Otherwise it is a copy that came by another way, or was
     /// delivered again, and needs no verification.
     #[must_use]
-    pub fn is_newer(&self, caller: &K, at: u64) -> bool {
-        let last = self.callers.get(caller).map(|of| of.last);
-        let last = last.max(self.earlier.get(caller).copied());
+    pub fn is_newer(&self, caller: &K, at: u64, now: Instant) -> bool {
+        let before = self.callers.get(caller);
+        let before = before.filter(|of| is_remembered(of.handled, now));
+        let earlier = self.earlier.get(caller).copied();
+        let earlier = earlier.filter(|_| is_remembered(self.started, now));
+        let last = before.map(|of| of.last).max(earlier);
         last.is_none_or(|last| at > last)
     }
 
@@ -150,14 +160,14 @@ impl<K: Copy + Ord + Hash> Calls<K> {
     /// Whether an authentic call of `caller` with the time `at` is followed. This node's clock shows `wall`. Both are in
     /// milliseconds.
     pub fn admit(&mut self, caller: K, at: u64, wall: u64, now: Instant) -> bool {
-        self.callers
-            .retain(|_, of| now.saturating_duration_since(of.handled) < REMEMBERED_FOR);
-        if now.saturating_duration_since(self.started) >= REMEMBERED_FOR {
+        self.callers.retain(|_, of| is_remembered(of.handled, now));
+        if !is_remembered(self.started, now) {
             self.earlier.clear();
         }
+        self.follow_clock(wall, now);
         let late = i128::from(wall) - i128::from(at);
         let most = (MAX_DIFFERENCE + VALID_FOR).as_millis();
-        if late.unsigned_abs() > most || !self.is_newer(&caller, at) {
+        if late.unsigned_abs() > most || !self.is_newer(&caller, at, now) {
             return false;
         }
         let before = self.callers.get(&caller).copied();
@@ -184,6 +194,25 @@ impl<K: Copy + Ord + Hash> Calls<K> {
     }
 }
 
+impl<K> Calls<K> {
+    /// This node's clock shows `wall`. If it was set since the call before, its differences from the clocks of members have changed as much.
+    /// While a machine is suspended, the other clock stands, so a call may be late by that time once.
+    fn follow_clock(&mut self, wall: u64, now: Instant) {
+        let elapsed = now.saturating_duration_since(self.started).as_millis() as i128;
+        let wall_at_start = i128::from(wall) - elapsed;
+        let moved = wall_at_start - *self.wall_at_start.get_or_insert(wall_at_start);
+        if moved.unsigned_abs() > CLOCK_STEP.as_millis() {
+            self.wall_at_start = Some(wall_at_start);
+            self.callers.values_mut().for_each(|of| of.least += moved);
+        }
+    }
+}
+
+/// Whether a time counts that was noted `since` then.
+fn is_remembered(since: Instant, now: Instant) -> bool {
+    now.saturating_duration_since(since) < REMEMBERED_FOR
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -206,11 +235,54 @@ mod tests {
             }
         }
 
+        /// Whether a call with this time is newer, so many milliseconds after noon.
+        fn is_newer(&self, caller: u8, at: u64, after: u64) -> bool {
+            let now = self.start + Duration::from_millis(after);
+            self.calls.is_newer(&caller, at, now)
+        }
+
         /// A call with this time arrives so many milliseconds after noon.
         fn arrives(&mut self, at: u64, after: u64) -> bool {
             let now = self.start + Duration::from_millis(after);
             self.calls.admit(1, at, NOON + after, now)
         }
+    }
+
+    #[test]
+    fn a_clock_of_this_node_that_is_set_keeps_out_no_member_and_lets_no_late_call_in() {
+        let mut world = World::new();
+        assert!(world.arrives(NOON, 0));
+        let mut arrives = |at: u64, after: u64, ahead: i64| {
+            let now = world.start + Duration::from_secs(after);
+            let wall = (NOON + after * SECOND).saturating_add_signed(ahead * 1000);
+            world.calls.admit(1, NOON + at * SECOND, wall, now)
+        };
+        // It is set forward by ten minutes.
+        assert!(arrives(60, 60, 600));
+        assert!(!arrives(120, 151, 600), "31 s late");
+        // It is set back by twenty minutes.
+        assert!(arrives(200, 200, -600));
+        assert!(!arrives(210, 241, -600), "31 s late");
+        assert!(arrives(250, 279, -600), "29 s late");
+    }
+
+    #[test]
+    fn times_of_clocks_that_were_wrong_keep_out_no_member_for_longer_than_two_hours() {
+        let year = 365 * 24 * HOUR;
+        let mut world = World::new();
+        world.calls.restore(BTreeMap::from([(1, NOON + year)]));
+        assert!(!world.is_newer(1, NOON, 2 * HOUR) && !world.arrives(NOON, 0));
+        let later = 2 * HOUR + 120 * SECOND;
+        assert!(world.is_newer(1, NOON + later, later));
+        assert!(world.arrives(NOON + later, later));
+        let written = world.calls.unwritten();
+        assert_eq!(written, Some(BTreeMap::from([(1, NOON + later)])));
+        // The same while this node runs.
+        let mut world = World::new();
+        let ahead = NOON + year;
+        assert!(world.calls.admit(1, ahead, ahead, world.start));
+        assert!(!world.is_newer(1, NOON, HOUR) && world.is_newer(1, NOON, later));
+        assert!(world.arrives(NOON + later, later));
     }
 
     #[test]
@@ -231,8 +303,8 @@ mod tests {
         let skewed = NOON + HOUR;
         assert!(world.arrives(skewed, 0));
         assert!(!world.arrives(skewed, 1), "a second time");
-        assert!(!world.calls.is_newer(&1, skewed) && world.calls.is_newer(&1, skewed + 1));
-        assert!(world.calls.is_newer(&2, skewed));
+        assert!(!world.is_newer(1, skewed, 1) && world.is_newer(1, skewed + 1, 1));
+        assert!(world.is_newer(2, skewed, 1));
         assert!(!world.arrives(skewed - 1, 2), "an older one");
         assert!(
             world.arrives(skewed + 10 * SECOND, 39 * SECOND),
@@ -265,7 +337,7 @@ mod tests {
         assert_eq!(world.calls.unwritten(), None);
         let mut again = World::new();
         again.calls.restore(written.clone());
-        assert!(!again.calls.is_newer(&1, NOON) && !again.arrives(NOON, 60 * SECOND));
+        assert!(!again.is_newer(1, NOON, 0) && !again.arrives(NOON, 60 * SECOND));
         // The clock of this node was set meanwhile, which does no harm to the next call.
         assert!(again.arrives(NOON + SECOND, 1800 * SECOND));
         let next = again.calls.unwritten();

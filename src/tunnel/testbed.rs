@@ -84,6 +84,15 @@ pub enum Arrival {
     Dropped,
 }
 
+/// What a datagram is that tests a size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SizeTest {
+    /// A probe of the peer, by the session with this number.
+    Probe(u8),
+    /// The answer to the probe with this number.
+    Answer(u64),
+}
+
 impl BareTunnel {
     /// A tunnel without peers. It relays for the others within the limit, if there is one. `seed` is that of the relay's tags.
     #[must_use]
@@ -260,12 +269,12 @@ impl BareTunnel {
         self.add_news(peer, established.is_some());
     }
 
-    /// A message about paths arrived from there. Returns its answer, and where that goes.
+    /// A message about paths arrived from there, by the session with this number. Returns its answer, and where that goes.
     pub fn handle_message(
         &mut self,
         peer: NodeAddress,
         origin: Origin,
-        payload: &[u8],
+        (payload, session): (&[u8], u8),
         now: Instant,
     ) -> Option<(PathMessage, Hop)> {
         let state = self.peers.get(&peer)?;
@@ -274,8 +283,7 @@ impl BareTunnel {
             let asked = (IpAddr::V4(peer.0), probe);
             let echo = incoming::echo_of(&self.relaying, asked, origin.0, now);
             let mut state = state.lock();
-            // The initiator of a session of the simulation begins it with a keepalive, which ends each wait.
-            state.paths.wait.handle_probe(0);
+            state.paths.wait.handle_probe(session);
             let to = state.paths.endpoint_of(&origin.path())?;
             let message = Message::Echo(echo);
             let answer = PathMessage { nonce, message };
@@ -286,16 +294,20 @@ impl BareTunnel {
         None
     }
 
-    /// The answer to a probe that tests a size arrived.
-    pub fn handle_sized_answer(
+    /// A datagram that tests a size arrived from there.
+    pub fn handle_size_test(
         &mut self,
         peer: NodeAddress,
         origin: Origin,
-        nonce: u64,
+        test: SizeTest,
         now: Instant,
     ) {
         let Some(state) = self.peers.get(&peer) else {
             return;
+        };
+        let nonce = match test {
+            SizeTest::Probe(session) => return state.lock().paths.wait.handle_probe(session),
+            SizeTest::Answer(nonce) => nonce,
         };
         let mut probes = state.probes();
         let rtt = probes.round_trip(nonce, now);

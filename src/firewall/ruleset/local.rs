@@ -192,7 +192,11 @@ impl LocalRules {
         // The ends of a connection, as connection tracking has them: the source, and the server after translation.
         let ends = format!("ct original {ip} saddr . ct reply {ip} saddr");
         let server = format!("ct reply {ip} saddr");
-        let mut rules = vec![format!("ct state related meta l4proto {icmp} return")];
+        let others = self.family.others();
+        let mut rules = vec![
+            format!("ct state related meta l4proto {icmp} return"),
+            format!("ct direction reply {others} goto other_answers"),
+        ];
         rules.extend(self.returns(&ends, "between"));
         rules.push(format!("ct original {ip} saddr @members goto from_members"));
         rules.extend(self.returns(&server, "from_node"));
@@ -201,6 +205,7 @@ impl LocalRules {
         let mut rules = self.returns(&server, "from_members").to_vec();
         rules.push("goto prohibited".into());
         chain(text, "from_members", "", &rules);
+        chain(text, "other_answers", "", &self.other_answers());
         // With br_netfilter, which Docker loads, the kernel does not translate a reset, so the client would ignore it. It does translate
         // an ICMP error. Such an error ends an attempt to connect at once, but no established connection.
         let prohibited = [
@@ -208,7 +213,6 @@ impl LocalRules {
             format!("reject with {icmp} type admin-prohibited"),
         ];
         chain(text, "prohibited", "", &prohibited);
-        let others = self.family.others();
         chain(
             text,
             "to_node",
@@ -216,7 +220,7 @@ impl LocalRules {
             &[
                 format!("{ip} daddr != {} accept", self.node),
                 format!("{ip} saddr != @members accept"),
-                "ct direction reply accept".to_owned(),
+                format!("ct direction reply meta l4proto {{ {icmp}, tcp, udp }} accept"),
                 // The node resolves names for its containers.
                 format!("meta l4proto {{ tcp, udp }} th dport {DNS} accept"),
                 format!("{icmp} type != echo-request accept"),
@@ -228,6 +232,25 @@ impl LocalRules {
                 "drop".to_owned(),
             ],
         );
+    }
+
+    /// The rules about answers of protocols without ports. As in the tunnel they need a rule of their own, because the kernel takes for an
+    /// answer whatever the server sends to the client. So the server is the one that asks here.
+    fn other_answers(&self) -> [String; 7] {
+        let ip = self.family.ip();
+        let (client, server) = (
+            format!("ct original {ip} saddr"),
+            format!("ct reply {ip} saddr"),
+        );
+        [
+            format!("{server} . {client} @between_all return"),
+            format!("{server} . {client} @between_others return"),
+            format!("{server} @members {client} @from_members_all return"),
+            format!("{server} @members {client} @from_members_others return"),
+            format!("{client} != @members {server} @to_node_all return"),
+            format!("{client} != @members {server} @to_node_others return"),
+            "goto prohibited".to_owned(),
+        ]
     }
 
     /// The sets and the chain for the table of bridges. Empty if no container has a mesh address of its own, which is an IPv4 address.

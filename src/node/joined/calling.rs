@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::{JoinedNode, messages, relaying};
 use crate::model::address::is_public;
-use crate::model::time::unix_milliseconds;
+use crate::model::time::{Now, unix_milliseconds};
 use crate::model::{Path, PublicKey};
 use crate::node::calling::Calling;
 use crate::os::clock;
@@ -34,7 +34,8 @@ pub(super) fn poll(node: &mut JoinedNode, now: Instant) {
     calling.log.retain(|id| members.contains_key(id));
     for peer in calling.punching.poll(&unreached, |_| true, is_counted, now) {
         let by = peers_to(node, &peer);
-        if let Some(at) = node.device.calling.send(now) {
+        let clocks = by_both_clocks(now);
+        if let Some(at) = node.device.calling.send(clocks) {
             call(node, &peer, (true, at), &by, now);
         }
     }
@@ -59,6 +60,14 @@ pub(super) fn poll_timeout(node: &JoinedNode, now: Instant) -> Option<Instant> {
 pub(in crate::node) fn may_call(node: &JoinedNode) -> bool {
     let is_connected = node.replica.link().is_connected();
     !node.replica.is_out() && (is_connected || common_peers(node).next().is_some())
+}
+
+/// The time `now` by both clocks.
+fn by_both_clocks(now: Instant) -> Now {
+    Now {
+        monotonic: now,
+        wall: clock::wall(),
+    }
 }
 
 /// The members that are tried in vain, and that follow calls.
@@ -250,7 +259,7 @@ fn handle_call_by(
     let mut addresses = call.candidates.clone();
     addresses.retain(|address| mesh.is_outside(address));
     let answered_at = match steps.answer {
-        true => node.device.calling.answer(from, now),
+        true => node.device.calling.answer(from, by_both_clocks(now)),
         false => None,
     };
     // A member that asks and gets no answer does not send, so the router would be opened in vain.
@@ -284,7 +293,7 @@ fn judge(
     now: Instant,
 ) -> CallResult {
     let received = &mut calling.received;
-    if !received.is_newer(from, call.at) {
+    if !received.is_newer(from, call.at, now) {
         return CallResult::Repeated;
     }
     let wall = unix_milliseconds(clock::wall());

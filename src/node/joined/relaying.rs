@@ -1,11 +1,12 @@
 //! Relays and punches: passes what peers say about them between the tunnel, the paths, and the record of this node.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::{JoinedNode, mapping, messages, pinhole};
 use crate::model::{NodeAddress, Path, PublicKey};
-use crate::node::reach::Witness;
+use crate::node::reach::{Witness, sends_to_lost};
 use crate::node::state::Identity;
 use crate::path::relays::MeasuredRelay;
 use crate::protocol::path_messages::{ByeReason, MAX_RELAYS, Message, Paths, RelayRoundTrip};
@@ -138,19 +139,19 @@ pub(super) fn say_bye(identity: &Identity, netmap: &Netmap, tunnel: &Tunnel) {
     }
 }
 
-/// This host does not have the addresses `lost` any more. Tells the peers that are reached directly by such an address, since they send
-/// to it in vain, and would notice that only after a while.
-pub(super) fn say_roaming(node: &JoinedNode, lost: &[IpAddr]) {
-    let (id, steering) = (node.id(), node.device.tunnel.steering());
-    let is_concerned = |member: &&Member| {
-        let report = steering.report(&member.wireguard_key.0);
-        let primary = report.and_then(|report| report.primary?.endpoint());
-        let is_of_family = |to: SocketAddr| lost.iter().any(|own| own.is_ipv4() == to.is_ipv4());
-        member.speaks_paths && member.id != id && primary.is_some_and(is_of_family)
-    };
+/// This host has the addresses `listed` from now on. Tells the peers that send to one which it has lost, since they would notice that
+/// only after a while.
+pub(super) fn say_roaming(node: &JoinedNode, listed: &BTreeSet<IpAddr>) {
+    let lost = node.device.reach.lost(listed);
     if lost.is_empty() {
         return;
     }
+    let (id, steering) = (node.id(), node.device.tunnel.steering());
+    let is_concerned = |member: &&Member| {
+        let report = steering.report(&member.wireguard_key.0);
+        let sends_there = report.is_some_and(|report| sends_to_lost(&report, &lost, listed));
+        member.speaks_paths && member.id != id && sends_there
+    };
     for member in node.netmap.members.values().filter(is_concerned) {
         let bye = Message::Bye(ByeReason::Roaming);
         messages::send(&node.device.tunnel, &node.identity, member, bye, None);

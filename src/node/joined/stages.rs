@@ -170,7 +170,7 @@ impl Stages for JoinedNode {
         let listed = routable(&interfaces, own);
         if listed != routable(&self.device.interfaces, own) {
             let now = Instant::now();
-            relaying::say_roaming(self, &self.device.reach.lost(&listed));
+            relaying::say_roaming(self, &listed);
             self.paths.handle_network_changed(now);
             self.device.reach.handle_network_changed(now);
             self.device.pinhole.state.handle_network_changed(now);

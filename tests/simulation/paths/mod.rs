@@ -44,7 +44,7 @@ mod world;
 use std::time::Duration;
 
 use self::nat::Kind;
-use self::plan::Plan;
+use self::plan::{Fault, Plan, Traffic};
 use self::world::{Outcome, World};
 use super::random::Random;
 use super::{seeds, setting};
@@ -110,6 +110,31 @@ fn a_direct_path_is_found_for_few_bytes_over_the_relay() {
                 bytes > 0 && bytes <= MAX_BYTES_OF_PUNCH,
                 "{kind:?}, seed {seed}: {bytes}"
             );
+        }
+    }
+}
+
+#[test]
+fn loss_in_one_direction_moves_both_ends_to_the_relay_within_moments_and_they_stay_there() {
+    let (cut, moments) = (Duration::from_secs(30), Duration::from_millis(1500));
+    for seed in 0..10 {
+        let mut random = Random::new(seed);
+        let mut plan = Plan::of_pair([Kind::Cone; 2], &mut random);
+        for site in &mut plan.sites {
+            site.delay = Duration::from_millis(5);
+        }
+        plan.traffic = vec![(1, 2, Traffic::Every(Duration::from_millis(20)))];
+        plan.faults = vec![(cut, Fault::CutOneWay(1, 2))];
+        plan.end = Duration::from_secs(150);
+        let mut world = World::with_plan(plan, random);
+        world.run_until(cut - Duration::from_millis(1));
+        assert!(world.are_direct(1, 2), "seed {seed}");
+        // The end that hears nothing moves first. From then on the other one hears probes by the direct path, and nothing else.
+        let mut at = cut + moments;
+        while at < cut + Duration::from_secs(60) {
+            world.run_until(at);
+            assert!(world.are_relayed(1, 2), "seed {seed}, {at:?}");
+            at += Duration::from_millis(500);
         }
     }
 }

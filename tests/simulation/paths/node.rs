@@ -20,7 +20,7 @@ use meshd::protocol::path_messages::{
 };
 use meshd::tunnel::PathReport;
 use meshd::tunnel::relay::RelayLimit;
-use meshd::tunnel::testbed::{Arrival, BareTunnel, Hop, Origin};
+use meshd::tunnel::testbed::{Arrival, BareTunnel, Hop, Origin, SizeTest};
 
 use super::network::{Datagram, TTL};
 use super::wireguard::{Inner, Kind, Message, Opened, Sessions, Tick};
@@ -626,19 +626,31 @@ impl Node {
             Opened::Data(inner) => {
                 self.tunnel.handle_received(of, origin, time);
                 self.send_waiting(peer, origin, now);
-                self.handle_inner(peer, inner, origin, now);
+                let session = message.kind.session();
+                self.handle_inner(peer, (inner, session), origin, now);
             }
         }
     }
 
-    fn handle_inner(&mut self, peer: usize, inner: Inner, origin: Origin, now: At) {
+    fn handle_inner(
+        &mut self,
+        peer: usize,
+        (inner, session): (Inner, u8),
+        origin: Origin,
+        now: At,
+    ) {
         let (of, time) = (address(peer), self.at(now));
         match inner {
             Inner::Packet => self.out.push(Output::Received(peer)),
             Inner::Keepalive => {}
-            Inner::Sized(nonce, _) => self.seal_back(peer, Inner::SizedAnswer(nonce), origin, now),
+            Inner::Sized(nonce, _) => {
+                let test = SizeTest::Probe(session);
+                self.tunnel.handle_size_test(of, origin, test, time);
+                self.seal_back(peer, Inner::SizedAnswer(nonce), origin, now);
+            }
             Inner::SizedAnswer(nonce) => {
-                self.tunnel.handle_sized_answer(of, origin, nonce, time);
+                let test = SizeTest::Answer(nonce);
+                self.tunnel.handle_size_test(of, origin, test, time);
             }
             Inner::PathMessage(bytes) => {
                 if let Ok(PathMessage {
@@ -650,7 +662,8 @@ impl Node {
                     let addresses = paths.candidates.iter().map(|c| c.address);
                     self.out.push(Output::Consent(peer, addresses.collect()));
                 }
-                let echo = self.tunnel.handle_message(of, origin, &bytes, time);
+                let payload = (&bytes[..], session);
+                let echo = self.tunnel.handle_message(of, origin, payload, time);
                 if let Some((echo, hop)) = echo {
                     self.send_path_message(peer, hop, echo.nonce, echo.message, false, now);
                 }

@@ -37,6 +37,12 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
+    /// The number of the session, as `src/tunnel/noise.rs` reads it from a datagram: its lowest byte.
+    pub(crate) fn session(&self) -> u8 {
+        let (Self::Initiation(number, _) | Self::Response(number) | Self::Data(number, _)) = self;
+        number.to_le_bytes()[0]
+    }
+
     /// The size of the datagram in bytes, without a frame.
     pub(crate) fn size(&self) -> usize {
         match self {

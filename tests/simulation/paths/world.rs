@@ -6,6 +6,8 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use meshd::model::Path;
+
 use super::invariants::{FOUND_WITHIN, FOUND_WITHIN_LOSS, Watched};
 use super::network::{Datagram, Network, Sent, VICTIM};
 use super::node::{Node, Output, Record};
@@ -195,9 +197,18 @@ impl World {
 
     /// Whether both nodes send to each other without a relay.
     pub(crate) fn are_direct(&self, one: usize, other: usize) -> bool {
+        self.both_use(one, other, |path| path.relay().is_none())
+    }
+
+    /// Whether both nodes send to each other through a relay.
+    pub(crate) fn are_relayed(&self, one: usize, other: usize) -> bool {
+        self.both_use(one, other, |path| path.relay().is_some())
+    }
+
+    fn both_use(&self, one: usize, other: usize, is_meant: impl Fn(&Path) -> bool) -> bool {
         [(one, other), (other, one)].iter().all(|(node, peer)| {
             let path = self.watch.primary(*node, *peer);
-            path.is_some_and(|path| path.relay().is_none())
+            path.is_some_and(|path| is_meant(&path))
         })
     }
 
