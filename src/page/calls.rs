@@ -131,7 +131,7 @@ mod tests {
         for call in OF_NODE.iter().chain(OF_COORDINATOR) {
             assert!(call.path.starts_with("/page/view/"), "{}", call.path);
             assert_eq!(call.method, "GET", "{}", call.path);
-            assert!(call.scope.as_str().ends_with(":read"), "{}", call.path);
+            assert!(call.scope.to_string().ends_with(":read"), "{}", call.path);
         }
     }
 

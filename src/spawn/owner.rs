@@ -169,6 +169,8 @@ mod tests {
             node: label("ci-1"),
             tags: vec![label("build")],
             services: services.iter().map(offered).collect(),
+            guest: None,
+            network: None,
             is_node: false,
         };
         ApiCaller {

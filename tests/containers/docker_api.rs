@@ -689,7 +689,7 @@ impl Bodies {
         });
         for _ in 0..self.below(4) {
             let (path, values) = *self.one(CHANGES);
-            let value: Value = serde_json::from_str(self.one(values)).expect("JSON");
+            let value: Value = serde_json::from_str(self.one::<&str>(values)).expect("JSON");
             let path = self.spelled(path);
             set(&mut body, &path, value);
         }

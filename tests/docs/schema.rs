@@ -77,7 +77,7 @@ const MESSAGES: [(&str, &str); 9] = [
     ("WhyRequest", "why-request"),
 ];
 /// The files of the types.
-const SOURCES: [&str; 22] = [
+const SOURCES: [&str; 23] = [
     "src/protocol/local.rs",
     "src/protocol/local/guests.rs",
     "src/protocol/local/instances.rs",

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixListener;
 
 use super::*;

@@ -45,6 +45,8 @@ impl Knowledge for Known {
                 ports: vec![],
                 allow: vec![],
             }],
+            guest: None,
+            network: None,
             is_node: false,
         };
         Ok(Facts {

@@ -26,7 +26,7 @@ fn read_as(template: Template, body: &Json) -> Result<Wanted, Refused> {
 
 /// The body that Docker's command line sends for `docker run -it --rm alpine:3.20 sh`, but for the fields of blkio, which are like these.
 fn of_command_line() -> Json {
-    json!({
+    let text = r#"{
         "Hostname": "", "Domainname": "", "User": "",
         "AttachStdin": true, "AttachStdout": true, "AttachStderr": true,
         "Tty": true, "OpenStdin": true, "StdinOnce": true,
@@ -53,7 +53,8 @@ fn of_command_line() -> Json {
             "DriverOpts": null, "GwPriority": 0, "NetworkID": "", "EndpointID": "", "Gateway": "",
             "IPAddress": "", "IPPrefixLen": 0, "DNSNames": null
         }}}
-    })
+    }"#;
+    serde_json::from_str(text).expect("a literal")
 }
 
 /// The body above with another value at a path.

@@ -239,7 +239,7 @@ fn an_api_token_that_is_made_and_revoked_is_a_line_and_an_event_each() {
         [event("api_token_made"), event("api_token_revoked")]
     );
     assert_eq!(api::revoked_api_tokens(&hub.0).ids, [id(70)]);
-    let place = |n| api::place(&hub.0, &id(n)).expect("there is a mesh").0;
+    let place = |n| api::place(&hub.0, Some(&id(n))).expect("there is a mesh").0;
     assert!(place(70).is_revoked && !place(71).is_revoked);
 }
 
