@@ -301,8 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_packet_of_a_guest_that_may_go_on_to_another_address_is_dropped()
-    {
+    fn a_packet_of_a_guest_that_may_go_on_to_another_address_is_dropped() {
         let Setting { table, anna, .. } = setting_v6();
         let dropped = Some(GuestWay::Drop(DropReason::Guest));
         let plain = packet(ANNA_V6, "fd00:2::9", 80);
