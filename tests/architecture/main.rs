@@ -93,6 +93,7 @@ const PURE: &[&str] = &[
     "node/control/session.rs",
     "node/gossip/exchange.rs",
     "node/gossip/inbound_limit.rs",
+    "node/guests",
     "node/guests.rs",
     "node/host/plan.rs",
     "node/host/survey.rs",

@@ -18,6 +18,7 @@ pub(super) fn follow(node: &mut JoinedNode, now: Now) -> bool {
         block: &node.identity.block,
         ledger: node.replica.ledger(),
         taken: &taken,
+        native: docker.and_then(Docker::native).map(|plan| plan.range()),
     };
     let before = node.device.guests.addresses(door.block);
     let changes = node.device.guests.follow(&door, now);
