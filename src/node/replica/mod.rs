@@ -252,6 +252,12 @@ impl Replica {
             LedgerRequest::Apply { peer, records } => {
                 let (accepted, result) =
                     self.intake.receive_from_peer(&self.own, peer, records, now);
+                if peer == self.own.id() && result.changed {
+                    self.peers.handle_published(&accepted.keys, now.monotonic);
+                    if self.uplink.link.is_away() {
+                        self.peers.dial_all(now.monotonic);
+                    }
+                }
                 self.accept(accepted, true);
                 LedgerReply::Applied(result)
             }
