@@ -215,6 +215,11 @@ impl Guests {
         (changes, is_changed)
     }
 
+    /// Whether this is the key of a guest that is let in.
+    pub(super) fn lets_in(&self, key: &WireGuardKey) -> bool {
+        self.admitted.contains_key(key)
+    }
+
     /// Whether a guest has expired and is still let in.
     pub(super) fn has_expired(&self, wall: UnixSeconds) -> bool {
         let mut ends = self.admitted.values().filter_map(|guest| guest.expires_at);

@@ -151,6 +151,43 @@ mod tests {
         assert_eq!(lines.iter().take_while(|line| is_quiet(line)).count(), 2);
     }
 
+    /// Whether the apps read this line of a section. Both parsers know these keys and forms only: `Config`, `Interface` and `Peer` of
+    /// wireguard-android (`tunnel/src/main/java/com/wireguard/config`), and `TunnelConfiguration+WgQuickConfig.swift` of wireguard-apple.
+    fn is_read(section: &str, key: &str, value: &str) -> bool {
+        let is_key = || STANDARD.decode(value).is_ok_and(|key| key.len() == 32);
+        let mut all = value.split(',').map(str::trim);
+        match (section, key) {
+            ("Interface", "PrivateKey") | ("Peer", "PublicKey" | "PresharedKey") => is_key(),
+            ("Interface", "Address") | ("Peer", "AllowedIPs") => {
+                all.all(|net| net.parse::<IpNet>().is_ok())
+            }
+            ("Interface", "DNS") => all.all(|address| address.parse::<IpAddr>().is_ok()),
+            ("Peer", "Endpoint") => value.parse::<SocketAddr>().is_ok(),
+            ("Peer", "PersistentKeepalive") => value.parse::<u16>().is_ok(),
+            _ => false,
+        }
+    }
+
+    #[test]
+    fn the_configuration_keeps_to_the_grammar_of_the_apps_for_android_and_ios() {
+        for endpoint in [
+            "203.0.113.7:51820",
+            "[2001:1db8:1111:2222:3333:4444:5555:6666]:51820",
+        ] {
+            let text = config(endpoint).text();
+            let mut section = "";
+            for line in text.lines() {
+                if let Some(name) = line.strip_prefix('[').and_then(|l| l.strip_suffix(']')) {
+                    section = name;
+                    continue;
+                }
+                let (key, value) = line.split_once('=').expect("a key and a value");
+                assert!(is_read(section, key.trim(), value.trim()), "{line}");
+            }
+            assert_eq!(section, "Peer");
+        }
+    }
+
     /// What a camera reads from a code on a dark terminal, where full and half blocks are light.
     fn read_back(image: &str) -> String {
         let row = |line: &str, light: [char; 2]| -> Vec<bool> {
