@@ -25,7 +25,7 @@ Examples:
   meshctl guest list
   meshctl guest list --json
 
-A guest is here while its door has heard it in the last three minutes.")]
+A guest is here while its door has heard it in the last three minutes. If its door is away or was removed, it reaches nothing.")]
     List {
         /// One JSON document on stdout
         #[arg(long)]
