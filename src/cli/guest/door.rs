@@ -54,7 +54,7 @@ pub(super) fn choose<'a>(
             Some(endpoint) => endpoint,
             None => endpoint(member)?,
         };
-        Ok(Chosen {
+        Ok::<_, CliError>(Chosen {
             member,
             key,
             endpoint,

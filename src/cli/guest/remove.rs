@@ -47,9 +47,8 @@ pub(super) async fn run(name: &Label, options: Options, globals: &Globals) -> Re
             let remove = RemoveGuest {
                 record: removal(id, &key),
             };
-            let _: GuestRemoved = (globals.daemon())
-                .post("/v1/guests/remove", &remove)
-                .await?;
+            let node = globals.daemon();
+            let _: GuestRemoved = node.post("/v1/guests/remove", &remove).await?;
             eprintln!(
                 "{name} is removed: no coordinator is on this machine, so this node passes the removal on to the others, and its door ends its session as soon as it receives it"
             );

@@ -30,7 +30,7 @@
 //! | [`lease`] | whether this node moves to another address block |
 //! | [`uplink`] | the side of the coordinator |
 //! | [`offer`] | what is published to the coordinator |
-//! | [`departures`] | the departures of peers that this node publishes |
+//! | [`departures`] | the departures of peers, and the removals of guests, that this node publishes |
 //! | [`progress`] | the position, and requests for all records |
 //! | [`peer_sync`], [`schedule`] | which peers are dialled when |
 //! | [`renewal`], [`refusals`] | which records of peers are accepted, and what their refusal costs |
