@@ -275,7 +275,7 @@ mod tests {
     /// The packet with an extension header of eight bytes in front of what it carries.
     fn behind(header: u8, packet: &[u8]) -> Vec<u8> {
         let mut longer = packet.to_vec();
-        drop(longer.splice(40..40, [packet[6], 0, 0, 0, 0, 0, 0, 0]));
+        longer.splice(40..40, [packet[6], 0, 0, 0, 0, 0, 0, 0]);
         longer[6] = header;
         longer[5] += 8;
         longer

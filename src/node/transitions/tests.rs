@@ -66,12 +66,12 @@ fn each_transition_of_a_peer_is_one_line() {
 
 #[test]
 fn the_first_denied_packet_between_two_addresses_is_one_line() {
-    let (db, web) = (label("db-1"), label("web-2"));
+    let (db, web, anna) = (label("db-1"), label("web-2"), label("anna"));
     let asked = Asked::Port(Protocol::Tcp, 5432);
     let lines = captured::lines(|| {
-        for (direction, asked) in [
-            (Direction::Incoming, asked),
-            (Direction::Outgoing, Asked::Icmp),
+        for (direction, asked, from_guest) in [
+            (Direction::Incoming, asked, None),
+            (Direction::Outgoing, Asked::Icmp, Some(&anna)),
         ] {
             let denial = Denial {
                 from: [10, 210, 2, 7].into(),
@@ -84,6 +84,8 @@ fn the_first_denied_packet_between_two_addresses_is_one_line() {
                 denial: &denial,
                 from_node: Some(&web),
                 to_node: Some(&db),
+                from_guest,
+                to_guest: None,
             };
             first.log();
         }
@@ -92,7 +94,7 @@ fn the_first_denied_packet_between_two_addresses_is_one_line() {
         &lines,
         &[
             "WARN denied by the policy from=10.210.2.7 from_node=web-2 to=10.210.1.2 to_node=db-1 port=5432/tcp direction=in",
-            "WARN denied by the policy from=10.210.2.7 from_node=web-2 to=10.210.1.2 to_node=db-1 port=icmp direction=out",
+            "WARN denied by the policy from=10.210.2.7 from_node=web-2 from_guest=anna to=10.210.1.2 to_node=db-1 port=icmp direction=out",
         ],
     );
 }
