@@ -53,10 +53,8 @@ impl Transition for FirstDenial<'_> {
         } = self.denial;
         let from_node = self.from_node.map(tracing::field::display);
         let to_node = self.to_node.map(tracing::field::display);
-        let from_guest = self.from_guest.map(tracing::field::display);
-        let to_guest = self.to_guest.map(tracing::field::display);
         let direction = self.direction();
-        tracing::warn!(target: TRANSITION, %from, from_node, from_guest, %to, to_node, to_guest, port = %asked, direction, "denied by the policy");
+        tracing::warn!(target: TRANSITION, %from, from_node, %to, to_node, port = %asked, direction, "denied by the policy");
     }
 
     fn event(&self) -> Option<Event> {

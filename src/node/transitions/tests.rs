@@ -13,7 +13,7 @@ use super::members::{MemberChange, MemberTurn, changes};
 use super::peers::{PeerChange, PeerTurn, PeerTurns};
 use super::policy::PolicyChange;
 use crate::model::{Protocol, PublicKey, ServiceName, WireGuardKey};
-use crate::os::audit::{LocalCall, Outcome, Text, Transition as _, Who};
+use crate::os::audit::{LocalCall, Outcome, Text, Transition as _, What, Who};
 use crate::os::log::captured;
 use crate::path::watch::Reach;
 use crate::policy::Asked;
@@ -68,6 +68,7 @@ fn each_transition_of_a_peer_is_one_line() {
 fn the_first_denied_packet_between_two_addresses_is_one_line() {
     let (db, web, anna) = (label("db-1"), label("web-2"), label("anna"));
     let asked = Asked::Port(Protocol::Tcp, 5432);
+    let mut events = Vec::new();
     let lines = captured::lines(|| {
         for (direction, asked, from_guest) in [
             (Direction::Incoming, asked, None),
@@ -88,14 +89,26 @@ fn the_first_denied_packet_between_two_addresses_is_one_line() {
                 to_guest: None,
             };
             first.log();
+            events.extend(first.event().map(|event| event.what));
         }
     });
     assert_lines(
         &lines,
         &[
             "WARN denied by the policy from=10.210.2.7 from_node=web-2 to=10.210.1.2 to_node=db-1 port=5432/tcp direction=in",
-            "WARN denied by the policy from=10.210.2.7 from_node=web-2 from_guest=anna to=10.210.1.2 to_node=db-1 port=icmp direction=out",
+            "WARN denied by the policy from=10.210.2.7 from_node=web-2 to=10.210.1.2 to_node=db-1 port=icmp direction=out",
         ],
+    );
+    let from = |text: &str| What::PairDenied {
+        from: Text::of(&text),
+        to: Text::of(&"10.210.1.2 of db-1"),
+        port: Text::of(&"icmp"),
+        direction: "out",
+    };
+    assert_eq!(
+        events.last(),
+        Some(&from("10.210.2.7 of the guest anna")),
+        "and not of its door"
     );
 }
 
