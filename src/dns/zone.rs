@@ -21,7 +21,7 @@ use self::reverse::Reverse;
 use crate::model::address::MeshAddresses;
 use crate::model::{Label, PublicKey};
 use crate::records::kinds::{Health, Instance, Service};
-use crate::records::netmap::Netmap;
+use crate::records::netmap::{GuestAt, Netmap};
 use crate::records::service_address::ServiceAddresses;
 
 /// The TTL of an answer in seconds.
@@ -137,7 +137,11 @@ impl Zone {
             zone.names
                 .put(&name, |entry| entry.addresses = addresses.into());
         }
-        for guest in input.netmap.guests.iter().filter(|guest| guest.heard) {
+        // What a door says of its guests is old once the door does not answer.
+        let is_here = |guest: &&GuestAt| {
+            guest.heard && (guest.door == input.own || !input.unreachable.contains(&guest.door))
+        };
+        for guest in input.netmap.guests.iter().filter(is_here) {
             let name = format!("{}.guest", guest.name);
             for address in guest.addresses() {
                 zone.reverse.give_to_node(address, &name);

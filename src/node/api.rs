@@ -31,11 +31,12 @@ use crate::os::{unix_server, web};
 use crate::page::policy::PolicyFacts;
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::local::{
-    AddService, Checkup, ContainerList, DeniedList, Join, Joined, KeyRotated, Left, Netcheck,
-    OwnInstances, Ping, Pong, RemoveService, Rename, Renamed, Resolve, Resolved, ServiceChanged,
-    ServiceList, Status, SystemList, Why, WhyRequest,
+    AddService, Checkup, ContainerList, DeniedList, GuestKeys, GuestRemoved, Join, Joined,
+    KeyRotated, Left, Netcheck, OwnInstances, Ping, Pong, RemoveGuest, RemoveService, Rename,
+    Renamed, Resolve, Resolved, ServiceChanged, ServiceList, Status, SystemList, Why, WhyRequest,
 };
 use crate::protocol::web::openapi;
+use crate::records::kinds::Guest;
 
 /// The channel for an answer.
 pub type Reply<T> = oneshot::Sender<Result<T, ApiError>>;
@@ -85,6 +86,10 @@ pub enum Command {
     Netcheck(Reply<Netcheck>),
     /// Return what this node refused because of the policy.
     Denied(Reply<DeniedList>),
+    /// Return the guests of the mesh.
+    Guests(Reply<GuestKeys>),
+    /// Remove a guest, as the administrator signed it.
+    RemoveGuest(RemoveGuest, Reply<GuestRemoved>),
     /// Return why this node is not ready, if it is not.
     Ready(Reply<Option<String>>),
     /// Return the metrics as text.
@@ -136,6 +141,8 @@ pub async fn serve(
         .route("/v1/rename", post(rename))
         .route("/v1/rotate-key", post(rotate_key))
         .route("/v1/containers", get(containers))
+        .route("/v1/guests", get(guests))
+        .route("/v1/guests/remove", post(remove_guest))
         .route("/v1/ping", post(ping))
         .route("/v1/checkup", get(checkup))
         .with_state(api);
@@ -268,6 +275,19 @@ async fn instances(agent: Agent, UrlPath(name): UrlPath<String>) -> Response {
 
 async fn containers(agent: Agent) -> Response {
     call(agent, Command::Containers).await
+}
+
+async fn guests(agent: Agent) -> Response {
+    call(agent, Command::Guests).await
+}
+
+async fn remove_guest(agent: Agent, by: By, body: axum::body::Bytes) -> Response {
+    let call = |remove: &RemoveGuest| {
+        let key = remove.record.key();
+        let guest = key.as_ref().and_then(Guest::removed_by);
+        (LocalCall::RemoveGuest, guest.map(|guest| guest.to_string()))
+    };
+    change_with(agent, by, &body, call, Command::RemoveGuest).await
 }
 
 async fn ping(agent: Agent, body: axum::body::Bytes) -> Response {

@@ -8,17 +8,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use ipnet::Ipv4Net;
 use zeroize::Zeroizing;
 
+use self::places::Places;
 use super::transitions::guests::{GuestChange, GuestTurn};
 use crate::model::address::Block;
 use crate::model::time::{Now, UnixSeconds};
-use crate::model::{Label, SigningKey, WireGuardKey};
+use crate::model::{Label, PublicKey, SigningKey, WireGuardKey};
 use crate::protocol::local::Problem;
 use crate::records::Ledger;
 use crate::records::kinds::{Guest, GuestLease, MAX_GUESTS};
 use crate::records::ledger::guests;
 use crate::tunnel::PeerConfig;
+
+mod places;
 
 /// How long a guest counts as heard after its last datagram: WireGuard rejects a session after three minutes without a new one.
 pub(super) const HEARD: Duration = Duration::from_secs(180);
@@ -35,6 +39,8 @@ pub(super) struct DoorFacts<'a> {
     pub ledger: &'a Ledger,
     /// The addresses that containers and services outside the mesh have.
     pub taken: &'a BTreeSet<Ipv4Addr>,
+    /// The range from which the container engine assigns addresses by itself.
+    pub native: Option<Ipv4Net>,
 }
 
 impl DoorFacts<'_> {
@@ -63,9 +69,13 @@ struct Admitted {
     name: Label,
     host: u16,
     preshared_key: Zeroizing<[u8; 32]>,
+    preshared_hash: PublicKey,
     expires_at: Option<UnixSeconds>,
     last: Option<LastHeard>,
     is_heard: bool,
+    places: Places,
+    /// The two places from which it sends in turns.
+    shared: Option<(SocketAddr, SocketAddr)>,
 }
 
 /// A guest as the status has it.
@@ -84,6 +94,12 @@ impl Guests {
         let mut wanted: Vec<Guest> = guests::guests(door.ledger).into_values().collect();
         wanted.retain(|guest| guest.door(&id).is_some() && !guest.is_expired(wall));
         wanted.sort_by_key(|guest| (guest.version, guest.id));
+        // One with another preshared key than before is let in anew, at the same addresses.
+        let is_same = |key: &WireGuardKey, held: &Admitted| {
+            let guest = wanted.iter().find(|guest| guest.id == *key);
+            guest.is_none_or(|guest| guest.preshared_hash == held.preshared_hash)
+        };
+        self.admitted.retain(|key, held| is_same(key, held));
         let mut changes = self.let_go(&wanted, door.ledger, now);
         self.released
             .retain(|_, since| now.monotonic.saturating_duration_since(*since) < REUSE_DELAY);
@@ -140,9 +156,12 @@ impl Guests {
             name: guest.name.clone(),
             host: host.ok_or("all addresses of this node's block are in use")?,
             preshared_key,
+            preshared_hash: guest.preshared_hash,
             expires_at: guest.expires_at,
             last: None,
             is_heard: false,
+            places: Places::default(),
+            shared: None,
         })
     }
 
@@ -152,7 +171,10 @@ impl Guests {
         let held: BTreeSet<u16> = self.admitted.values().map(|guest| guest.host).collect();
         let is_free = |host: &u16| {
             let address = door.block.instance(*host);
-            address.is_some_and(|(v4, _)| !held.contains(host) && !door.taken.contains(&v4))
+            let is_own = |v4: Ipv4Addr| door.native.is_some_and(|range| range.contains(&v4));
+            address.is_some_and(|(v4, _)| {
+                !held.contains(host) && !door.taken.contains(&v4) && !is_own(v4)
+            })
         };
         let before = leases.iter().find(|lease| lease.key == guest.id);
         let before = before.map(|lease| lease.host).filter(is_free);
@@ -185,8 +207,17 @@ impl Guests {
             }
             is_changed |= guest.is_heard != heard.is_some();
             guest.is_heard = heard.is_some();
+            if let Some(place) = heard.and_then(|(_, endpoint)| endpoint) {
+                guest.places.handle(place, now);
+            }
+            guest.shared = guest.places.shared(now);
         }
         (changes, is_changed)
+    }
+
+    /// Whether this is the key of a guest that is let in.
+    pub(super) fn lets_in(&self, key: &WireGuardKey) -> bool {
+        self.admitted.contains_key(key)
     }
 
     /// Whether a guest has expired and is still let in.
@@ -242,16 +273,31 @@ impl Guests {
             .collect()
     }
 
-    /// The guests that this node does not let in, with remedies.
+    /// The guests that this node does not let in, and those that two devices seem to be, with remedies.
     pub(super) fn problems(&self) -> Vec<Problem> {
-        let problem = |(name, why): (&Label, &&'static str)| Problem {
+        let refused = |(name, why): (&Label, &&'static str)| Problem {
             what: format!("the guest {name} is not let in"),
             why: (*why).to_owned(),
             fix: format!(
                 "remove it with `meshctl guest remove {name}`, and add it again with another --door"
             ),
         };
-        self.refused.iter().map(problem).collect()
+        let shared = |guest: &Admitted| {
+            let (name, (one, other)) = (&guest.name, guest.shared?);
+            Some(Problem {
+                what: format!("the guest {name} sends from two places in turns"),
+                why: format!(
+                    "{one} and {other} use its key at the same time, so both lose packets"
+                ),
+                fix: format!(
+                    "use its configuration on one device only, and add another guest for the other one; if you do not know both, somebody has its key: `meshctl guest remove {name}`"
+                ),
+            })
+        };
+        let refused = self.refused.iter().map(refused);
+        refused
+            .chain(self.admitted.values().filter_map(shared))
+            .collect()
     }
 }
 

@@ -35,7 +35,7 @@ use crate::records::netmap::Netmap;
 
 mod calling;
 mod events;
-mod guests;
+pub(super) mod guests;
 mod mapping;
 mod messages;
 mod pinhole;

@@ -139,7 +139,11 @@ mod tests {
     struct Nothing;
 
     impl Knowledge for Nothing {
-        async fn facts(&self, _: Option<PublicKey>, _: std::net::IpAddr) -> Result<Facts, ApiError> {
+        async fn facts(
+            &self,
+            _: Option<PublicKey>,
+            _: std::net::IpAddr,
+        ) -> Result<Facts, ApiError> {
             Err(ApiError::new(ErrorCode::Conflict, "there is no mesh"))
         }
     }

@@ -119,6 +119,7 @@ fn end(end: &DeniedEnd) -> Markup {
     html! {
         (text(&end.address))
         @if let Some(node) = &end.node { " on " (text(node)) }
+        @if let Some(guest) = &end.guest { " (the guest " (text(guest)) ")" }
         @if !services.is_empty() { " (" (text(&services.join(", "))) ")" }
     }
 }

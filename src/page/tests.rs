@@ -152,11 +152,13 @@ pub(super) fn denied_row(from: &str, to: &str) -> DeniedRow {
             address: IpAddr::from([10, 210, 1, 9]),
             node: Some(label(from)),
             services: Vec::new(),
+            guest: None,
         },
         to: DeniedEnd {
             address: IpAddr::from([10, 210, 2, 9]),
             node: None,
             services: vec![ServiceName::parse(to).expect("a literal")],
+            guest: None,
         },
         asked: "5432/tcp".to_owned(),
         direction: DeniedDirection::Incoming,

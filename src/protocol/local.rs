@@ -16,6 +16,8 @@
 //! | `GET /v1/services/NAME/instances` | | [`OwnInstances`] |
 //! | `GET /v1/containers` | | [`ContainerList`] |
 //! | `GET /v1/sd/prometheus`, `/v1/traefik`, `/v1/caddy` | | the formats of other programs: [`crate::discovery`] |
+//! | `GET /v1/guests` | | [`GuestKeys`] |
+//! | `POST /v1/guests/remove` | [`RemoveGuest`] | [`GuestRemoved`] |
 //! | `POST /v1/ping` | [`Ping`] | [`Pong`] |
 //! | `POST /v1/resolve` | [`Resolve`] | [`Resolved`] |
 //! | `GET /v1/checkup` | | [`Checkup`] |
@@ -32,7 +34,7 @@ mod routes;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-pub use guests::GuestStatus;
+pub use guests::{GuestKey, GuestKeys, GuestRemoved, GuestStatus, RemoveGuest};
 pub use instances::{OwnInstance, OwnInstances};
 pub use paths::{
     CallCheck, EndpointSource, Ipv6State, LocalAddress, NatCheck, NatFiltering, NatMapping,

@@ -77,9 +77,8 @@ impl Forwarding {
         if !checking::passes_in((shared, table), peer, packet, memo, now)
             || !checking::passes_out((shared, table), (packet, &ip), &mut self.memo, now)
         {
-            // The programs of a guest fail at once, like those of this machine.
-            if peer.is_guest && self.errors.admit(now) {
-                self.deny(round, sender, packet, &ip);
+            if peer.is_guest {
+                self.deny(round, sender, packet);
             }
             return;
         }
@@ -98,12 +97,17 @@ impl Forwarding {
         }
     }
 
-    /// Tells a guest that the policy denies its packet.
-    fn deny(&mut self, round: &Round<'_>, sender: &mut Sender, packet: &[u8], ip: &Ip) {
+    /// Tells a guest that the policy denies its packet, so that its programs fail at once, like those of this machine.
+    #[cold]
+    pub(super) fn deny(&mut self, round: &Round<'_>, sender: &mut Sender, packet: &[u8]) {
+        let Some(ip) = Ip::parse(packet) else { return };
+        if !self.errors.admit(round.now) {
+            return;
+        }
         let (mut reset, mut error) = ([0; MAX_RESET], [0; MAX_ERROR]);
-        let made = match reset::answer(packet, ip, &mut reset) {
+        let made = match reset::answer(packet, &ip, &mut reset) {
             Some(length) => reset.get(..length),
-            None => icmp_errors::answer(packet, ip, Reason::Prohibited, &mut error)
+            None => icmp_errors::answer(packet, &ip, Reason::Prohibited, &mut error)
                 .and_then(|length| error.get(..length)),
         };
         if let Some(made) = made {

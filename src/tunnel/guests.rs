@@ -4,14 +4,15 @@
 //! not pass through the kernel on their way to other nodes. The thread that opened a packet seals it for the peer that owns its destination.
 //!
 //! A guest never speaks for this node. Other nodes take a packet of a guest for one of this node, so packets for the ports at which only the
-//! meshds of two nodes speak are dropped here, and so are those that may hide such a port.
+//! meshds of two nodes speak are dropped here, and so are those that may hide such a port, and errors about packets of others.
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
 use super::drops::DropReason;
-use super::packet::{ICMP, ICMP6, Ip, TCP, UDP};
+use super::guard::{Kind, Seen};
+use super::packet::{Ip, TCP, UDP};
 use super::peer::Peer;
 use super::table::Table;
 use crate::protocol::{gossip, path_messages, web};
@@ -20,6 +21,11 @@ use crate::protocol::{gossip, path_messages, web};
 const PORTS_OF_NODES: [u16; 3] = [gossip::PORT, path_messages::PORT, web::PORT];
 /// The size in bytes of an IPv4 header without options.
 const PLAIN_V4: usize = 20;
+/// The protocol number of the fragment header of IPv6 (RFC 8200 section 4.5).
+const FRAGMENT: u8 = 44;
+/// The extension headers of IPv6 by which a packet goes on to another address, and those that may stand before one of them (RFC 8200
+/// section 4.1, RFC 6275 section 6.1).
+const CHAINED: [u8; 5] = [0, 43, FRAGMENT, 60, 135];
 
 /// The way of a packet that is of a guest or for one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +49,7 @@ pub(super) fn decide(packet: &[u8], ip: &Ip, sender: &Peer, table: &Table) -> Op
         return is_for_guest.then_some(GuestWay::Forward);
     }
     let service = table.local_service.as_ref();
-    Some(if speaks_for_node(packet, ip, table) {
+    Some(if speaks_for_node(packet, ip, sender, table) {
         GuestWay::Drop(DropReason::Guest)
     } else if service.is_some_and(|service| service.has(ip.destination)) {
         GuestWay::Serve
@@ -56,18 +62,36 @@ pub(super) fn decide(packet: &[u8], ip: &Ip, sender: &Peer, table: &Table) -> Op
     })
 }
 
-/// Whether a packet is for a port of nodes, or may be a part of such a packet.
-fn speaks_for_node(packet: &[u8], ip: &Ip, table: &Table) -> bool {
-    // The options of IPv4 may send a packet to another address than that of its header.
-    if ip.source.is_ipv4() && ip.transport != PLAIN_V4 {
+/// Whether a packet of the guest `sender` is for a port of nodes, or may be a part of such a packet or an error about one.
+fn speaks_for_node(packet: &[u8], ip: &Ip, sender: &Peer, table: &Table) -> bool {
+    if may_go_elsewhere(packet, ip) {
         return true;
     }
-    match destination_port(packet, ip) {
-        Some(port) => PORTS_OF_NODES.contains(&port),
-        None if is_echo_or_error(ip) => false,
-        // A fragment, or a header behind which there may be a port. The programs of nodes are behind the addresses of nodes only.
-        None => is_node(ip.destination, table),
+    if let Some(port) = destination_port(packet, ip) {
+        return PORTS_OF_NODES.contains(&port);
     }
+    match Seen::read(packet, ip).kind {
+        Kind::Echo { .. } => false,
+        // A guest receives only what is for its own addresses. An error about anything else could disturb the connections of others.
+        Kind::Error(quoted) => {
+            let owner = table.allowed.owner(quoted.destination);
+            owner.is_none_or(|owner| owner.member != sender.member)
+        }
+        // A fragment, or a header behind which there may be a port. The programs of nodes are behind the addresses of nodes only.
+        _ => is_node(ip.destination, table),
+    }
+}
+
+/// Whether a packet may go on to another address than that of its header, which was checked.
+fn may_go_elsewhere(packet: &[u8], ip: &Ip) -> bool {
+    if ip.source.is_ipv4() {
+        return ip.transport != PLAIN_V4;
+    }
+    let next = match ip.protocol {
+        FRAGMENT => packet.get(ip.transport).copied(),
+        other => Some(other),
+    };
+    next.is_none_or(|next| CHAINED.contains(&next))
 }
 
 fn destination_port(packet: &[u8], ip: &Ip) -> Option<u16> {
@@ -77,11 +101,6 @@ fn destination_port(packet: &[u8], ip: &Ip) -> Option<u16> {
     let transport = packet.get(ip.transport..ip.total)?;
     let [_, _, a, b] = *transport.first_chunk::<4>()?;
     Some(u16::from_be_bytes([a, b]))
-}
-
-fn is_echo_or_error(ip: &Ip) -> bool {
-    let icmp = if ip.source.is_ipv4() { ICMP } else { ICMP6 };
-    !ip.fragment && ip.protocol == icmp
 }
 
 /// Whether this is the address of a node itself: of this one, or of another one.
@@ -117,6 +136,9 @@ mod tests {
             Handled::Refused
         }
     }
+
+    const ICMP: u8 = 1;
+    const ICMP6: u8 = 58;
 
     const NODE: &str = "10.0.2.1";
     const ANNA: &str = "10.0.1.254";
@@ -243,7 +265,11 @@ mod tests {
             assert_eq!(decided(&table, &anna, &tunnelled), dropped, "{destination}");
             let mut echo = packet(ANNA, destination, 80);
             echo[9] = ICMP;
+            echo[20] = 8;
             assert_ne!(decided(&table, &anna, &echo), dropped, "{destination}");
+            // A redirect is neither an echo nor an error.
+            echo[20] = 5;
+            assert_eq!(decided(&table, &anna, &echo), dropped, "{destination}");
         }
         let mut fragment = packet(ANNA, "10.0.2.9", 80);
         fragment[6] = 0x20;
@@ -251,5 +277,98 @@ mod tests {
         let mut routed = packet(ANNA, "10.0.2.9", 80);
         routed[0] = 0x46;
         assert_eq!(decided(&table, &anna, &routed), dropped);
+    }
+
+    const NODE_V6: &str = "fd00:2::1";
+    const OWN_V6: &str = "fd00:1::1";
+    const ANNA_V6: &str = "fd00:1::fe";
+
+    /// The same with IPv6: this node has the block fd00:1::/64 and the guest [`ANNA_V6`], and another node has fd00:2::/64.
+    fn setting_v6() -> Setting {
+        let node = peer(2, 1, 1, "fd00:2::/64");
+        let anna = guest(3, 2, "fd00:1::fe/128");
+        let mut table = table(&[Arc::clone(&node), Arc::clone(&anna)]);
+        table.own_networks = ["fd00:1::/64".parse().expect("a literal")].into();
+        Setting { table, node, anna }
+    }
+
+    /// The packet with an extension header of eight bytes in front of what it carries.
+    fn behind(header: u8, packet: &[u8]) -> Vec<u8> {
+        let mut longer = packet.to_vec();
+        longer.splice(40..40, [packet[6], 0, 0, 0, 0, 0, 0, 0]);
+        longer[6] = header;
+        longer[5] += 8;
+        longer
+    }
+
+    #[test]
+    fn a_guest_never_reaches_the_ports_of_nodes_over_ipv6_whatever_stands_before_the_port() {
+        let Setting { table, anna, .. } = setting_v6();
+        let dropped = Some(GuestWay::Drop(DropReason::Guest));
+        for destination in [NODE_V6, OWN_V6] {
+            for port in PORTS_OF_NODES {
+                let packet = packet(ANNA_V6, destination, port);
+                assert_eq!(decided(&table, &anna, &packet), dropped, "{port}");
+            }
+            let plain = packet(ANNA_V6, destination, 80);
+            assert_ne!(decided(&table, &anna, &plain), dropped, "{destination}");
+            // Options, routing, fragment, authentication and mobility headers, and packets inside.
+            for header in [0, 43, 44, 51, 60, 135, 4, 41, 47] {
+                let hidden = behind(header, &packet(ANNA_V6, destination, 7444));
+                assert_eq!(decided(&table, &anna, &hidden), dropped, "{header}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_packet_of_a_guest_that_may_go_on_to_another_address_is_dropped() {
+        let Setting { table, anna, .. } = setting_v6();
+        let dropped = Some(GuestWay::Drop(DropReason::Guest));
+        let plain = packet(ANNA_V6, "fd00:2::9", 80);
+        for header in [0, 43, 60, 135] {
+            let routed = behind(header, &plain);
+            assert_eq!(decided(&table, &anna, &routed), dropped, "{header}");
+            let fragment = behind(FRAGMENT, &routed);
+            assert_eq!(decided(&table, &anna, &fragment), dropped, "{header}");
+        }
+        let twice = behind(FRAGMENT, &behind(FRAGMENT, &plain));
+        assert_eq!(decided(&table, &anna, &twice), dropped);
+        let fragment = behind(FRAGMENT, &plain);
+        assert_eq!(decided(&table, &anna, &fragment), Some(GuestWay::Forward));
+    }
+
+    /// The error by which `source` tells `destination` that the packet `inside` did not arrive.
+    fn error(source: &str, destination: &str, inside: &[u8]) -> Vec<u8> {
+        let mut error = packet(source, destination, 0);
+        let is_v4 = error[0] >> 4 == 4;
+        error.truncate(if is_v4 { 20 } else { 40 });
+        let kind = if is_v4 { 3 } else { 1 };
+        error.extend_from_slice(&[kind, 3, 0, 0, 0, 0, 0, 0]);
+        error.extend_from_slice(inside);
+        let length = u8::try_from(error.len()).expect("it is short");
+        if is_v4 {
+            (error[3], error[9]) = (length, ICMP);
+        } else {
+            (error[5], error[6]) = (length - 40, ICMP6);
+        }
+        error
+    }
+
+    #[test]
+    fn a_guest_tells_of_errors_only_about_packets_that_were_for_it() {
+        let dropped = Some(GuestWay::Drop(DropReason::Guest));
+        let Setting { table, anna, .. } = setting();
+        let own = error(ANNA, NODE, &packet(NODE, ANNA, 80));
+        assert_eq!(decided(&table, &anna, &own), Some(GuestWay::Forward));
+        // Other nodes take the address of the guest for one of this node, and would heed what it says about this node.
+        for about in ["10.0.1.1", "10.0.1.9", BERT, "203.0.113.1"] {
+            let forged = error(ANNA, NODE, &packet(NODE, about, 7444));
+            assert_eq!(decided(&table, &anna, &forged), dropped, "{about}");
+        }
+        let Setting { table, anna, .. } = setting_v6();
+        let own = error(ANNA_V6, OWN_V6, &packet(OWN_V6, ANNA_V6, 80));
+        assert_eq!(decided(&table, &anna, &own), Some(GuestWay::Deliver));
+        let forged = error(ANNA_V6, OWN_V6, &packet(OWN_V6, NODE_V6, 7444));
+        assert_eq!(decided(&table, &anna, &forged), dropped);
     }
 }

@@ -321,6 +321,8 @@ impl Inbound {
         let packet = &self.delivery.space()[..length];
         if checking::passes_in(within, peer, packet, &mut self.memo, round.now) {
             self.delivery.push(length, round.tun, &round.shared.drops);
+        } else if peer.is_guest {
+            self.forwarding.deny(round, &mut self.sender, packet);
         }
     }
 

@@ -125,6 +125,10 @@ fn with_key_replaced(
     successor: Successor<'_>,
 ) -> Table {
     let mut new = old.clone();
+    // A member may have claimed the key of a guest, which stays that of the guest.
+    if old.by_key.get(before).is_some_and(|peer| peer.is_guest) {
+        return new;
+    }
     if let Some(peer) = new.by_key.remove(before) {
         let current = successor(&peer, key);
         new.retire(peer, now + OVERLAP);
@@ -196,6 +200,20 @@ mod tests {
         for other in [keys(1), keys(9)] {
             assert!(new.initiator(&other, &guest.public_key).is_none());
         }
+    }
+
+    #[test]
+    fn a_member_that_claimed_the_key_of_a_guest_takes_nothing_from_it_by_another_key() {
+        let config = peer(3, 2, 8, "10.0.0.3/32").lock().config.clone();
+        let guest = Arc::new(Peer::guest(config, 2, 8, Arc::default()));
+        let old = table(&[Arc::clone(&guest)]);
+        let (now, key) = (Instant::now(), keys(7).public());
+        let new = with_key_replaced(&old, &guest.public_key, key, now, &successors());
+        let new = new.completed(&old);
+        assert!(Arc::ptr_eq(&new.by_key[&guest.public_key], &guest));
+        assert!(!new.by_key.contains_key(&key) && new.retired.is_empty());
+        let owner = new.allowed.owner("10.0.0.3".parse().expect("a literal"));
+        assert!(owner.is_some_and(|owner| Arc::ptr_eq(owner, &guest)));
     }
 
     #[test]

@@ -100,6 +100,7 @@ const PURE: &[&str] = &[
     "node/docker_face/routes.rs",
     "node/gossip/exchange.rs",
     "node/gossip/inbound_limit.rs",
+    "node/guests",
     "node/guests.rs",
     "node/host/plan.rs",
     "node/host/survey.rs",

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use meshd::testbed::{Host, World};
 use meshd::tunnel::noise::{Noise, StaticKeys};
-use meshd::tunnel::{DropReason, Tunnel};
+use meshd::tunnel::{DropReason, PeerConfig, Tunnel};
 use x25519_dalek::PublicKey;
 
 use crate::tunnels::{answers, inside, key, start};
@@ -136,6 +136,57 @@ fn a_newcomer_gets_in_while_forged_handshakes_flood_the_node() {
             "{sent} forged; {drops:?}"
         );
     });
+}
+
+/// The number of the guest, and that of the keys of its door.
+const GUEST: u8 = 60;
+const DOOR: u8 = 61;
+
+#[test]
+fn others_get_in_while_a_guest_floods_its_door_with_handshakes() {
+    let Some(setting) = setting() else { return };
+    let config = |number: u8| PeerConfig {
+        public_key: PublicKey::from(&key(number)).to_bytes(),
+        preshared_key: None,
+        endpoint: None,
+        allowed_ips: vec![inside(number).into()],
+        persistent_keepalive: None,
+    };
+    let keys = setting.node.keys();
+    keys.set_guest_key(key(DOOR));
+    keys.set_peers_and_guests(vec![config(2), config(3)], vec![config(GUEST)]);
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let flood = scope.spawn(|| {
+            setting
+                .attacker
+                .inside(|| knock(setting.target, &stop))
+                .expect("a namespace")
+        });
+        std::thread::sleep(Duration::from_secs(1));
+        let came = answers(&setting.newcomer, 3, &key(1), LIMIT);
+        let stays = answers(&setting.peer, 2, &key(1), LIMIT);
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        let sent = flood.join().expect("it ends");
+        let drops = setting.node.counters();
+        assert!(came && stays, "{sent} handshakes; {drops:?}");
+        let guest = setting.node.peer(&config(GUEST).public_key);
+        assert!(guest.is_some_and(|guest| guest.rx_bytes > 0), "{drops:?}");
+    });
+}
+
+/// Sends handshakes of the guest, each of them another one, until `stop` is set.
+fn knock(target: Ipv4Addr, stop: &std::sync::atomic::AtomicBool) -> u64 {
+    let (guest, door) = (StaticKeys::new(key(GUEST)), StaticKeys::new(key(DOOR)));
+    let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+    let mut packet = [0u8; 256];
+    let (mut sent, begin) = (0u64, Instant::now());
+    while !stop.load(std::sync::atomic::Ordering::Relaxed) && begin.elapsed() < 3 * LIMIT {
+        let mut noise = Noise::new(&guest, door.public(), None, None, 7, Instant::now());
+        let length = noise.initiate(&mut packet).expect("an initiation");
+        sent += u64::from(socket.send_to(&packet[..length], (target, 51820)).is_ok());
+    }
+    sent
 }
 
 /// Forged handshakes a millisecond. A build without optimization takes tens of microseconds for a cookie.

@@ -1,7 +1,9 @@
 //! Guests: a device with nothing but a WireGuard app, here wireguard-go, which `wg` configures with what `meshctl guest add` prints.
 
-use std::io::{Read as _, Write as _};
+use std::fs::Permissions;
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
 
 use hickory_proto::rr::RecordType;
@@ -278,6 +280,88 @@ fn a_guest_expires_at_its_door_without_the_coordinator_and_outlives_a_restart_an
         !anna.pings(&door, 1, &[])
     });
     assert!(!anna.pings(&door, 3, &[]), "and it stays so");
+}
+
+#[test]
+fn a_guest_that_is_removed_at_any_node_without_the_coordinator_reaches_nothing_any_more() {
+    let Some(mut mesh) = mesh() else {
+        return;
+    };
+    let config = add(&mesh, &[]);
+    let door = mesh.addresses(0).0.to_string();
+    let key = std::fs::read_to_string(mesh.coordinator_host.path("/run/mesh.key"));
+    let node = &mesh.nodes[1].host;
+    let copy = write(node, "/run/mesh.key", &key.expect("the mesh key"));
+    std::fs::set_permissions(node.path(&copy), Permissions::from_mode(0o600)).expect("our file");
+    mesh.coordinator.take().expect("it runs").kill();
+    let anna = Device::start(&mesh, 2, &config);
+    assert!(anna.pings(&door, 10, &[]));
+    let unknown = mesh.on(1, &["guest", "remove", "bert", "--yes"]);
+    assert_eq!(unknown.code, 2, "{unknown:?}");
+    let ended = mesh.on(1, &["guest", "remove", "anna", "--yes"]);
+    assert_eq!(ended.code, 0, "{ended:?}");
+    mesh.wait_until("the guest reaches nothing", || !anna.pings(&door, 1, &[]));
+    assert!(!anna.pings(&door, 3, &[]), "and it stays so");
+}
+
+#[test]
+fn a_policy_counts_for_a_guest_in_both_directions_and_its_door_denies_at_once() {
+    let Some(mesh) = mesh() else {
+        return;
+    };
+    let allow = format!("[[allow]]\nfrom = [\"guest:*\"]\nto = [\"web:{PORT}\"]\n");
+    let policy = format!("language = 1\ndefault = \"deny\"\n{allow}");
+    let file = write(&mesh.coordinator_host, "/run/policy.toml", &policy);
+    let applied = mesh.admin(&["policy", "apply", &file]);
+    assert_eq!(applied.code, 0, "{applied:?}");
+    // The door serves it too, and no rule is about the door.
+    serve(&mesh.nodes[0].host);
+    let anna = Device::start(&mesh, 2, &add(&mesh, &[]));
+    let (door, node) = (mesh.addresses(0).0, mesh.addresses(1).0);
+    mesh.wait_until("the guest reaches what the policy allows it", || {
+        fetch(anna.host, node.into(), PORT).as_deref() == Some(PAGE)
+    });
+    let server = SocketAddr::new(door.into(), PORT);
+    let connected = anna
+        .host
+        .inside(|| TcpStream::connect_timeout(&server, Duration::from_secs(10)));
+    let error = connected.expect("a namespace").expect_err("it is denied");
+    assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+    assert!(!mesh.pings(1, &anna.v4), "no rule is about the guest");
+}
+
+#[test]
+fn a_guest_with_two_doors_reaches_the_mesh_by_one_while_the_other_one_is_dead() {
+    let Some(mut mesh) = mesh() else {
+        return;
+    };
+    let doors = ["--door", "n1", "--door", "n2", "--json"];
+    let ended = mesh.admin(&[&["guest", "add", "anna"], &doors[..]].concat());
+    assert_eq!(ended.code, 0, "{ended:?}");
+    let added: serde_json::Value = serde_json::from_str(&ended.stdout).expect("a document");
+    let config = |n: usize| -> String {
+        let config = added["configurations"][n]["config"].as_str();
+        config.expect("a text").to_owned()
+    };
+    let (first, second) = (mesh.addresses(0).0, mesh.addresses(1).0);
+    {
+        let anna = Device::start(&mesh, 2, &config(0));
+        assert!(anna.pings(&second.to_string(), 10, &[]), "by the first");
+    }
+    mesh.kill_node(0);
+    let anna = Device::start(&mesh, 2, &config(1));
+    assert!(anna.pings(&second.to_string(), 10, &[]), "by the second");
+    assert!(!anna.pings(&first.to_string(), 1, &[]), "it is dead");
+    let own = [anna.v4.clone()];
+    mesh.wait_within(
+        Duration::from_secs(120),
+        "the name leads there alone",
+        || {
+            let host = &mesh.nodes[1].host;
+            let answer = ask(host, DNS, "anna.guest.mesh.", RecordType::A, false);
+            answer.is_some_and(|answer| answer.data == own)
+        },
+    );
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! `meshctl guest add`.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use clap::Args;
@@ -9,18 +9,20 @@ use x25519_dalek::StaticSecret;
 use zeroize::Zeroizing;
 
 use super::config::{GuestConfig, qr_code};
-use super::{door, remove};
+use super::door::{self, Chosen};
+use super::remove;
 use crate::cli::exit::CliError;
 use crate::cli::live::Live;
 use crate::cli::{Globals, mesh_key, table};
+use crate::model::text::listed;
 use crate::model::time::{UnixSeconds, next_version};
 use crate::model::{Label, MeshAddresses, PublicKey, SigningKey, WireGuardKey};
 use crate::os::{arguments, clock, random};
 use crate::protocol::admin::{MeshState, Submit, Submitted};
 use crate::protocol::api::ErrorCode;
-use crate::records::kinds::{Door, Guest, MAX_GUEST_TAGS};
+use crate::records::kinds::{Door, Guest, MAX_DOORS, MAX_GUEST_TAGS};
 use crate::records::ledger::guests;
-use crate::records::netmap::{GuestAt, Member};
+use crate::records::netmap::GuestAt;
 use crate::records::{Envelope, Ledger};
 
 /// How long the door may take to lease addresses to the guest.
@@ -35,6 +37,7 @@ Examples:
   meshctl guest add anna --door web-1 --qr               a code for the camera of a phone
   meshctl guest add anna --door web-1 > anna.conf        a file for `wg-quick up ./anna.conf`
   meshctl guest add ci --door web-1 --tag ci --ttl 30d
+  meshctl guest add bert --door web-1 --door db-1 --qr   one code for each door: switch to the other one if a door is down
 
 The configuration has the private key of the guest, which is stored nowhere else: it is for one device. With --public-key the private
 key never leaves the device. All that the guest sends passes through its door, which can read and change it.")]
@@ -42,9 +45,9 @@ pub(in crate::cli) struct AddArguments {
     /// The name of the guest: NAME.guest.mesh
     #[arg(value_name = "NAME", value_parser = arguments::label)]
     name: Label,
-    /// The node through which it reaches the mesh
-    #[arg(long, value_name = "NODE", value_parser = arguments::label)]
-    door: Label,
+    /// The node through which it reaches the mesh; may be given several times, for one configuration each
+    #[arg(long = "door", value_name = "NODE", required = true, value_parser = arguments::label)]
+    doors: Vec<Label>,
     /// The public key of the device, as `wg pubkey` and the apps show it [default: a new key is made]
     #[arg(long, value_name = "KEY", value_parser = parse_key)]
     public_key: Option<WireGuardKey>,
@@ -63,6 +66,9 @@ pub(in crate::cli) struct AddArguments {
     /// One JSON document on stdout
     #[arg(long)]
     json: bool,
+    /// Refused: a door passes nothing on to the internet
+    #[arg(long, hide = true)]
+    all_traffic: bool,
 }
 
 /// `meshctl guest add --json`.
@@ -72,15 +78,22 @@ struct AddedGuest<'a> {
     name: &'a Label,
     /// The public half of the key of its tunnel.
     key: WireGuardKey,
+    /// The time from which no door lets it in. It is null if it stays until it is removed.
+    expires_at: Option<UnixSeconds>,
+    /// One for each door, in the order of the command line.
+    configurations: Vec<Configuration<'a>>,
+}
+
+/// The configuration for one door.
+#[derive(Serialize)]
+struct Configuration<'a> {
     door: &'a Label,
-    address_v4: std::net::Ipv4Addr,
-    address_v6: std::net::Ipv6Addr,
+    address_v4: Ipv4Addr,
+    address_v6: Ipv6Addr,
     /// Where the guest reaches its door.
     endpoint: SocketAddr,
-    /// The time from which the door does not let it in. It is null if it stays until it is removed.
-    expires_at: Option<UnixSeconds>,
-    /// The configuration, which has secrets in it.
-    config: &'a str,
+    /// The text, which has secrets in it.
+    config: Zeroizing<String>,
 }
 
 fn parse_key(text: &str) -> Result<WireGuardKey, String> {
@@ -101,16 +114,13 @@ pub(in crate::cli) async fn run(
     arguments: AddArguments,
     globals: &Globals,
 ) -> Result<u8, CliError> {
+    check_use(&arguments)?;
     let state: MeshState = globals.coordinator().get("/v1/mesh").await?;
     let (held, key) = mesh_key::of_mesh(&state, &globals.mesh_key)?;
     let live = Live::of_mesh(held, globals).await?;
     let netmap = live.netmap(None);
     let mesh = netmap.mesh.as_ref().ok_or_else(mesh_key::no_mesh)?;
-    let (member, door_key) = door::find(&arguments.door, &netmap, live.ledger())?;
-    let endpoint = match arguments.endpoint {
-        Some(endpoint) => endpoint,
-        None => door::endpoint(member)?,
-    };
+    let doors = door::choose(&arguments.doors, arguments.endpoint, &netmap, live.ledger())?;
     let (id, private_key) = match arguments.public_key {
         Some(public) => (public, None),
         None => {
@@ -120,22 +130,46 @@ pub(in crate::cli) async fn run(
     };
     check(&arguments, id, live.ledger())?;
     let preshared_key = random_bytes()?;
-    let guest = record(&arguments, id, member.id, &preshared_key)?;
+    let ids: Vec<PublicKey> = doors.iter().map(|door| door.member.id).collect();
+    let guest = record(&arguments, id, &ids, &preshared_key)?;
     submit(&guest, &key, globals).await?;
-    let Some(at) = wait_for_lease(&guest, member.id, held, globals).await? else {
-        remove::submit(id, &key, globals).await?;
-        return Err(no_lease(member));
+    let leased = match wait_for_leases(&guest, &doors, held, globals).await {
+        Ok(leased) => leased,
+        Err(why) => return Err(take_back(&guest, &key, globals, why).await),
     };
-    let config = GuestConfig {
-        private_key,
-        preshared_key,
-        addresses: (at.v4, at.v6),
-        dns: mesh.addresses.dns_v4(),
-        door: door_key,
-        prefixes: prefixes(&mesh.addresses),
-        endpoint,
-    };
-    print(&arguments, &guest, &at, &config)
+    let configurations = doors.iter().zip(leased).map(|(door, at)| Configuration {
+        door: &door.member.name,
+        address_v4: at.v4,
+        address_v6: at.v6,
+        endpoint: door.endpoint,
+        config: GuestConfig {
+            private_key: private_key.clone(),
+            preshared_key: preshared_key.clone(),
+            addresses: (at.v4, at.v6),
+            dns: mesh.addresses.dns_v4(),
+            door: door.key,
+            prefixes: prefixes(&mesh.addresses),
+            endpoint: door.endpoint,
+        }
+        .text(),
+    });
+    print(&arguments, &guest, configurations.collect())
+}
+
+/// Checks what does not depend on the mesh.
+fn check_use(arguments: &AddArguments) -> Result<(), CliError> {
+    let refuse = |text: &str| Err(CliError::new(ErrorCode::BadRequest, text));
+    if arguments.all_traffic {
+        return refuse(
+            "guest add: a guest reaches the mesh and nothing else: a door passes nothing on to the internet; leave --all-traffic out, and use another VPN for that",
+        );
+    }
+    if arguments.doors.len() > 1 && !arguments.qr && !arguments.json {
+        return refuse(
+            "guest add: with several doors there is one configuration for each, and a file is for one; add --qr for a code each, or --json for one document with all of them",
+        );
+    }
+    Ok(())
 }
 
 fn prefixes(mesh: &MeshAddresses) -> [ipnet::IpNet; 2] {
@@ -180,28 +214,30 @@ fn check(arguments: &AddArguments, id: WireGuardKey, ledger: &Ledger) -> Result<
     Ok(())
 }
 
-/// The record of the guest.
+/// The record of the guest, with the preshared key sealed to each of its doors.
 fn record(
     arguments: &AddArguments,
     id: WireGuardKey,
-    door: PublicKey,
+    doors: &[PublicKey],
     preshared_key: &[u8; 32],
 ) -> Result<Guest, CliError> {
     let now = clock::wall();
     let at = UnixSeconds::from_system(now);
-    let random = random_bytes()?;
-    let door = Door::seal(door, &id, preshared_key, &random);
-    let door = door.ok_or_else(|| {
-        CliError::failed(
-            "guest add: the identity of the door is no key; name another node with --door",
-        )
-    })?;
+    let seal = |door: &PublicKey| {
+        let random = random_bytes()?;
+        Door::seal(*door, &id, preshared_key, &random).ok_or_else(|| {
+            CliError::failed(format!(
+                "guest add: the identity {} of a door is no key; name another node with --door",
+                door.short()
+            ))
+        })
+    };
     Ok(Guest {
         id,
         version: next_version(0, now),
         name: arguments.name.clone(),
         tags: arguments.tags.clone(),
-        doors: vec![door],
+        doors: doors.iter().map(seal).collect::<Result<_, CliError>>()?,
         preshared_hash: Guest::hash_of(preshared_key),
         expires_at: arguments.ttl.map(|ttl| at.plus(ttl)),
     })
@@ -216,34 +252,62 @@ async fn submit(guest: &Guest, key: &SigningKey, globals: &Globals) -> Result<()
     Ok(())
 }
 
-/// Waits until the record of the door has the addresses of the guest. None if that takes too long.
-async fn wait_for_lease(
+/// Waits until the record of each door has the addresses of the guest. Returns them in the order of the doors.
+async fn wait_for_leases(
     guest: &Guest,
-    door: PublicKey,
+    doors: &[Chosen<'_>],
     mesh_key: PublicKey,
     globals: &Globals,
-) -> Result<Option<GuestAt>, CliError> {
+) -> Result<Vec<GuestAt>, CliError> {
+    let mut missing = None;
     let wait = async {
         loop {
             let live = Live::of_mesh(mesh_key, globals).await?;
-            let guests = live.netmap(None).guests;
-            let mut guests = guests.into_iter();
-            if let Some(at) = guests.find(|at| at.key == guest.id && at.door == door) {
-                return Ok(at);
+            match leases(guest, &live.netmap(None).guests) {
+                Ok(all) => return Ok::<_, CliError>(all),
+                Err(door) => missing = Some(door),
             }
             tokio::time::sleep(LEASE_INTERVAL).await;
         }
     };
-    match tokio::time::timeout(LEASE_TIMEOUT, wait).await {
-        Ok(found) => found.map(Some),
-        Err(_) => Ok(None),
-    }
+    let ended = tokio::time::timeout(LEASE_TIMEOUT, wait).await;
+    ended.unwrap_or_else(|_| {
+        let door = doors.iter().find(|door| Some(door.member.id) == missing);
+        let door = door.or(doors.first());
+        Err(no_lease(
+            door.map_or("the door", |d| d.member.name.as_str()),
+        ))
+    })
 }
 
-fn no_lease(door: &Member) -> CliError {
+/// The addresses that each door leased to the guest, in the order of its doors; or a door that leased none.
+fn leases(guest: &Guest, all: &[GuestAt]) -> Result<Vec<GuestAt>, PublicKey> {
+    let lease = |door: &Door| {
+        let mut all = all.iter();
+        let at = all.find(|at| at.key == guest.id && at.door == door.node);
+        at.cloned().ok_or(door.node)
+    };
+    guest.doors.iter().map(lease).collect()
+}
+
+/// Removes a guest whose configuration nobody gets, because of `why`. Returns the error with what became of the guest.
+async fn take_back(guest: &Guest, key: &SigningKey, globals: &Globals, why: CliError) -> CliError {
+    let CliError { code, message } = why;
+    let name = &guest.name;
+    let left = match remove::submit(guest.id, key, globals).await {
+        Ok(()) => format!("{name} was not added"),
+        Err(error) => format!(
+            "{name} was added all the same, and could not be removed ({}): remove it with `meshctl guest remove {name}`",
+            error.message
+        ),
+    };
+    let message = format!("{message}; {left}");
+    CliError { code, message }
+}
+
+fn no_lease(door: &str) -> CliError {
     let text = format!(
-        "guest add: {} gave the guest no address within {} s, so the guest was not added; look whether it is connected with `meshctl node list`, and at its problems with `meshctl status` there",
-        door.name,
+        "guest add: {door} gave the guest no address within {} s; look whether it is connected with `meshctl node list`, and at its problems with `meshctl status` there",
         LEASE_TIMEOUT.as_secs()
     );
     CliError::new(ErrorCode::Unreachable, text)
@@ -252,17 +316,15 @@ fn no_lease(door: &Member) -> CliError {
 fn print(
     arguments: &AddArguments,
     guest: &Guest,
-    at: &GuestAt,
-    config: &GuestConfig,
+    configurations: Vec<Configuration<'_>>,
 ) -> Result<u8, CliError> {
-    let text = config.text();
-    let (name, door) = (&guest.name, &arguments.door);
+    let (name, doors) = (&guest.name, listed(&arguments.doors, MAX_DOORS));
     eprintln!(
-        "{name} is a guest behind {door}, which it has to trust: all that {name} sends passes through {door}, which can read and change it"
+        "{name} is a guest behind {doors}, which it has to trust: all that {name} sends passes there, and can be read and changed there"
     );
-    if config.private_key.is_some() {
+    if arguments.public_key.is_none() {
         eprintln!(
-            "the private key is in this configuration and stored nowhere: use it on one device, and do not keep a copy"
+            "the private key is in what follows and stored nowhere: use it on one device, and do not keep a copy"
         );
     } else {
         eprintln!("put the private key of the device where the configuration says so");
@@ -272,19 +334,18 @@ fn print(
             schema: 1,
             name,
             key: guest.id,
-            door,
-            address_v4: at.v4,
-            address_v6: at.v6,
-            endpoint: config.endpoint,
             expires_at: guest.expires_at,
-            config: &text,
+            configurations,
         });
     }
-    if arguments.qr {
-        let code = qr_code(&text).map_err(CliError::failed)?;
-        table::line(&code);
-    } else {
-        table::raw(text.as_bytes());
+    for Configuration { door, config, .. } in &configurations {
+        if arguments.qr {
+            eprintln!("through {door}:");
+            let code = qr_code(config).map_err(CliError::failed)?;
+            table::line(&code);
+        } else {
+            table::raw(config.as_bytes());
+        }
     }
     Ok(0)
 }
@@ -320,13 +381,14 @@ mod tests {
     fn arguments(name: &str) -> AddArguments {
         AddArguments {
             name: label(name),
-            door: label("web-1"),
+            doors: vec![label("web-1")],
             public_key: None,
             tags: vec![],
             ttl: None,
             endpoint: None,
             qr: false,
             json: false,
+            all_traffic: false,
         }
     }
 
@@ -347,7 +409,7 @@ mod tests {
         }
         let ids = [7, 8].map(|n| public_half(&[n; 32]));
         for (id, name) in ids.into_iter().zip(["anna", "former"]) {
-            let guest = record(&arguments(name), id, node, &[1; 32]).expect("random numbers");
+            let guest = record(&arguments(name), id, &[node], &[1; 32]).expect("random numbers");
             let envelope = Envelope::seal_payload(guest.payload(), &build::key(1));
             ledger.apply(envelope).expect("valid");
         }
@@ -400,7 +462,7 @@ mod tests {
                 ttl,
                 ..arguments("anna")
             };
-            record(&arguments, id, door, &[1; 32]).expect("random numbers")
+            record(&arguments, id, &[door], &[1; 32]).expect("random numbers")
         };
         assert_eq!(made(None).expires_at, None);
         let expires = made(Some(Duration::from_secs(3600))).expires_at;
@@ -409,5 +471,50 @@ mod tests {
             made(None).preshared(&build::key(10)).as_deref(),
             Some(&[1; 32])
         );
+    }
+
+    #[test]
+    fn a_guest_of_two_doors_has_addresses_at_both_before_its_configurations_are_printed() {
+        let (id, doors) = (public_half(&[9; 32]), [build::id(10), build::id(11)]);
+        let guest = record(&arguments("anna"), id, &doors, &[1; 32]).expect("random numbers");
+        for door in [10, 11] {
+            let opened = guest.preshared(&build::key(door));
+            assert_eq!(opened.as_deref(), Some(&[1; 32]), "{door}");
+        }
+        let at = |door: PublicKey, host: u8| GuestAt {
+            name: label("anna"),
+            key: id,
+            tags: vec![],
+            door,
+            v4: [10, 210, host, 254].into(),
+            v6: "fd00::fe".parse().expect("a literal"),
+            heard: false,
+        };
+        let [first, second] = [at(doors[0], 1), at(doors[1], 2)];
+        assert_eq!(leases(&guest, &[]), Err(doors[0]));
+        let one = std::slice::from_ref(&first);
+        assert_eq!(leases(&guest, one), Err(doors[1]));
+        let both = [second.clone(), first.clone()];
+        assert_eq!(leases(&guest, &both), Ok(vec![first, second]));
+    }
+
+    #[test]
+    fn several_doors_and_all_traffic_are_refused_where_they_make_no_configuration() {
+        let said = |arguments: &AddArguments| check_use(arguments).map_err(|e| e.message);
+        let two = || AddArguments {
+            doors: vec![label("web-1"), label("web-2")],
+            ..arguments("anna")
+        };
+        assert_eq!(said(&arguments("anna")), Ok(()));
+        let text = said(&two()).expect_err("a file is for one");
+        assert!(text.contains("--qr") && text.contains("--json"), "{text}");
+        let qr = AddArguments { qr: true, ..two() };
+        assert_eq!(said(&qr), Ok(()));
+        let all = AddArguments {
+            all_traffic: true,
+            ..arguments("anna")
+        };
+        let text = said(&all).expect_err("there is no way out");
+        assert!(text.contains("leave --all-traffic out"), "{text}");
     }
 }

@@ -150,4 +150,72 @@ mod tests {
         let is_quiet = |line: &&str| line.chars().all(|c| c == '\u{2588}');
         assert_eq!(lines.iter().take_while(|line| is_quiet(line)).count(), 2);
     }
+
+    /// Whether the apps read this line of a section. Both parsers know these keys and forms only: `Config`, `Interface` and `Peer` of
+    /// wireguard-android (`tunnel/src/main/java/com/wireguard/config`), and `TunnelConfiguration+WgQuickConfig.swift` of wireguard-apple.
+    fn is_read(section: &str, key: &str, value: &str) -> bool {
+        let is_key = || STANDARD.decode(value).is_ok_and(|key| key.len() == 32);
+        let mut all = value.split(',').map(str::trim);
+        match (section, key) {
+            ("Interface", "PrivateKey") | ("Peer", "PublicKey" | "PresharedKey") => is_key(),
+            ("Interface", "Address") | ("Peer", "AllowedIPs") => {
+                all.all(|net| net.parse::<IpNet>().is_ok())
+            }
+            ("Interface", "DNS") => all.all(|address| address.parse::<IpAddr>().is_ok()),
+            ("Peer", "Endpoint") => value.parse::<SocketAddr>().is_ok(),
+            ("Peer", "PersistentKeepalive") => value.parse::<u16>().is_ok(),
+            _ => false,
+        }
+    }
+
+    #[test]
+    fn the_configuration_keeps_to_the_grammar_of_the_apps_for_android_and_ios() {
+        for endpoint in [
+            "203.0.113.7:51820",
+            "[2001:1db8:1111:2222:3333:4444:5555:6666]:51820",
+        ] {
+            let text = config(endpoint).text();
+            let mut section = "";
+            for line in text.lines() {
+                if let Some(name) = line.strip_prefix('[').and_then(|l| l.strip_suffix(']')) {
+                    section = name;
+                    continue;
+                }
+                let (key, value) = line.split_once('=').expect("a key and a value");
+                assert!(is_read(section, key.trim(), value.trim()), "{line}");
+            }
+            assert_eq!(section, "Peer");
+        }
+    }
+
+    /// What a camera reads from a code on a dark terminal, where full and half blocks are light.
+    fn read_back(image: &str) -> String {
+        let row = |line: &str, light: [char; 2]| -> Vec<bool> {
+            line.chars().map(|c| light.contains(&c)).collect()
+        };
+        let rows = image.lines().flat_map(|line| {
+            let upper = row(line, ['\u{2588}', '\u{2580}']);
+            [upper, row(line, ['\u{2588}', '\u{2584}'])]
+        });
+        let rows: Vec<Vec<bool>> = rows.collect();
+        let (size, scale) = (rows[0].len(), 4);
+        let light = |x: usize, y: usize| if rows[y / scale][x / scale] { 255 } else { 0 };
+        let mut picture =
+            rqrr::PreparedImage::prepare_from_greyscale(size * scale, size * scale, light);
+        let found = picture.detect_grids();
+        assert_eq!(found.len(), 1);
+        found[0].decode().expect("a code").1
+    }
+
+    #[test]
+    fn a_decoder_reads_the_configuration_back_from_its_code() {
+        for endpoint in [
+            "203.0.113.7:51820",
+            "[2001:1db8:1111:2222:3333:4444:5555:6666]:51820",
+        ] {
+            let text = config(endpoint).text();
+            let image = qr_code(&text).expect("it is short");
+            assert_eq!(read_back(&image), *text);
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! The door of a new guest: a node at which devices anywhere can knock. Pure.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use crate::cli::exit::CliError;
@@ -8,17 +9,65 @@ use crate::model::text::listed;
 use crate::model::{Label, WireGuardKey};
 use crate::protocol::api::ErrorCode;
 use crate::records::Ledger;
-use crate::records::kinds::MAX_GUESTS;
+use crate::records::kinds::{MAX_DOORS, MAX_GUESTS};
 use crate::records::netmap::{Member, Netmap};
 
 /// The maximum number of addresses that a message names.
 const MAX_NAMED: usize = 4;
 
+/// A node that is to be a door of a new guest.
+pub(super) struct Chosen<'a> {
+    pub(super) member: &'a Member,
+    /// The key of its tunnel towards guests.
+    pub(super) key: WireGuardKey,
+    /// Where guests reach it.
+    pub(super) endpoint: SocketAddr,
+}
+
+/// The doors with these names. With `given`, guests reach the only one there.
+///
+/// # Errors
+/// A name is there twice, or one of the nodes can be no door.
+pub(super) fn choose<'a>(
+    names: &[Label],
+    given: Option<SocketAddr>,
+    netmap: &'a Netmap,
+    ledger: &Ledger,
+) -> Result<Vec<Chosen<'a>>, CliError> {
+    let refuse = |text: String| Err(CliError::new(ErrorCode::BadRequest, text));
+    if names.len() > MAX_DOORS {
+        return refuse(format!(
+            "guest add: a guest has at most {MAX_DOORS} doors; give fewer of --door"
+        ));
+    }
+    if names.iter().collect::<BTreeSet<_>>().len() < names.len() {
+        return refuse("guest add: a node is named twice; name each door once".to_owned());
+    }
+    if given.is_some() && names.len() > 1 {
+        return refuse(
+            "guest add: --endpoint is the address of one door, and there are several; set `advertise` in [path] of the meshd.toml of each instead".to_owned(),
+        );
+    }
+    let door_of = |name: &Label| {
+        let (member, key) = find(name, netmap, ledger)?;
+        let endpoint = match given {
+            Some(endpoint) => endpoint,
+            None => endpoint(member)?,
+        };
+        Ok::<_, CliError>(Chosen {
+            member,
+            key,
+            endpoint,
+        })
+    };
+    names.iter().map(door_of).collect()
+}
+
 /// The node with this name, with the key of its tunnel towards guests, if it can be the door of one more guest.
 ///
 /// # Errors
 /// There is no such node, its version knows no guests, or it has as many as it may have.
-pub(super) fn find<'a>(
+fn find<'a>(
     name: &Label,
     netmap: &'a Netmap,
     ledger: &Ledger,
@@ -55,7 +104,7 @@ pub(super) fn find<'a>(
 ///
 /// # Errors
 /// The door has no such address.
-pub(super) fn endpoint(door: &Member) -> Result<SocketAddr, CliError> {
+fn endpoint(door: &Member) -> Result<SocketAddr, CliError> {
     let all = door.at_router.mapped.iter().chain(&door.endpoints);
     let public = all.filter(|endpoint| is_public(endpoint.ip()));
     // The first one of those that are equally good stays the first.
@@ -122,6 +171,23 @@ mod tests {
         for part in ["web-1", "10.0.0.5:51820", "--endpoint", "advertise"] {
             assert!(error.message.contains(part), "{}", error.message);
         }
+    }
+
+    #[test]
+    fn a_door_is_named_once_and_an_address_is_that_of_one_door() {
+        let (netmap, ledger) = (Netmap::default(), Ledger::new(build::id(9)));
+        let said = |names: &[&str], given: Option<&str>| {
+            let names: Vec<Label> = names.iter().map(|name| build::label(name)).collect();
+            let given = given.and_then(|text| text.parse().ok());
+            let chosen = choose(&names, given, &netmap, &ledger);
+            chosen.map_or_else(|error| error.message, |_| String::new())
+        };
+        assert!(said(&["a", "a"], None).contains("named twice"));
+        let given = Some("203.0.113.7:51820");
+        assert!(said(&["a", "b"], given).contains("there are several"));
+        assert!(said(&["a"], given).contains("there is no node a"));
+        let many = ["a", "b", "c", "d", "e", "f", "g", "h", "i"];
+        assert!(said(&many, None).contains("at most 8 doors"));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use crate::model::Label;
 use crate::model::text::listed;
 use crate::model::time::UnixSeconds;
 use crate::os::clock;
+use crate::protocol::admin::NodeList;
 use crate::protocol::api::ErrorCode;
 
 /// `meshctl guest list --json`.
@@ -32,10 +33,9 @@ struct ShownGuest {
 
 pub(super) async fn run(json: bool, globals: &Globals) -> Result<u8, CliError> {
     let now = UnixSeconds::from_system(clock::wall());
-    let live = Live::read(globals).await?;
     let list = GuestList {
         schema: 1,
-        guests: rows(live.ledger(), &live.netmap(None), now),
+        guests: read(globals, now).await?,
     };
     if json {
         return table::json(&list);
@@ -53,8 +53,7 @@ pub(super) async fn run(json: bool, globals: &Globals) -> Result<u8, CliError> {
 
 pub(super) async fn show(name: &Label, json: bool, globals: &Globals) -> Result<u8, CliError> {
     let now = UnixSeconds::from_system(clock::wall());
-    let live = Live::read(globals).await?;
-    let rows = rows(live.ledger(), &live.netmap(None), now);
+    let rows = read(globals, now).await?;
     let guest = rows.into_iter().find(|row| row.name == *name);
     let guest = guest.ok_or_else(|| unknown("show", name))?;
     if json {
@@ -64,6 +63,15 @@ pub(super) async fn show(name: &Label, json: bool, globals: &Globals) -> Result<
         table::line(&line);
     }
     Ok(0)
+}
+
+/// Reads the guests from the coordinator.
+async fn read(globals: &Globals, now: UnixSeconds) -> Result<Vec<GuestRow>, CliError> {
+    let live = Live::read(globals).await?;
+    let list: NodeList = globals.coordinator().get("/v1/nodes").await?;
+    let connected = list.nodes.iter().filter(|node| node.connected);
+    let connected = connected.map(|node| node.id).collect();
+    Ok(rows(live.ledger(), &live.netmap(None), &connected, now))
 }
 
 /// The error about a name that no guest has.

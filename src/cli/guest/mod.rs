@@ -25,7 +25,7 @@ Examples:
   meshctl guest list
   meshctl guest list --json
 
-A guest is here while its door has heard it in the last three minutes.")]
+A guest is here while its door has heard it in the last three minutes. If its door is away or was removed, it reaches nothing.")]
     List {
         /// One JSON document on stdout
         #[arg(long)]
@@ -51,7 +51,8 @@ Examples:
   meshctl guest remove anna          asks first, on a terminal
   meshctl guest remove anna --yes
 
-Its key never works again. The name is free for another guest.")]
+Its key never works again. The name is free for another guest. While no coordinator answers, the node on this machine passes the
+removal on to the others: run it on any node, and name the file of the mesh key with --mesh-key.")]
     Remove {
         /// The name of the guest
         #[arg(value_name = "NAME", value_parser = arguments::label)]

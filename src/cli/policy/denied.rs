@@ -54,6 +54,9 @@ fn row(denied: &DeniedRow, now: UnixSeconds) -> Vec<String> {
 /// A source or destination: the names that rules have for it, and its address.
 fn shown(end: &DeniedEnd) -> String {
     let names: Vec<String> = end.services.iter().map(selector_of).collect();
+    if let Some(guest) = &end.guest {
+        return format!("guest:{guest} ({})", end.address);
+    }
     match (&end.node, names.is_empty()) {
         (_, false) => format!("{} ({})", names.join(" "), end.address),
         (Some(node), true) => format!("node:{node} ({})", end.address),
@@ -76,6 +79,7 @@ mod tests {
                 .iter()
                 .map(|s| ServiceName::parse(s).expect("a literal"))
                 .collect(),
+            guest: None,
         };
         let denied = DeniedRow {
             from: end("10.210.1.1", Some("web-1"), &[]),
@@ -101,5 +105,10 @@ mod tests {
             ]
         );
         assert_eq!(shown(&end("192.0.2.7", None, &[])), "192.0.2.7");
+        let guest = DeniedEnd {
+            guest: Some(label("anna")),
+            ..end("10.210.1.254", Some("web-1"), &[])
+        };
+        assert_eq!(shown(&guest), "guest:anna (10.210.1.254)");
     }
 }

@@ -28,7 +28,7 @@ Examples:
 
 A name is that of a service, or of a node if no service has it. The exit status is 2 if the policy denies it.")]
 pub(in crate::cli) struct ExplainArguments {
-    /// Who sends: NAME, PROJECT/NAME, node:NAME, tag:TAG or an address
+    /// Who sends: NAME, PROJECT/NAME, node:NAME, guest:NAME, tag:TAG or an address
     #[arg(value_name = "A", value_parser = parse_end, add = ArgValueCandidates::new(names::members))]
     from: End,
     /// Who receives, and the port: a number or a name, with /udp behind it if it is UDP, or icmp
@@ -202,6 +202,9 @@ impl End {
                 selector @ (Selector::Any | Selector::Guest(_) | Selector::Route(_)),
             ) => matching(&|s| selects(selector, s)),
             Self::Selector(Selector::Node(name)) => matching(&|s| s.is_node && name.is(&s.node)),
+            Self::Selector(Selector::Guest(name)) => {
+                matching(&|s| s.guest.as_ref().is_some_and(|own| name.is(own)))
+            }
             Self::Selector(Selector::Tag(tag)) => matching(&|s| s.tags.iter().any(|t| tag.is(t))),
             Self::Selector(selector) => {
                 let offers = |name: &ServiceName| selector.names(name);
@@ -345,6 +348,23 @@ mod tests {
         assert_eq!(found("tag:shop", &subjects), [node, db, in_shop]);
         assert_eq!(found("nobody", &subjects), [""; 0]);
         assert!(parse_end("same-project").is_err() && parse_end("db.shop").is_err());
+    }
+
+    #[test]
+    fn a_guest_is_an_end_by_its_name_and_by_its_tags() {
+        let guest = Subject {
+            is_node: false,
+            guest: Some(label("anna")),
+            ..subject("10.210.1.254", None)
+        };
+        let subjects = [subject("10.210.1.1", None), guest];
+        let anna = "guest:anna (10.210.1.254 on web-1)";
+        let node = "node:web-1 (10.210.1.1 on web-1)";
+        assert_eq!(found("guest:anna", &subjects), [anna]);
+        assert_eq!(found("guest:*", &subjects), [anna]);
+        assert_eq!(found("guest:bert", &subjects), [""; 0]);
+        assert_eq!(found("tag:shop", &subjects), [node, anna]);
+        assert_eq!(found("node:web-1", &subjects), [node]);
     }
 
     #[test]

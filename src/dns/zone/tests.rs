@@ -2,7 +2,6 @@ use super::*;
 use crate::dns::answer::tests::{HEALTHY, id, label, netmap};
 use crate::model::WireGuardKey;
 use crate::records::kinds::{Port, Protocol, Source};
-use crate::records::netmap::GuestAt;
 use proptest::prelude::*;
 
 /// Services of any of three nodes: with a project or without, with an address of their own or without.
@@ -167,7 +166,7 @@ fn a_node_without_ipv6_has_no_ipv6_address_and_the_others_keep_theirs() {
 }
 
 #[test]
-fn a_guest_has_a_name_while_its_door_hears_it() {
+fn a_guest_has_a_name_while_its_door_hears_it_and_answers() {
     let mut netmap = netmap(HEALTHY);
     let (groups, nobody) = Default::default();
     let guest = |name: &str, host: u8, heard| GuestAt {
@@ -187,6 +186,19 @@ fn a_guest_has_a_name_while_its_door_hears_it() {
     let reverse = zone.find_address(&[10, 210, 1, 254].into());
     assert_eq!(reverse.as_deref(), Some("anna.guest"));
     assert!(zone.find("bert.guest").is_none());
+    // A door that died says of its guests what it said last.
+    let dead = BTreeSet::from([id(1)]);
+    let own = ZoneInput {
+        unreachable: &dead,
+        ..input(&netmap, &groups, &nobody)
+    };
+    assert!(Zone::build(&own).find("anna.guest").is_some());
+    let other = ZoneInput {
+        own: id(2),
+        unreachable: &dead,
+        ..input(&netmap, &groups, &nobody)
+    };
+    assert!(Zone::build(&other).find("anna.guest").is_none());
     netmap.guests.clear();
     let zone = Zone::build(&input(&netmap, &groups, &nobody));
     assert!(zone.find("anna.guest").is_none() && zone.find("guest").is_none());

@@ -9,7 +9,7 @@ use super::{Agent, Phase};
 use crate::node::api::{ApiQuery, Command, Reply};
 use crate::node::changes::{ChangeRequest, ServiceChange, parse_name};
 use crate::node::disk::audit_problem;
-use crate::node::joined::JoinedNode;
+use crate::node::joined::{JoinedNode, guests};
 use crate::node::{metrics, report, unattended};
 use crate::protocol::api::ApiError;
 use crate::protocol::local::{NodeState, ServiceChanged, Status};
@@ -73,6 +73,10 @@ impl Agent {
                 let _ = reply.send(why);
             }
             Command::Netcheck(reply) => answer(self.node(), reply, report::netcheck),
+            Command::Guests(reply) => answer(self.node(), reply, guests::keys),
+            Command::RemoveGuest(remove, reply) => carry_out(self.node(), reply, |node, reply| {
+                let _ = reply.send(guests::remove(node, &remove));
+            }),
             Command::Denied(reply) => answer(self.node(), reply, report::denied),
             Command::Resolve(resolve, reply) => carry_out(self.node(), reply, |node, reply| {
                 report::resolve(node, resolve, reply);

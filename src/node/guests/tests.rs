@@ -14,6 +14,7 @@ struct World {
     ledger: Ledger,
     guests: Guests,
     taken: BTreeSet<Ipv4Addr>,
+    native: Option<Ipv4Net>,
     start: Instant,
 }
 
@@ -36,6 +37,7 @@ impl World {
             ledger,
             guests: Guests::default(),
             taken: BTreeSet::new(),
+            native: None,
             start: Instant::now(),
         }
     }
@@ -61,6 +63,7 @@ impl World {
             block: &build::block(1),
             ledger: &self.ledger,
             taken: &self.taken,
+            native: self.native,
         };
         let now = Now {
             monotonic: self.start + Duration::from_secs(seconds),
@@ -218,4 +221,68 @@ fn a_guest_is_heard_for_three_minutes_after_its_last_datagram() {
     assert_eq!(look(Some(at), at + HEARD / 2), (0, false, true));
     assert_eq!(look(Some(at), at + HEARD), (0, true, false));
     assert_eq!(look(Some(at + HEARD), at + HEARD), (1, true, true));
+}
+
+#[test]
+fn a_guest_gets_no_address_from_the_range_of_the_container_engine() {
+    let mut world = World::new();
+    world.native = "10.210.1.0/25".parse().ok();
+    world.taken = (130..255).map(|n| Ipv4Addr::new(10, 210, 1, n)).collect();
+    world.add(7, None);
+    world.add(8, None);
+    world.add(9, None);
+    assert_eq!(world.follow(0), ["g7 added", "g8 added"]);
+    assert_eq!(world.hosts(), [(7, 129), (8, 128)]);
+    let problems = world.guests.problems();
+    assert!(problems[0].why.contains("all addresses"), "{problems:?}");
+}
+
+#[test]
+fn a_guest_with_another_preshared_key_keeps_its_address_and_not_its_old_key() {
+    let mut world = World::new();
+    world.add(7, None);
+    world.follow(0);
+    world.publish(2);
+    let id = WireGuardKey([7; 32]);
+    let door = Door::seal(build::id(OWN), &id, &[70; 32], &[71; 32]).expect("a key");
+    let renewed = Guest {
+        version: 100,
+        doors: vec![door],
+        preshared_hash: Guest::hash_of(&[70; 32]),
+        ..guest(7, OWN, None)
+    };
+    world.apply(renewed.payload());
+    assert!(world.follow(1).is_empty(), "it neither came nor went");
+    assert_eq!(world.hosts(), [(7, 254)]);
+    let peers = world.guests.peers(&build::block(1));
+    assert_eq!(peers[0].preshared_key, Some([70; 32]));
+}
+
+#[test]
+fn a_configuration_that_two_devices_use_is_a_problem_that_names_both_places() {
+    let mut world = World::new();
+    world.add(7, None);
+    world.follow(0);
+    let mut look = |seconds: u64, place: u8| {
+        let now = world.start + Duration::from_secs(seconds);
+        let endpoint = SocketAddr::from(([192, 0, 2, place], 4000));
+        world
+            .guests
+            .handle_heard(|_| Some((now, Some(endpoint))), now);
+        world.guests.problems()
+    };
+    assert!(look(0, 1).is_empty());
+    for turn in 1..6_u64 {
+        let place = if turn % 2 == 0 { 1 } else { 2 };
+        let problems = look(12 * turn, place);
+        assert_eq!(problems.len(), usize::from(turn == 5), "{turn}");
+    }
+    let problems = look(61, 2);
+    let said = &problems[0];
+    assert_eq!(said.what, "the guest g7 sends from two places in turns");
+    for part in ["192.0.2.1:4000", "192.0.2.2:4000"] {
+        assert!(said.why.contains(part), "{}", said.why);
+    }
+    assert!(said.fix.contains("meshctl guest remove g7"), "{}", said.fix);
+    assert!(look(400, 2).is_empty(), "the other device is off");
 }

@@ -68,12 +68,10 @@ impl Stages for JoinedNode {
         for change in members::changes(&before, &self.netmap, &id, self.replica.ledger()) {
             self.disk.audit.note(&change);
         }
-        let others: Vec<&Member> = self
-            .netmap
-            .members
-            .values()
-            .filter(|member| member.id != id)
-            .collect();
+        // A member that claims the key of a guest has no tunnel here, and chooses no path for the guest.
+        let guests = &self.device.guests;
+        let is_other = |member: &&Member| member.id != id && !guests.lets_in(&member.wireguard_key);
+        let others: Vec<&Member> = self.netmap.members.values().filter(is_other).collect();
         for member in &others {
             if let Some(before) = before.members.get(&member.id)
                 && before.wireguard_key != member.wireguard_key

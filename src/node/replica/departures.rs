@@ -1,15 +1,19 @@
-//! The departures that this node publishes for peers that left while no coordinator was there.
+//! The departures that this node publishes for peers that left while no coordinator was there, and the removals of guests that the
+//! administrator made meanwhile.
 //!
 //! A node that left does not offer its departure again when the coordinator is back. So each peer that received one from
 //! another node publishes it, now or when its stream opens. After a restart this node publishes all departures that it holds
 //! once, since the disk does not tell which of them a coordinator has. Departures that the coordinator could not store are
 //! published again after a pause.
+//!
+//! The administrator passes the removal of a guest to any node. It is published in the same way by each node that received it, but not
+//! again after a restart: removals stay for good, and the other nodes have it as well.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use crate::model::time::retry_pause;
-use crate::records::kinds::RecordKey;
+use crate::records::kinds::{Guest, RecordKey};
 use crate::records::ledger::Refused;
 use crate::records::{Envelope, Ledger};
 
@@ -41,9 +45,10 @@ impl Departures {
 
     /// Records of a peer were accepted.
     pub(super) fn handle_from_peer(&mut self, changed: &[RecordKey]) {
-        let new = changed
-            .iter()
-            .filter(|key| matches!(key, RecordKey::Departure(_)));
+        let is_passed_on = |key: &&RecordKey| {
+            matches!(key, RecordKey::Departure(_)) || Guest::removed_by(key).is_some()
+        };
+        let new = changed.iter().filter(is_passed_on);
         self.unpublished.extend(new.cloned());
     }
 

@@ -30,7 +30,7 @@
 //! | [`lease`] | whether this node moves to another address block |
 //! | [`uplink`] | the side of the coordinator |
 //! | [`offer`] | what is published to the coordinator |
-//! | [`departures`] | the departures of peers that this node publishes |
+//! | [`departures`] | the departures of peers, and the removals of guests, that this node publishes |
 //! | [`progress`] | the position, and requests for all records |
 //! | [`peer_sync`], [`schedule`] | which peers are dialled when |
 //! | [`renewal`], [`refusals`] | which records of peers are accepted, and what their refusal costs |
@@ -252,6 +252,12 @@ impl Replica {
             LedgerRequest::Apply { peer, records } => {
                 let (accepted, result) =
                     self.intake.receive_from_peer(&self.own, peer, records, now);
+                if peer == self.own.id() && result.changed {
+                    self.peers.handle_published(&accepted.keys, now.monotonic);
+                    if self.uplink.link.is_away() {
+                        self.peers.dial_all(now.monotonic);
+                    }
+                }
                 self.accept(accepted, true);
                 LedgerReply::Applied(result)
             }

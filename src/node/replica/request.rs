@@ -12,7 +12,8 @@ use crate::records::digest::Digests;
 pub enum LedgerRequest {
     /// Return the digests of what the ledger holds.
     Digests,
-    /// Apply these records, which the peer sent.
+    /// Apply these records, which the peer sent. With this node in the place of the peer, they are of the administrator, who gave them to
+    /// this node, and all peers are dialled for them.
     Apply {
         peer: PublicKey,
         /// The records. They are not verified yet.

@@ -36,7 +36,7 @@ fn row(netmap: &Netmap, denied: &Denied) -> DeniedRow {
     }
 }
 
-/// The node and the services that have an address.
+/// The node and the services that have an address, or the guest.
 fn end(netmap: &Netmap, address: IpAddr) -> DeniedEnd {
     let member = netmap.owner_of(address);
     let services = netmap.services.values().filter(|service| {
@@ -44,9 +44,12 @@ fn end(netmap: &Netmap, address: IpAddr) -> DeniedEnd {
         instances.any(|instance| instance.addresses.contains(&address))
     });
     let services: BTreeSet<ServiceName> = services.map(|s| s.service_name()).collect();
+    let mut guests = netmap.guests.iter();
+    let guest = guests.find(|guest| guest.addresses().contains(&address));
     DeniedEnd {
         address,
         node: member.map(|member| member.name.clone()),
         services: services.into_iter().collect(),
+        guest: guest.map(|guest| guest.name.clone()),
     }
 }

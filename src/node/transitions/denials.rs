@@ -15,16 +15,26 @@ pub(in crate::node) struct FirstDenial<'a> {
     /// The nodes that have the two addresses.
     pub from_node: Option<&'a Label>,
     pub to_node: Option<&'a Label>,
+    /// The guests that have them. Their doors are the nodes.
+    pub from_guest: Option<&'a Label>,
+    pub to_guest: Option<&'a Label>,
 }
 
 impl<'a> FirstDenial<'a> {
-    /// The denial, with the nodes of its addresses.
+    /// The denial, with the nodes and the guests of its addresses.
     pub(in crate::node) fn of(denial: &'a Denial, netmap: &'a Netmap) -> Self {
         let node_of = |address| netmap.owner_of(address).map(|member| &member.name);
+        let guest_of = |address: IpAddr| {
+            let mut guests = netmap.guests.iter();
+            let guest = guests.find(|guest| guest.addresses().contains(&address));
+            guest.map(|guest| &guest.name)
+        };
         Self {
             denial,
             from_node: node_of(denial.from),
             to_node: node_of(denial.to),
+            from_guest: guest_of(denial.from),
+            to_guest: guest_of(denial.to),
         }
     }
 
@@ -48,13 +58,18 @@ impl Transition for FirstDenial<'_> {
     }
 
     fn event(&self) -> Option<Event> {
-        let end = |address: IpAddr, node: Option<&Label>| match node {
-            Some(node) => Text::of(&format_args!("{address} of {node}")),
-            None => Text::of(&address),
+        let end = |address: IpAddr, node: Option<&Label>, guest: Option<&Label>| {
+            if let Some(guest) = guest {
+                return Text::of(&format_args!("{address} of the guest {guest}"));
+            }
+            match node {
+                Some(node) => Text::of(&format_args!("{address} of {node}")),
+                None => Text::of(&address),
+            }
         };
         let what = What::PairDenied {
-            from: end(self.denial.from, self.from_node),
-            to: end(self.denial.to, self.to_node),
+            from: end(self.denial.from, self.from_node, self.from_guest),
+            to: end(self.denial.to, self.to_node, self.to_guest),
             port: Text::of(&self.denial.asked),
             direction: self.direction(),
         };

@@ -15,7 +15,7 @@ use super::policy::PolicyChange;
 use super::routes::RouteChange;
 use super::spawn::{OrphanRemoved, SpawnRefused, SpawnTurn, SpawnedChange};
 use crate::model::{ContainerId, Protocol, PublicKey, ServiceName, WireGuardKey};
-use crate::os::audit::{LocalCall, Outcome, Text, Transition as _, Who};
+use crate::os::audit::{LocalCall, Outcome, Text, Transition as _, What, Who};
 use crate::os::log::captured;
 use crate::path::watch::Reach;
 use crate::policy::Asked;
@@ -69,12 +69,13 @@ fn each_transition_of_a_peer_is_one_line() {
 
 #[test]
 fn the_first_denied_packet_between_two_addresses_is_one_line() {
-    let (db, web) = (label("db-1"), label("web-2"));
+    let (db, web, anna) = (label("db-1"), label("web-2"), label("anna"));
     let asked = Asked::Port(Protocol::Tcp, 5432);
+    let mut events = Vec::new();
     let lines = captured::lines(|| {
-        for (direction, asked) in [
-            (Direction::Incoming, asked),
-            (Direction::Outgoing, Asked::Icmp),
+        for (direction, asked, from_guest) in [
+            (Direction::Incoming, asked, None),
+            (Direction::Outgoing, Asked::Icmp, Some(&anna)),
         ] {
             let denial = Denial {
                 from: [10, 210, 2, 7].into(),
@@ -87,8 +88,11 @@ fn the_first_denied_packet_between_two_addresses_is_one_line() {
                 denial: &denial,
                 from_node: Some(&web),
                 to_node: Some(&db),
+                from_guest,
+                to_guest: None,
             };
             first.log();
+            events.extend(first.event().map(|event| event.what));
         }
     });
     assert_lines(
@@ -97,6 +101,17 @@ fn the_first_denied_packet_between_two_addresses_is_one_line() {
             "WARN denied by the policy from=10.210.2.7 from_node=web-2 to=10.210.1.2 to_node=db-1 port=5432/tcp direction=in",
             "WARN denied by the policy from=10.210.2.7 from_node=web-2 to=10.210.1.2 to_node=db-1 port=icmp direction=out",
         ],
+    );
+    let from = |text: &str| What::PairDenied {
+        from: Text::of(&text),
+        to: Text::of(&"10.210.1.2 of db-1"),
+        port: Text::of(&"icmp"),
+        direction: "out",
+    };
+    assert_eq!(
+        events.last(),
+        Some(&from("10.210.2.7 of the guest anna")),
+        "and not of its door"
     );
 }
 

@@ -147,6 +147,7 @@ pub enum LocalCall {
     RemoveService,
     DrainService,
     UndrainService,
+    RemoveGuest,
 }
 
 impl LocalCall {
@@ -162,6 +163,7 @@ impl LocalCall {
             Self::RemoveService => "remove_service",
             Self::DrainService => "drain_service",
             Self::UndrainService => "undrain_service",
+            Self::RemoveGuest => "remove_guest",
         }
     }
 }

@@ -63,6 +63,9 @@ pub struct DeniedEnd {
     pub node: Option<Label>,
     /// The services at the address.
     pub services: Vec<ServiceName>,
+    /// The guest that has the address, whose door is the node.
+    #[serde(default)]
+    pub guest: Option<Label>,
 }
 
 /// Which way denied packets went.

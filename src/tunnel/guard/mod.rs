@@ -31,3 +31,4 @@ pub use check::{Guard, Members, Verdict};
 pub use denials::{Denial, Direction};
 pub(super) use denials::{Denials, Sender};
 pub use memo::Memo;
+pub(super) use seen::{Kind, Seen};

@@ -15,15 +15,15 @@ const NO_OPTION: u8 = 1;
 
 /// A packet as the policy sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Seen {
-    pub(super) source: IpAddr,
-    pub(super) destination: IpAddr,
-    pub(super) kind: Kind,
+pub(in crate::tunnel) struct Seen {
+    pub(in crate::tunnel) source: IpAddr,
+    pub(in crate::tunnel) destination: IpAddr,
+    pub(in crate::tunnel) kind: Kind,
 }
 
 /// The protocol of a packet, and the values in its header that the policy is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(in crate::tunnel) enum Kind {
     Tcp {
         source: u16,
         destination: u16,
@@ -48,15 +48,15 @@ pub(super) enum Kind {
 
 /// The packet inside an ICMP error. Only its first bytes are there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Quoted {
-    pub(super) source: IpAddr,
-    pub(super) destination: IpAddr,
-    pub(super) kind: QuotedKind,
+pub(in crate::tunnel) struct Quoted {
+    pub(in crate::tunnel) source: IpAddr,
+    pub(in crate::tunnel) destination: IpAddr,
+    pub(in crate::tunnel) kind: QuotedKind,
 }
 
 /// The protocol of a packet inside an ICMP error, with its source port and destination port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum QuotedKind {
+pub(in crate::tunnel) enum QuotedKind {
     Tcp(u16, u16),
     Udp(u16, u16),
     Echo,
@@ -65,7 +65,7 @@ pub(super) enum QuotedKind {
 
 impl Seen {
     /// Reads a packet, whose header is `ip`.
-    pub(super) fn read(packet: &[u8], ip: &Ip) -> Self {
+    pub(in crate::tunnel) fn read(packet: &[u8], ip: &Ip) -> Self {
         let body = packet.get(ip.transport..ip.total).unwrap_or_default();
         let kind = if has_source_route(packet, ip) {
             Kind::SourceRouted

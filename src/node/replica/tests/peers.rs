@@ -1,4 +1,5 @@
 use super::*;
+use crate::records::kinds::Guest;
 
 fn web(version: u64) -> Record {
     service_record(OWN, "web", version)
@@ -201,6 +202,42 @@ fn departures_of_peers_are_published_until_they_are_answered() {
     );
     kit.changes(vec![membership(13), node(13, 1), departure(13)], 7);
     assert!(kit.publications().is_empty());
+}
+
+#[test]
+fn a_guest_that_is_removed_without_a_coordinator_is_removed_at_all_peers_and_later_at_the_coordinator()
+ {
+    let payload = Guest::removal_payload(WireGuardKey([7; 32]));
+    let removal = Envelope::seal_payload(payload, &key(MESH));
+    let mut kit = Kit::new(&[11, 12]);
+    kit.close(None, false);
+    kit.dialled();
+    // The administrator gave it to this node.
+    kit.apply(OWN, vec![removal.clone()]);
+    assert!(kit.holds(&removal));
+    let news = vec![removal.clone()];
+    assert!(kit.dials.iter().all(|(_, opening)| opening.news == news));
+    let mut dialled = kit.dialled();
+    dialled.sort();
+    assert_eq!(dialled, sorted([id(11), id(12)]));
+    kit.open(STORE, 5);
+    let published = kit.publications();
+    assert!(published.iter().any(|(_, records)| *records == news));
+    // A peer that received it dials nobody, and publishes it too.
+    let mut kit = Kit::new(&[11, 12]);
+    kit.close(None, false);
+    kit.dialled();
+    kit.apply(11, vec![removal.clone()]);
+    kit.pass(Duration::from_secs(1));
+    assert!(kit.dialled().is_empty());
+    kit.open(STORE, 5);
+    let published = kit.publications();
+    assert!(published.iter().any(|(_, records)| *records == news));
+}
+
+fn sorted(mut ids: [PublicKey; 2]) -> Vec<PublicKey> {
+    ids.sort();
+    ids.to_vec()
 }
 
 #[test]
