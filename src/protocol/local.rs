@@ -627,7 +627,7 @@ pub enum ServiceChange {
     New,
     /// It was there, and has other settings now.
     Changed,
-    /// It was there with the same settings.
+    /// It was there with the same settings, or it was drained before.
     Unchanged,
     Removed,
     Drained,
