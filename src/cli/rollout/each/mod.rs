@@ -35,6 +35,7 @@ use super::POLL_INTERVAL;
 use super::interrupt::Interrupt;
 use crate::cli::exit::CliError;
 use crate::cli::{Globals, table};
+use crate::model::name::MAX_LABEL;
 use crate::model::text::listed;
 use crate::model::{Label, ServiceName};
 use crate::os::arguments;
@@ -45,7 +46,7 @@ use course::{Course, Version};
 use events::{Document, Event};
 use fleet::Fleet;
 use journal::Journal;
-use machine::{End, Look, Machine, Results, Step};
+use machine::{End, LocalFault, Look, Machine, Results, Step};
 use order::{Order, Way};
 
 /// The maximum length of a command, in bytes.
@@ -100,9 +101,10 @@ fn parse_command(text: &str) -> Result<String, String> {
             "it is a command with {{node}} for the name of the node, {example}"
         ));
     }
-    if text.len() > MAX_COMMAND || text.contains('\0') {
+    let names = text.matches(command::NODE).count() * MAX_LABEL;
+    if text.len() + names > MAX_COMMAND || text.contains('\0') {
         return Err(format!(
-            "it is a command of at most {MAX_COMMAND} bytes; put more into a script"
+            "it is a command of at most {MAX_COMMAND} bytes with the names of nodes; put more into a script"
         ));
     }
     Ok(text.to_owned())
@@ -142,19 +144,21 @@ pub(super) async fn run(asked: Asked<'_>, globals: &Globals) -> Result<u8, CliEr
             return Err(CliError::new(ErrorCode::Conflict, text));
         }
         let fleet = Fleet::open(globals, &mesh, &order.service, &order.nodes)?;
+        fleet.check(&order.nodes, true).await?;
         (order, course, fleet, journal)
+    } else if arguments.plan {
+        return plan(&asked.order(&mesh.services)?, arguments.json);
     } else {
+        // A rollout that runs explains better than the nodes that it has drained why there cannot be a second one.
+        let lock = journal::lock(asked.one_service()?)?;
         let order = asked.order(&mesh.services)?;
-        if arguments.plan {
-            return plan(&order, arguments.json);
-        }
         let fleet = Fleet::open(globals, &mesh, &order.service, &order.nodes)?;
-        fleet.check(&order.nodes).await?;
+        fleet.check(&order.nodes, false).await?;
         let path = match &arguments.journal {
             Some(path) => path.clone(),
             None => journal::usual_path(&order.service)?,
         };
-        let journal = Journal::create(&path, &order)?;
+        let journal = Journal::create(&path, &order, lock)?;
         (order, Course::default(), fleet, journal)
     };
     let rollout = Rollout {
@@ -246,17 +250,18 @@ impl Rollout {
                 && !self.is_journal_lost
             {
                 self.is_journal_lost = true;
-                self.machine.handle_fault(error.message);
+                let fault = LocalFault::Journal(error.message);
+                self.machine.handle_fault(fault);
                 continue;
             }
             match step {
                 Step::Look(look) => self.look(&look).await,
                 Step::Drain(nodes) => {
-                    let results = self.fleet.set_drained(&nodes, true).await;
+                    let results = self.fleet.drain(&nodes).await;
                     self.machine.handle_drained(&results, Instant::now());
                 }
                 Step::Publish(nodes) => {
-                    let results = self.fleet.set_drained(&nodes, false).await;
+                    let results = self.fleet.publish(&nodes).await;
                     self.machine.handle_published(&results, Instant::now());
                 }
                 Step::Run { nodes, rollback } => self.run(&nodes, rollback).await,
@@ -274,7 +279,7 @@ impl Rollout {
         tokio::select! {
             view = view => match view {
                 Ok(view) => self.machine.handle_view(&view, Instant::now()),
-                Err(error) => self.machine.handle_fault(error.message),
+                Err(error) => self.machine.handle_fault(LocalFault::Meshd(error.message)),
             },
             () = self.interrupt.received() => self.machine.handle_interrupt(),
         }
@@ -405,5 +410,7 @@ mod tests {
         }
         let long = format!("{{node}}{}", " ".repeat(MAX_COMMAND));
         assert!(parse_command(&long).is_err());
+        let names = "{node} ".repeat(MAX_COMMAND / 60);
+        assert!(parse_command(&names).is_err(), "it is too long with names");
     }
 }
