@@ -383,7 +383,7 @@ impl Rollout {
             parts.push("no node was changed".to_owned());
         }
         if course.drained().is_empty() {
-            parts.push("no node is drained".to_owned());
+            parts.push("this rollout leaves no node drained".to_owned());
         } else {
             parts.push(format!(
                 "may still be drained: {}; run `meshctl service undrain {}` there",
