@@ -27,7 +27,7 @@ pub enum Scope {
     MetricsRead,
     /// Add, change, remove, drain and undrain services of a node.
     ServicesWrite,
-    /// Drain and undrain services of a node, and see their instances.
+    /// Drain and undrain services of a node, see their instances, and reserve them for a rollout.
     Drain,
     /// A scope of a later version. It permits nothing.
     Unknown,
