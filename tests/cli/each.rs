@@ -25,6 +25,8 @@ struct Mesh {
     is_drained: Arc<AtomicBool>,
     /// Whether the answer to the next change is lost, although the change is made.
     is_answer_lost: Arc<AtomicBool>,
+    /// Whether another rollout has reserved the service.
+    is_taken: Arc<AtomicBool>,
     calls: Arc<Mutex<Vec<String>>>,
 }
 
@@ -37,11 +39,13 @@ impl Mesh {
         let calls = Arc::new(Mutex::new(Vec::new()));
         let is_drained = Arc::new(AtomicBool::new(false));
         let is_answer_lost = Arc::new(AtomicBool::new(false));
+        let is_taken = Arc::new(AtomicBool::new(false));
         let (ended, noted) = (Arc::clone(&has_ended), Arc::clone(&calls));
         let meshd = Meshd {
             nodes,
             is_drained: Arc::clone(&is_drained),
             is_answer_lost: Arc::clone(&is_answer_lost),
+            is_taken: Arc::clone(&is_taken),
         };
         std::thread::spawn(move || {
             while !ended.load(Ordering::Relaxed) {
@@ -61,6 +65,7 @@ impl Mesh {
             has_ended,
             is_drained,
             is_answer_lost,
+            is_taken,
             calls,
         }
     }
@@ -75,7 +80,7 @@ impl Mesh {
     /// The drains and undrains, in their order.
     fn changes(&self) -> Vec<String> {
         let calls = self.calls.lock().expect("nobody panics");
-        let changes = calls.iter().filter(|call| call.starts_with("POST "));
+        let changes = calls.iter().filter(|call| call.ends_with("drain"));
         changes.cloned().collect()
     }
 
@@ -99,6 +104,7 @@ struct Meshd {
     nodes: &'static [&'static str],
     is_drained: Arc<AtomicBool>,
     is_answer_lost: Arc<AtomicBool>,
+    is_taken: Arc<AtomicBool>,
 }
 
 impl Meshd {
@@ -122,11 +128,16 @@ impl Meshd {
         }
         reader.read_exact(&mut vec![0; length]).ok()?;
         let body = self.body(&call);
+        let status = if body.starts_with(r#"{"code""#) {
+            409
+        } else {
+            200
+        };
         let head = format!(
-            "HTTP/1.1 200 x\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+            "HTTP/1.1 {status} x\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
             body.len()
         );
-        if call.starts_with("POST ") && self.is_answer_lost.swap(false, Ordering::Relaxed) {
+        if call.ends_with("drain") && self.is_answer_lost.swap(false, Ordering::Relaxed) {
             return Some(call);
         }
         let stream = reader.get_mut();
@@ -147,6 +158,11 @@ impl Meshd {
             "GET /v1/services/web/instances" => format!(
                 r#"{{"schema":1,"drained":{is_drained},"instances":[{{"id":"n1-web","health":"healthy","check_ms":null}}]}}"#
             ),
+            "POST /v1/services/web/reserve" if self.is_taken.load(Ordering::Relaxed) => {
+                r#"{"code":"conflict","message":"another rollout has reserved web for 9 s more"}"#
+                    .to_owned()
+            }
+            "POST /v1/services/web/reserve" => r#"{"schema":1}"#.to_owned(),
             "POST /v1/services/web/drain" => {
                 let was_drained = self.is_drained.swap(true, Ordering::Relaxed);
                 changed(if was_drained { "unchanged" } else { "drained" })
@@ -487,6 +503,36 @@ fn a_node_that_was_drained_in_the_meantime_is_left_as_it_is() {
     assert_eq!(mesh.changes(), ["POST /v1/services/web/drain"]);
     assert!(mesh.is_drained.load(Ordering::Relaxed));
     assert_eq!(steps(&journal), ["drain", "foreign", "failed", "ended"]);
+}
+
+#[test]
+fn a_second_rollout_from_another_machine_is_refused() {
+    let mesh = Mesh::of(&["n1"]);
+    mesh.is_taken.store(true, Ordering::Relaxed);
+    let words = ["web", "--force", "--each", "true {node}"];
+    let output = mesh.rollout(&words).output().expect("meshctl is built");
+    assert!(output.status.success(), "--force goes on: {output:?}");
+    // The same rollout without --force, which its journal has.
+    let journal = std::fs::read_to_string(mesh.journal()).expect("it is there");
+    let order = journal.lines().next().expect("its first line");
+    let order = order.replace(r#""force":true"#, r#""force":false"#);
+    std::fs::write(mesh.journal(), format!("{order}\n")).expect("it is ours");
+    let before = mesh.changes();
+    let parts = &["n1: another rollout has reserved web"];
+    refused(&mesh, &["web", "--resume"], 1, parts);
+    assert_eq!(mesh.changes(), before);
+    mesh.is_taken.store(false, Ordering::Relaxed);
+    let output = mesh.rollout(&["web", "--resume"]).output();
+    let output = output.expect("meshctl is built");
+    let said = text(&output.stderr);
+    assert!(said.contains("no other node has a healthy"), "{said}");
+    let calls = mesh.calls.lock().expect("nobody panics");
+    let last = calls.last().map(String::as_str);
+    assert_eq!(
+        last,
+        Some("POST /v1/services/web/reserve"),
+        "it is released"
+    );
 }
 
 #[test]

@@ -1,12 +1,13 @@
 //! Calls the nodes of a rollout: this one over its socket, the others over their API in the mesh.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::super::resolvers::{Expect, Resolver, query_node};
 use super::machine::{Drain, Look, Results};
@@ -17,8 +18,8 @@ use crate::cli::{Client, Globals};
 use crate::model::{Label, ServiceName};
 use crate::protocol::api::ErrorCode;
 use crate::protocol::local::{
-    NodeStatus, OwnInstances, PeerState, ServiceChange, ServiceChanged, ServiceList, ServiceRow,
-    Status,
+    NodeStatus, OwnInstances, PeerState, Reserve, Reserved, ServiceChange, ServiceChanged,
+    ServiceList, ServiceRow, Status,
 };
 use crate::protocol::web::PORT;
 
@@ -28,6 +29,11 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const RESTART_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a call that changes a node is repeated while it does not arrive.
 const REPEAT_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a node is reserved for the rollout. If the rollout dies, another one has to wait that long.
+const RESERVE_TIME: Duration = Duration::from_secs(60);
+const RENEW_INTERVAL: Duration = Duration::from_secs(20);
+/// How long the end of a rollout waits until the nodes are no longer reserved.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(3);
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The nodes of a rollout.
@@ -218,6 +224,70 @@ impl Fleet {
             }
             sleep(RETRY_INTERVAL).await;
         }
+    }
+
+    /// Reserves the service on `nodes` for the rollout `holder`. Of two rollouts that begin at the same moment, the one that is the first
+    /// at the first node has all of them. A node that does not answer is left out.
+    ///
+    /// # Errors
+    /// Another rollout has reserved it, or a node does not permit the call. Nothing is reserved then.
+    pub(super) async fn reserve(&self, nodes: &[Label], holder: &str) -> Result<(), CliError> {
+        let (first, others) = nodes.split_at(nodes.len().min(1));
+        for group in [first, others] {
+            let calls = group
+                .iter()
+                .map(|node| self.reserve_for(node, holder, RESERVE_TIME));
+            let answers = join_all(calls).await;
+            for (node, answer) in group.iter().zip(answers) {
+                match answer {
+                    Ok(_) => {}
+                    Err(error) if is_unreachable(&error) => {}
+                    Err(error) => {
+                        self.release(nodes, holder).await;
+                        return Err(CliError {
+                            message: format!("{node}: {}", error.message),
+                            ..error
+                        });
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Renews the reservations until the future is dropped.
+    pub(super) async fn keep_reserved(&self, nodes: &[Label], holder: &str) -> Infallible {
+        loop {
+            sleep(RENEW_INTERVAL).await;
+            // A node that cannot be asked now is asked again, and one that another rollout took after its meshd had restarted refuses
+            // to be drained twice.
+            let calls = nodes
+                .iter()
+                .map(|node| self.reserve_for(node, holder, RESERVE_TIME));
+            join_all(calls).await;
+        }
+    }
+
+    /// Ends the reservations. Those of nodes that do not answer end by themselves.
+    pub(super) async fn release(&self, nodes: &[Label], holder: &str) {
+        let calls = nodes
+            .iter()
+            .map(|node| self.reserve_for(node, holder, Duration::ZERO));
+        let _ = timeout(RELEASE_TIMEOUT, join_all(calls)).await;
+    }
+
+    async fn reserve_for(
+        &self,
+        node: &Label,
+        holder: &str,
+        time: Duration,
+    ) -> Result<Reserved, CliError> {
+        let path = format!("/v1/services/{}/reserve", self.service);
+        let request = Reserve {
+            holder: holder.to_owned(),
+            seconds: time.as_secs(),
+        };
+        self.client(node)?.post(&path, &request).await
     }
 
     async fn instances(&self, node: &Label) -> Result<OwnInstances, CliError> {

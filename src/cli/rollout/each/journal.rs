@@ -284,6 +284,7 @@ mod tests {
             schema: SCHEMA,
             service: label("web").into(),
             nodes: vec![label("n1"), label("n2")],
+            holder: "1f".into(),
             way: Way {
                 command: "ssh {node} up".into(),
                 rollback: None,

@@ -84,6 +84,7 @@ fn order(nodes: usize, batch: usize, canary: usize) -> Order {
         schema: SCHEMA,
         service: ServiceName::parse("web").expect("a literal"),
         nodes: (0..nodes).map(label).collect(),
+        holder: String::new(),
         way: Way {
             command: "up {node}".into(),
             rollback: Some("down {node}".into()),
