@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::hosts::{ECHO, Hosts, IMAGE, PORT};
 
@@ -250,4 +250,41 @@ fn a_second_rollout_from_another_node_is_refused_until_the_first_one_has_ended()
     assert!(first.status.success(), "{first:?}");
     let second = rollout(&hosts, 1, &each).output().expect("a program");
     assert!(second.status.success(), "{second:?}");
+}
+
+#[test]
+fn an_engine_that_restarts_while_its_node_is_drained_sends_it_no_clients() {
+    let Some(mut hosts) = serving() else {
+        return;
+    };
+    let name = hosts.nodes[0].host().name().to_owned();
+    let files = hosts.nodes[0].host().path("/run");
+    for n in 1..count() {
+        let go = format!("go.{}", hosts.nodes[n].host().name());
+        std::fs::write(files.join(go), "").expect("its own file system");
+    }
+    let command = "touch /run/ready.{node}; while [ ! -e /run/go.{node} ]; do sleep 0.1; done";
+    let running = rollout(&hosts, 0, &["--each", command])
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("a program");
+    let ready = files.join(format!("ready.{name}"));
+    hosts.wait_until("the command runs", || ready.exists());
+    hosts.restart_engine(0, &[]);
+    hosts.exec(0, &["sh", "-c", &start(PORT)]);
+    // The new container is healthy within a moment.
+    let end = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < end {
+        let instances = hosts.instances(1, "web");
+        let own = instances.iter().find(|row| row.node.as_str() == name);
+        let is_up = own.is_some_and(|row| row.health.is_usable());
+        assert!(!is_up, "it was published while it was drained");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    std::fs::write(files.join(format!("go.{name}")), "").expect("its own file system");
+    let ended = running.wait_with_output().expect("it ends");
+    assert!(ended.status.success(), "{ended:?}");
+    for n in 0..count() {
+        hosts.wait_for(n, "web", count());
+    }
 }
