@@ -33,7 +33,8 @@ use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::local::{
     AddService, Checkup, ContainerList, DeniedList, GuestKeys, GuestRemoved, Join, Joined,
     KeyRotated, Left, Netcheck, OwnInstances, Ping, Pong, RemoveGuest, RemoveService, Rename,
-    Renamed, Resolve, Resolved, ServiceChanged, ServiceList, Status, SystemList, Why, WhyRequest,
+    Renamed, Reserve, Reserved, Resolve, Resolved, ServiceChanged, ServiceList, Status, SystemList,
+    Why, WhyRequest,
 };
 use crate::protocol::web::openapi;
 use crate::records::kinds::Guest;
@@ -74,6 +75,8 @@ pub enum Command {
     Instances(String, Reply<OwnInstances>),
     /// Drain or undrain a service.
     Drain(String, bool, Reply<ServiceChanged>),
+    /// Reserve a service for a rollout.
+    Reserve(String, Reserve, Reply<Reserved>),
     /// Measure one round trip to a peer.
     Ping(Ping, Reply<Pong>),
     /// Return what DNS answers.
@@ -177,6 +180,7 @@ fn shared() -> Router<LocalApi> {
         .route("/v1/services/{name}/drain", post(drain))
         .route("/v1/services/{name}/undrain", post(undrain))
         .route("/v1/services/{name}/instances", get(instances))
+        .route("/v1/services/{name}/reserve", post(reserve))
         .route("/v1/resolve", post(resolve))
         .route("/v1/why", post(why))
         .route("/v1/netcheck", get(netcheck))
@@ -271,6 +275,17 @@ async fn undrain(agent: Agent, by: By, UrlPath(name): UrlPath<String>) -> Respon
 
 async fn instances(agent: Agent, UrlPath(name): UrlPath<String>) -> Response {
     call(agent, |reply| Command::Instances(name, reply)).await
+}
+
+async fn reserve(
+    agent: Agent,
+    UrlPath(name): UrlPath<String>,
+    body: axum::body::Bytes,
+) -> Response {
+    call_with(agent, &body, |request, reply| {
+        Command::Reserve(name, request, reply)
+    })
+    .await
 }
 
 async fn containers(agent: Agent) -> Response {

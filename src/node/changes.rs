@@ -218,10 +218,6 @@ impl ServiceChange {
             },
             Self::Drain(name, is_drained) => registry
                 .set_drained(name, *is_drained, container_services)
-                .map(|()| match is_drained {
-                    true => Change::Drained,
-                    false => Change::Undrained,
-                })
                 .map_err(refused),
         }
     }

@@ -23,9 +23,9 @@ use crate::protocol::local::Problem;
 use crate::records::Ledger;
 use crate::records::kinds::{Instance, Service, Source};
 use crate::records::service_address::ServiceAddresses;
-use crate::services::Checker;
 use crate::services::checks::Outcome;
 use crate::services::registry::{InstanceKey, Registry};
+use crate::services::{Checker, Reservations};
 
 pub(super) mod block;
 
@@ -35,6 +35,8 @@ pub(super) struct Workloads {
     /// The services of the configuration and of the command line.
     pub(super) registry: Registry,
     checker: Checker<InstanceKey>,
+    /// Which rollouts may change the services.
+    pub(super) reservations: Reservations,
     /// None if the configuration names no container engine.
     pub(super) docker: Option<Docker>,
     pub(super) firewall: Firewall,
@@ -63,6 +65,7 @@ impl Workloads {
             config,
             registry,
             checker: Checker::new(verdicts),
+            reservations: Reservations::default(),
             docker,
             firewall,
             bridges: BTreeMap::new(),

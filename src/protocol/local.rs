@@ -14,6 +14,7 @@
 //! | `DELETE /v1/services/NAME`, `.../NAME/PORT`, `.../NAME/PORT/PROTOCOL` | | [`ServiceChanged`] |
 //! | `POST /v1/services/NAME/drain`, `.../undrain` | | [`ServiceChanged`] |
 //! | `GET /v1/services/NAME/instances` | | [`OwnInstances`] |
+//! | `POST /v1/services/NAME/reserve` | [`Reserve`] | [`Reserved`] |
 //! | `GET /v1/containers` | | [`ContainerList`] |
 //! | `GET /v1/sd/prometheus`, `/v1/traefik`, `/v1/caddy` | | the formats of other programs: [`crate::discovery`] |
 //! | `GET /v1/guests` | | [`GuestKeys`] |
@@ -35,7 +36,7 @@ mod routes;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 pub use guests::{GuestKey, GuestKeys, GuestRemoved, GuestStatus, RemoveGuest};
-pub use instances::{OwnInstance, OwnInstances};
+pub use instances::{OwnInstance, OwnInstances, Reserve, Reserved};
 pub use paths::{
     CallCheck, EndpointSource, Ipv6State, LocalAddress, NatCheck, NatFiltering, NatMapping,
     Netcheck, PathKind, PathRow, PathState, PortMappingCheck, PortMappingState, RelayCheck,
@@ -634,7 +635,7 @@ pub enum ServiceChange {
     New,
     /// It was there, and has other settings now.
     Changed,
-    /// It was there with the same settings.
+    /// It was there with the same settings, or it was drained before.
     Unchanged,
     Removed,
     Drained,

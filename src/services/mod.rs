@@ -1,8 +1,10 @@
-//! The services of this node that do not come from containers, and the health checks of all services.
+//! The services of this node that do not come from containers, the health checks of all services, and their reservations for rollouts.
 
 pub mod checks;
 pub mod outside;
 pub mod registry;
+pub mod reservations;
 
 pub use checks::Checker;
 pub use registry::Registry;
+pub use reservations::Reservations;

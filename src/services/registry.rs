@@ -239,7 +239,9 @@ impl Registry {
     }
 
     /// Starts or stops draining `name`: DNS answers leave out the instances of a drained service.
-    /// `container_services` are the services of containers, which are not registered here.
+    /// `container_services` are the services of containers, which are not registered here. Returns
+    /// [`ServiceChange::Unchanged`] if the service was drained before: of two callers that drain it, one learns that it is not
+    /// the first.
     ///
     /// # Errors
     /// There is no such service.
@@ -248,7 +250,7 @@ impl Registry {
         name: &ServiceName,
         drained: bool,
         container_services: &BTreeSet<ServiceName>,
-    ) -> Result<(), RegistryError> {
+    ) -> Result<ServiceChange, RegistryError> {
         let registered = name.project.is_none() && self.has(&name.name);
         if !registered
             && !container_services.contains(name)
@@ -256,12 +258,15 @@ impl Registry {
         {
             return Err(RegistryError::Unknown(name.clone()));
         }
-        if drained {
-            self.drained.insert(name.clone());
-        } else {
+        if !drained {
             self.drained.remove(name);
+            return Ok(ServiceChange::Undrained);
         }
-        Ok(())
+        Ok(if self.drained.insert(name.clone()) {
+            ServiceChange::Drained
+        } else {
+            ServiceChange::Unchanged
+        })
     }
 
     /// The drained services.
@@ -759,13 +764,23 @@ mod tests {
         let container_services = BTreeSet::from([label("db").into()]);
         assert_eq!(
             registry.set_drained(&label("db").into(), true, &container_services),
-            Ok(())
+            Ok(ServiceChange::Drained)
         );
         assert_eq!(
             registry.set_drained(&label("db").into(), false, &BTreeSet::new()),
-            Ok(()),
+            Ok(ServiceChange::Undrained),
             "its containers may be gone by then"
         );
+    }
+
+    #[test]
+    fn who_drains_a_drained_service_learns_that_another_one_was_first() {
+        let web = ServiceName::from(label("web"));
+        let container_services = BTreeSet::from([web.clone()]);
+        let mut registry = Registry::default();
+        let mut drain = || registry.set_drained(&web, true, &container_services);
+        assert_eq!(drain(), Ok(ServiceChange::Drained));
+        assert_eq!(drain(), Ok(ServiceChange::Unchanged));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `meshctl rollout --each`, against a stand-in for meshd that remembers what is drained. The only node is this one.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -20,6 +21,12 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 struct Mesh {
     directory: tempfile::TempDir,
     has_ended: Arc<AtomicBool>,
+    /// Whether the service is drained.
+    is_drained: Arc<AtomicBool>,
+    /// Whether the answer to the next change is lost, although the change is made.
+    is_answer_lost: Arc<AtomicBool>,
+    /// Whether another rollout has reserved the service.
+    is_taken: Arc<AtomicBool>,
     calls: Arc<Mutex<Vec<String>>>,
 }
 
@@ -30,14 +37,22 @@ impl Mesh {
         listener.set_nonblocking(true).expect("a socket");
         let has_ended = Arc::new(AtomicBool::new(false));
         let calls = Arc::new(Mutex::new(Vec::new()));
+        let is_drained = Arc::new(AtomicBool::new(false));
+        let is_answer_lost = Arc::new(AtomicBool::new(false));
+        let is_taken = Arc::new(AtomicBool::new(false));
         let (ended, noted) = (Arc::clone(&has_ended), Arc::clone(&calls));
+        let meshd = Meshd {
+            nodes,
+            is_drained: Arc::clone(&is_drained),
+            is_answer_lost: Arc::clone(&is_answer_lost),
+            is_taken: Arc::clone(&is_taken),
+        };
         std::thread::spawn(move || {
-            let mut is_drained = false;
             while !ended.load(Ordering::Relaxed) {
                 match listener.accept() {
                     Ok((stream, _)) => {
                         stream.set_nonblocking(false).expect("a socket");
-                        if let Some(call) = answer(stream, nodes, &mut is_drained) {
+                        if let Some(call) = meshd.answer(stream) {
                             noted.lock().expect("nobody panics").push(call);
                         }
                     }
@@ -48,6 +63,9 @@ impl Mesh {
         Self {
             directory,
             has_ended,
+            is_drained,
+            is_answer_lost,
+            is_taken,
             calls,
         }
     }
@@ -62,7 +80,7 @@ impl Mesh {
     /// The drains and undrains, in their order.
     fn changes(&self) -> Vec<String> {
         let calls = self.calls.lock().expect("nobody panics");
-        let changes = calls.iter().filter(|call| call.starts_with("POST "));
+        let changes = calls.iter().filter(|call| call.ends_with("drain"));
         changes.cloned().collect()
     }
 
@@ -81,46 +99,81 @@ impl Drop for Mesh {
     }
 }
 
-/// Answers one request. Returns its method and path.
-fn answer(stream: UnixStream, nodes: &[&str], is_drained: &mut bool) -> Option<String> {
-    let mut reader = BufReader::new(stream);
-    let mut first = String::new();
-    reader.read_line(&mut first).ok()?;
-    let call = first.trim_end().trim_end_matches(" HTTP/1.1").to_owned();
-    let mut length = 0;
-    loop {
-        let mut line = String::new();
-        reader.read_line(&mut line).ok()?;
-        let line = line.trim_end().to_ascii_lowercase();
-        if line.is_empty() {
-            break;
+/// What answers in place of meshd.
+struct Meshd {
+    nodes: &'static [&'static str],
+    is_drained: Arc<AtomicBool>,
+    is_answer_lost: Arc<AtomicBool>,
+    is_taken: Arc<AtomicBool>,
+}
+
+impl Meshd {
+    /// Answers one request. Returns its method and path.
+    fn answer(&self, stream: UnixStream) -> Option<String> {
+        let mut reader = BufReader::new(stream);
+        let mut first = String::new();
+        reader.read_line(&mut first).ok()?;
+        let call = first.trim_end().trim_end_matches(" HTTP/1.1").to_owned();
+        let mut length = 0;
+        loop {
+            let mut line = String::new();
+            reader.read_line(&mut line).ok()?;
+            let line = line.trim_end().to_ascii_lowercase();
+            if line.is_empty() {
+                break;
+            }
+            if let Some(value) = line.strip_prefix("content-length: ") {
+                length = value.parse().ok()?;
+            }
         }
-        if let Some(value) = line.strip_prefix("content-length: ") {
-            length = value.parse().ok()?;
+        reader.read_exact(&mut vec![0; length]).ok()?;
+        let body = self.body(&call);
+        let status = if body.starts_with(r#"{"code""#) {
+            409
+        } else {
+            200
+        };
+        let head = format!(
+            "HTTP/1.1 {status} x\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+            body.len()
+        );
+        if call.ends_with("drain") && self.is_answer_lost.swap(false, Ordering::Relaxed) {
+            return Some(call);
+        }
+        let stream = reader.get_mut();
+        // meshctl may have hung up.
+        let _ = stream.write_all(head.as_bytes());
+        let _ = stream.write_all(body.as_bytes());
+        Some(call)
+    }
+
+    fn body(&self, call: &str) -> String {
+        let is_drained = self.is_drained.load(Ordering::Relaxed);
+        let changed = |change: &str| {
+            format!(r#"{{"schema":1,"name":"web.svc.mesh","published":true,"change":"{change}"}}"#)
+        };
+        match call {
+            "GET /v1/status" => status(),
+            "GET /v1/services" => services(self.nodes, is_drained),
+            "GET /v1/services/web/instances" => format!(
+                r#"{{"schema":1,"drained":{is_drained},"instances":[{{"id":"n1-web","health":"healthy","check_ms":null}}]}}"#
+            ),
+            "POST /v1/services/web/reserve" if self.is_taken.load(Ordering::Relaxed) => {
+                r#"{"code":"conflict","message":"another rollout has reserved web for 9 s more"}"#
+                    .to_owned()
+            }
+            "POST /v1/services/web/reserve" => r#"{"schema":1}"#.to_owned(),
+            "POST /v1/services/web/drain" => {
+                let was_drained = self.is_drained.swap(true, Ordering::Relaxed);
+                changed(if was_drained { "unchanged" } else { "drained" })
+            }
+            "POST /v1/services/web/undrain" => {
+                self.is_drained.store(false, Ordering::Relaxed);
+                changed("undrained")
+            }
+            _ => String::new(),
         }
     }
-    reader.read_exact(&mut vec![0; length]).ok()?;
-    let body = match call.as_str() {
-        "GET /v1/status" => status(),
-        "GET /v1/services" => services(nodes, *is_drained),
-        "GET /v1/services/web/instances" => format!(
-            r#"{{"schema":1,"drained":{is_drained},"instances":[{{"id":"n1-web","health":"healthy","check_ms":null}}]}}"#
-        ),
-        "POST /v1/services/web/drain" | "POST /v1/services/web/undrain" => {
-            *is_drained = call.ends_with("/drain");
-            r#"{"schema":1,"name":"web.svc.mesh","published":true}"#.to_owned()
-        }
-        _ => String::new(),
-    };
-    let head = format!(
-        "HTTP/1.1 200 x\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
-        body.len()
-    );
-    let stream = reader.get_mut();
-    // meshctl may have hung up.
-    let _ = stream.write_all(head.as_bytes());
-    let _ = stream.write_all(body.as_bytes());
-    Some(call)
 }
 
 fn services(nodes: &[&str], is_drained: bool) -> String {
@@ -189,9 +242,20 @@ fn steps(journal: &Path) -> Vec<String> {
 /// Starts a rollout whose command hangs, and waits until the command runs.
 fn hanging(mesh: &Mesh) -> std::process::Child {
     let started = mesh.path("started");
-    let command = format!("touch {}; : {{node}}; sleep 100", started.display());
-    let child = mesh
-        .rollout(&["web", "--force", "--each", &command])
+    let each = format!("touch {}; : {{node}}; sleep 100", started.display());
+    let rollout = mesh.rollout(&["web", "--force", "--each", &each]);
+    // The tests may have been started with nohup, and a program inherits that it ignores SIGHUP.
+    let mut command = Command::new("/usr/bin/env");
+    command
+        .arg("--default-signal=HUP")
+        .arg(rollout.get_program())
+        .args(rollout.get_args())
+        .env_clear();
+    for (name, value) in rollout.get_envs() {
+        command.env(name, value.unwrap_or_default());
+    }
+    let child = command
+        .stdin(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
         .expect("meshctl is built");
@@ -313,7 +377,7 @@ fn a_command_that_hangs_is_killed_and_the_node_is_taken_back() {
     let output = output.expect("meshctl is built");
     let said = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
-    let end = "meshctl: the rollout of web stopped at n1: the command did not end within 1 s, and was killed; rolled back: n1; no node is drained\n";
+    let end = "meshctl: the rollout of web stopped at n1: the command did not end within 1 s, and was killed; rolled back: n1; this rollout leaves no node drained\n";
     assert!(said.ends_with(end), "{said}");
     assert!(done.exists());
     let wanted = [
@@ -339,7 +403,7 @@ fn an_interrupt_publishes_the_node_and_says_how_to_resume() {
     let said = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
     let end = format!(
-        "meshctl: interrupted; the command was started on n1; no node is drained; continue with `meshctl rollout --resume {}`\n",
+        "meshctl: interrupted; the command was started on n1; this rollout leaves no node drained; continue with `meshctl rollout --resume {}`\n",
         mesh.journal().display()
     );
     assert!(said.ends_with(&end), "{said}");
@@ -384,4 +448,117 @@ fn a_rollout_that_was_killed_is_resumed_from_its_journal() {
         mesh.changes().last().map(String::as_str),
         Some("POST /v1/services/web/undrain")
     );
+}
+
+#[test]
+fn a_rollout_whose_terminal_closes_publishes_the_node_before_it_ends() {
+    let mesh = Mesh::of(&["n1"]);
+    let mut child = hanging(&mesh);
+    // What is written to the terminal from now on fails.
+    drop(child.stderr.take());
+    signal(&child, Signal::SIGHUP);
+    let status = child.wait().expect("it ends");
+    assert_eq!(status.code(), Some(1));
+    assert_eq!(steps(&mesh.journal()), ["drain", "run", "published"]);
+    assert!(!mesh.is_drained.load(Ordering::Relaxed));
+}
+
+#[test]
+fn a_rollback_that_hangs_is_killed_and_the_node_is_published() {
+    let mesh = Mesh::of(&["n1"]);
+    let words = ["web", "--force", "--timeout", "1s", "--each"];
+    let more = ["false {node}", "--rollback", "sleep 600; : {node}"];
+    let output = mesh.rollout(&[&words[..], &more].concat()).output();
+    let output = output.expect("meshctl is built");
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let end = "meshctl: the rollout of web stopped at n1: the command failed (exit status: 1); not rolled back: n1; this rollout leaves no node drained\n";
+    assert!(said.ends_with(end), "{said}");
+    assert!(!mesh.is_drained.load(Ordering::Relaxed));
+}
+
+#[test]
+fn a_node_that_was_drained_in_the_meantime_is_left_as_it_is() {
+    let mesh = Mesh::of(&["n1"]);
+    let ran = mesh.path("ran");
+    // Between the first look at the mesh and the drain, another rollout begins. Here it is drained before, and the
+    // journal of this rollout knows nothing of it.
+    let order = concat!(
+        r#"{"schema":1,"service":"web","nodes":["n1"],"command":"touch RAN; : {node}","rollback":null,"#,
+        r#""batch":1,"canary":0,"soak_ms":0,"timeout_ms":1000,"force":false}"#
+    );
+    let order = order.replace("RAN", &ran.display().to_string());
+    let journal = mesh.path("journal");
+    std::fs::write(&journal, format!("{order}\n")).expect("it is ours");
+    let private = std::fs::Permissions::from_mode(0o600);
+    std::fs::set_permissions(&journal, private).expect("it is ours");
+    mesh.is_drained.store(true, Ordering::Relaxed);
+    let words = ["--resume", journal.to_str().expect("a path")];
+    let output = mesh.rollout(&words).output().expect("meshctl is built");
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("n1: it is drained already"), "{said}");
+    assert!(said.contains("no node was changed"), "{said}");
+    assert!(!ran.exists());
+    assert_eq!(mesh.changes(), ["POST /v1/services/web/drain"]);
+    assert!(mesh.is_drained.load(Ordering::Relaxed));
+    assert_eq!(steps(&journal), ["drain", "foreign", "failed", "ended"]);
+}
+
+#[test]
+fn a_second_rollout_from_another_machine_is_refused() {
+    let mesh = Mesh::of(&["n1"]);
+    mesh.is_taken.store(true, Ordering::Relaxed);
+    let words = ["web", "--force", "--each", "true {node}"];
+    let output = mesh.rollout(&words).output().expect("meshctl is built");
+    assert!(output.status.success(), "--force goes on: {output:?}");
+    // The same rollout without --force, which its journal has.
+    let journal = std::fs::read_to_string(mesh.journal()).expect("it is there");
+    let order = journal.lines().next().expect("its first line");
+    let order = order.replace(r#""force":true"#, r#""force":false"#);
+    std::fs::write(mesh.journal(), format!("{order}\n")).expect("it is ours");
+    let before = mesh.changes();
+    let parts = &["n1: another rollout has reserved web"];
+    refused(&mesh, &["web", "--resume"], 1, parts);
+    assert_eq!(mesh.changes(), before);
+    mesh.is_taken.store(false, Ordering::Relaxed);
+    let output = mesh.rollout(&["web", "--resume"]).output();
+    let output = output.expect("meshctl is built");
+    let said = text(&output.stderr);
+    assert!(said.contains("no other node has a healthy"), "{said}");
+    let calls = mesh.calls.lock().expect("nobody panics");
+    let last = calls.last().map(String::as_str);
+    assert_eq!(
+        last,
+        Some("POST /v1/services/web/reserve"),
+        "it is released"
+    );
+}
+
+#[test]
+fn a_call_whose_answer_is_lost_is_repeated() {
+    let mesh = Mesh::of(&["n1"]);
+    mesh.is_answer_lost.store(true, Ordering::Relaxed);
+    let words = ["web", "--force", "--each", "true {node}"];
+    let output = mesh.rollout(&words).output().expect("meshctl is built");
+    assert!(output.status.success(), "{output:?}");
+    let (drain, undrain) = (
+        "POST /v1/services/web/drain",
+        "POST /v1/services/web/undrain",
+    );
+    assert_eq!(mesh.changes(), [drain, drain, undrain]);
+}
+
+#[test]
+fn a_rollout_that_is_resumed_without_a_token_gives_up_no_node() {
+    let mesh = Mesh::of(&["n1"]);
+    let mut child = hanging(&mesh);
+    signal(&child, Signal::SIGKILL);
+    child.wait().expect("it ends");
+    let journal = std::fs::read_to_string(mesh.journal()).expect("it is there");
+    let journal = journal.replace(r#""nodes":["n1"]"#, r#""nodes":["n1","n2"]"#);
+    std::fs::write(mesh.journal(), journal).expect("it is ours");
+    let no_token = &["n2 needs a token", "--api-token-file"];
+    refused(&mesh, &["web", "--resume"], 64, no_token);
+    assert_eq!(steps(&mesh.journal()), ["drain", "run"]);
 }

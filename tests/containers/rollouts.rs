@@ -1,9 +1,9 @@
 //! A new version of a service on all nodes, one after the other and from one place, under load.
 
 use std::net::{SocketAddr, TcpStream};
-use std::process::{Child, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::hosts::{ECHO, Hosts, IMAGE, PORT};
 
@@ -103,6 +103,19 @@ fn failed(flood: Child) -> String {
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
+/// A rollout on node `n`.
+fn rollout(hosts: &Hosts, n: usize, words: &[&str]) -> Command {
+    let host = hosts.nodes[n].host();
+    let mut command = host.command(env!("CARGO_BIN_EXE_meshctl")).expect("a host");
+    command
+        .args(["rollout", "web"])
+        .args(words)
+        .args(["--api-token-file", "/run/rollout.token"])
+        .env("MESHD_SOCKET", "/run/meshd.sock")
+        .env("XDG_STATE_HOME", "/run/xdg");
+    command
+}
+
 /// Runs a rollout on the first node, and the commands that it sends to the nodes.
 fn roll_out(hosts: &Hosts, words: &[&str]) -> Output {
     let has_ended = AtomicBool::new(false);
@@ -116,17 +129,7 @@ fn roll_out(hosts: &Hosts, words: &[&str]) -> Output {
                 }
             });
         }
-        let mut command = hosts.nodes[0]
-            .host()
-            .command(env!("CARGO_BIN_EXE_meshctl"))
-            .expect("a host");
-        let output = command
-            .args(["rollout", "web"])
-            .args(words)
-            .args(["--api-token-file", "/run/rollout.token"])
-            .env("MESHD_SOCKET", "/run/meshd.sock")
-            .env("XDG_STATE_HOME", "/run/xdg")
-            .output();
+        let output = rollout(hosts, 0, words).output();
         has_ended.store(true, Ordering::Relaxed);
         output.expect("a program")
     })
@@ -207,10 +210,81 @@ fn a_bad_version_stops_at_the_canary_is_taken_back_and_nobody_notices() {
     println!("stopped: {failed}\n{said}");
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("n1: rolled back"), "{said}");
-    assert!(said.contains("no node is drained"), "{said}");
+    assert!(
+        said.contains("this rollout leaves no node drained"),
+        "{said}"
+    );
     assert_eq!(failed, format!("0 of {} failed []", 70 * RATE));
     let after = containers(&hosts);
     assert_ne!(before[0], after[0], "the canary has the old version again");
     assert_eq!(before[1..], after[1..], "no other node was changed");
     hosts.wait_for(0, "web", count());
+}
+
+#[test]
+fn a_second_rollout_from_another_node_is_refused_until_the_first_one_has_ended() {
+    let Some(hosts) = serving() else {
+        return;
+    };
+    let token = |n: usize| hosts.nodes[n].host().path("/run/rollout.token");
+    std::fs::copy(token(0), token(1)).expect("its own file system");
+    let each = ["--each", "true {node}"];
+    let watching = [&each[..], &["--canary", "1", "--soak", "30s"]].concat();
+    let first = rollout(&hosts, 0, &watching)
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("a program");
+    let journal = hosts.nodes[0]
+        .host()
+        .path("/run/xdg/meshd/rollout-web.jsonl");
+    // While the canary is watched, no node is drained.
+    hosts.wait_until("the canary is changed", || {
+        let journal = std::fs::read_to_string(&journal);
+        journal.is_ok_and(|text| text.contains(r#""step":"changed""#))
+    });
+    let refused = rollout(&hosts, 1, &each).output().expect("a program");
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains("another rollout has reserved web"), "{said}");
+    let first = first.wait_with_output().expect("it ends");
+    assert!(first.status.success(), "{first:?}");
+    let second = rollout(&hosts, 1, &each).output().expect("a program");
+    assert!(second.status.success(), "{second:?}");
+}
+
+#[test]
+fn an_engine_that_restarts_while_its_node_is_drained_sends_it_no_clients() {
+    let Some(mut hosts) = serving() else {
+        return;
+    };
+    let name = hosts.nodes[0].host().name().to_owned();
+    let files = hosts.nodes[0].host().path("/run");
+    for n in 1..count() {
+        let go = format!("go.{}", hosts.nodes[n].host().name());
+        std::fs::write(files.join(go), "").expect("its own file system");
+    }
+    let command = "touch /run/ready.{node}; while [ ! -e /run/go.{node} ]; do sleep 0.1; done";
+    let running = rollout(&hosts, 0, &["--each", command])
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("a program");
+    let ready = files.join(format!("ready.{name}"));
+    hosts.wait_until("the command runs", || ready.exists());
+    hosts.restart_engine(0, &[]);
+    hosts.exec(0, &["sh", "-c", &start(PORT)]);
+    // The new container is healthy within a moment.
+    let end = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < end {
+        let instances = hosts.instances(1, "web");
+        let own = instances.iter().find(|row| row.node.as_str() == name);
+        let is_up = own.is_some_and(|row| row.health.is_usable());
+        assert!(!is_up, "it was published while it was drained");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    std::fs::write(files.join(format!("go.{name}")), "").expect("its own file system");
+    let ended = running.wait_with_output().expect("it ends");
+    assert!(ended.status.success(), "{ended:?}");
+    for n in 0..count() {
+        hosts.wait_for(n, "web", count());
+    }
 }

@@ -65,9 +65,11 @@ const DOCUMENTS: [(&str, &str, &str); 19] = [
     ),
 ];
 /// The types of requests and answers of the API over the network that no command prints, and the files of their schemas.
-const MESSAGES: [(&str, &str); 9] = [
+const MESSAGES: [(&str, &str); 11] = [
     ("AddService", "add-service"),
     ("OwnInstances", "own-instances"),
+    ("Reserve", "reserve"),
+    ("Reserved", "reserved"),
     ("Resolve", "resolve"),
     ("Resolved", "resolved"),
     ("ServiceChanged", "service-changed"),

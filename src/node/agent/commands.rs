@@ -1,18 +1,20 @@
 //! Handles the commands of the local API.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
 use super::joining::JoinEnded;
 use super::{Agent, Phase};
+use crate::model::ServiceName;
 use crate::node::api::{ApiQuery, Command, Reply};
 use crate::node::changes::{ChangeRequest, ServiceChange, parse_name};
 use crate::node::disk::audit_problem;
 use crate::node::joined::{JoinedNode, guests};
 use crate::node::{metrics, report, unattended};
-use crate::protocol::api::ApiError;
-use crate::protocol::local::{NodeState, ServiceChanged, Status};
+use crate::protocol::api::{ApiError, ErrorCode};
+use crate::protocol::local::{NodeState, Reserve, Reserved, SCHEMA, ServiceChanged, Status};
+use crate::services::reservations::ReservationError;
 
 impl Agent {
     pub(super) async fn handle_command(
@@ -57,6 +59,10 @@ impl Agent {
             Command::Instances(name, reply) => {
                 let found = self.node();
                 let _ = reply.send(found.and_then(|node| report::own_instances(node, &name)));
+            }
+            Command::Reserve(name, request, reply) => {
+                let node = self.node();
+                let _ = reply.send(node.and_then(|node| reserve(node, &name, &request)));
             }
             Command::Services(reply) => answer(self.node(), reply, report::services),
             Command::Targets(reply) => answer(self.node(), reply, report::targets),
@@ -114,6 +120,23 @@ impl Agent {
             .extend(token_file.and_then(unattended::exposed));
         status
     }
+}
+
+/// Reserves a service for a rollout. `name` is as in a request.
+fn reserve(node: &mut JoinedNode, name: &str, request: &Reserve) -> Result<Reserved, ApiError> {
+    let service = ServiceName::parse(name)
+        .map_err(|error| ApiError::new(ErrorCode::BadRequest, error.to_string()))?;
+    let (time, now) = (Duration::from_secs(request.seconds), Instant::now());
+    let reservations = &mut node.workloads.reservations;
+    let reserved = reservations.reserve(&service, &request.holder, time, now);
+    let reserved = reserved.map(|()| Reserved { schema: SCHEMA });
+    reserved.map_err(|error| {
+        let code = match error {
+            ReservationError::Holder => ErrorCode::BadRequest,
+            ReservationError::Taken(..) | ReservationError::Full => ErrorCode::Conflict,
+        };
+        ApiError::new(code, error.to_string())
+    })
 }
 
 /// Replies with what `report` reads from the node, or with the error if it has not joined.

@@ -32,7 +32,7 @@ pub enum Scope {
     MetricsRead,
     /// Add, change, remove, drain and undrain services of a node.
     ServicesWrite,
-    /// Drain and undrain services of a node, and see their instances.
+    /// Drain and undrain services of a node, see their instances, and reserve them for a rollout.
     Drain,
     /// Spawn containers from the template with this name on a node, and use these containers.
     Spawn(Label),

@@ -1,4 +1,4 @@
-//! The instances of one service on this node, for programs that drain it and replace its instances.
+//! The instances of one service on this node, and its reservation, for programs that drain it and replace its instances.
 
 use serde::{Deserialize, Serialize};
 
@@ -25,4 +25,19 @@ pub struct OwnInstance {
     /// The milliseconds within which its health check notices that the program does not work any more. It is null for a
     /// container, whose health begins anew with each start, and for an instance without a check.
     pub check_ms: Option<u64>,
+}
+
+/// A request that reserves a service of this node for one rollout, so that another one is refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reserve {
+    /// The rollout: 1 to 64 bytes that no other rollout has.
+    pub holder: String,
+    /// How long the service is reserved unless the holder renews this, 10 minutes at the most. With 0 the reservation ends.
+    pub seconds: u64,
+}
+
+/// The answer when a service is reserved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reserved {
+    pub schema: u32,
 }

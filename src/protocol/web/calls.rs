@@ -52,6 +52,8 @@ const DENIED: Document = document!("DeniedList", "policy-denied");
 const NETCHECK: Document = document!("Netcheck", "netcheck");
 const NODES: Document = document!("NodeList", "nodes");
 const OWN_INSTANCES: Document = document!("OwnInstances", "own-instances");
+const RESERVE: Document = document!("Reserve", "reserve");
+const RESERVED: Document = document!("Reserved", "reserved");
 const RESOLVE: Document = document!("Resolve", "resolve");
 const RESOLVED: Document = document!("Resolved", "resolved");
 const SERVICE_CHANGED: Document = document!("ServiceChanged", "service-changed");
@@ -154,6 +156,13 @@ pub const OF_NODE: &[ApiCall] = &[
         Scope::Drain,
         OWN_INSTANCES,
         "Lists the instances of a service on the node, with their health also while the service is drained.",
+    ),
+    ask(
+        "/v1/services/{name}/reserve",
+        Scope::Drain,
+        RESERVE,
+        RESERVED,
+        "Reserves a service of the node for one rollout, so that another one is refused.",
     ),
     ask(
         "/v1/spawn",
@@ -361,6 +370,8 @@ mod tests {
         assert_eq!(scope_of("POST", &drain), Some(Scope::Drain));
         let instances = format!("{name}/instances");
         assert_eq!(scope_of("GET", &instances), Some(Scope::Drain));
+        let reserve = format!("{name}/reserve");
+        assert_eq!(scope_of("POST", &reserve), Some(Scope::Drain));
         // This is a service whose port is `drain`, which no service has.
         assert_eq!(scope_of("DELETE", &drain), Some(Scope::ServicesWrite));
     }

@@ -12,6 +12,8 @@ use crate::model::Label;
 pub(super) enum Entry {
     /// The node is about to be drained.
     Drain { node: Label },
+    /// The node was drained before, and not by this rollout, which therefore does not publish it.
+    Foreign { node: Label },
     /// The command is about to run for the node.
     Run { node: Label },
     /// The node gets clients again.
@@ -89,7 +91,9 @@ impl Course {
                 }
                 self.set(node, Version::Unsure);
             }
-            Entry::Published { node } => drop(self.drained.remove(node)),
+            Entry::Published { node } | Entry::Foreign { node } => {
+                self.drained.remove(node);
+            }
             Entry::Changed { node } => self.set(node, Version::New),
             Entry::Soaked => self.is_soaked = true,
             Entry::Failed { node, why } => {

@@ -51,6 +51,8 @@ pub(super) enum Event {
     Reverted { node: Label },
     /// The rollback has failed.
     NotReverted { node: Label, why: String },
+    /// The journal cannot be written, and the rollout goes on to its end without it.
+    JournalLost { why: String },
     /// All nodes have the new version.
     Done { nodes: usize },
 }
@@ -118,6 +120,10 @@ impl fmt::Display for Event {
             }
             Self::Reverted { node } => write!(f, "{node}: rolled back"),
             Self::NotReverted { node, why } => write!(f, "{node}: not rolled back: {why}"),
+            Self::JournalLost { why } => write!(
+                f,
+                "the journal is not complete, so that this rollout cannot be resumed: {why}"
+            ),
             Self::Done { nodes } => write!(f, "{nodes} node(s) have the new version; done"),
         }
     }

@@ -10,7 +10,7 @@ use super::course::Entry;
 use super::order::Order;
 use crate::cli::exit::CliError;
 use crate::model::ServiceName;
-use crate::os::file::{FileError, exposure, open_regular, private_dir, sync_parent};
+use crate::os::file::{FileError, exposure, open_regular, private_dir, write_atomic};
 use crate::protocol::api::ErrorCode;
 use crate::protocol::local::SCHEMA;
 
@@ -22,8 +22,18 @@ const MAX_JOURNAL: u64 = 16 * 1024 * 1024;
 pub(super) struct Journal {
     path: PathBuf,
     file: File,
-    /// Held until the rollout ends, so that no other one of the same service begins on this machine.
-    _lock: File,
+    /// The length of the entries that are on disk, in bytes.
+    length: u64,
+    /// The entries that are not on disk yet, because the last write failed.
+    unwritten: String,
+    _lock: Lock,
+}
+
+/// Held until a rollout ends, so that no other one of the same service begins on this machine. It is free again when the file is closed,
+/// also when the program is killed.
+#[derive(Debug)]
+pub(super) struct Lock {
+    _file: File,
 }
 
 /// What a journal has.
@@ -66,9 +76,8 @@ impl Journal {
     /// Creates a journal that begins with `order`. An earlier one at the same path is replaced if its rollout has ended.
     ///
     /// # Errors
-    /// The file cannot be written, or another rollout of the service has not ended.
-    pub(super) fn create(path: &Path, order: &Order) -> Result<Self, CliError> {
-        let lock = lock(&order.service)?;
+    /// The file cannot be written, or an earlier rollout has not ended.
+    pub(super) fn create(path: &Path, order: &Order, lock: Lock) -> Result<Self, CliError> {
         if let Some(earlier) = read_if_there(path)?
             && !earlier.entries.contains(&Entry::Ended)
         {
@@ -79,21 +88,24 @@ impl Journal {
             );
             return Err(CliError::new(ErrorCode::Conflict, text));
         }
+        let first = line(order)?;
+        // A machine that dies now leaves the earlier journal or the new one, and no part of a line.
+        write_atomic(path, first.as_bytes(), 0o600).map_err(|error| CliError::from(&error))?;
+        Self::open(path, first.len() as u64, lock)
+    }
+
+    fn open(path: &Path, length: u64, lock: Lock) -> Result<Self, CliError> {
         let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
+            .append(true)
             .open(path)
-            .map_err(|error| failed("create", path, error))?;
-        let mut journal = Self {
+            .map_err(|error| failed("write", path, error))?;
+        Ok(Self {
             path: path.to_owned(),
             file,
+            length,
+            unwritten: String::new(),
             _lock: lock,
-        };
-        journal.write(&line(order)?)?;
-        sync_parent(path).map_err(|error| CliError::from(&error))?;
-        Ok(journal)
+        })
     }
 
     /// Opens the journal of a rollout that has not ended, to continue it.
@@ -113,17 +125,9 @@ impl Journal {
         let Some(recorded) = read_if_there(path)? else {
             return Err(failed("read", path, ErrorKind::NotFound.into()));
         };
-        let file = OpenOptions::new()
-            .append(true)
-            .open(path)
-            .map_err(|error| failed("write", path, error))?;
-        file.set_len(recorded.length)
-            .map_err(|error| failed("write", path, error))?;
-        let journal = Self {
-            path: path.to_owned(),
-            file,
-            _lock: lock,
-        };
+        let journal = Self::open(path, recorded.length, lock)?;
+        let cut = journal.file.set_len(recorded.length);
+        cut.map_err(|error| failed("write", path, error))?;
         Ok((journal, recorded))
     }
 
@@ -131,31 +135,39 @@ impl Journal {
         &self.path
     }
 
-    /// Writes entries, and waits until they are on disk.
+    /// Writes entries, and waits until they are on disk. After an error, the next call writes them as well, so that the journal never
+    /// leaves out an entry or a part of one.
     ///
     /// # Errors
-    /// They are not.
+    /// They are not on disk.
     pub(super) fn append(&mut self, entries: &[Entry]) -> Result<(), CliError> {
-        if entries.is_empty() {
+        for entry in entries {
+            self.unwritten.push_str(&line(entry)?);
+        }
+        if self.unwritten.is_empty() {
             return Ok(());
         }
-        let mut text = String::new();
-        for entry in entries {
-            text.push_str(&line(entry)?);
+        let written = self.file.write_all(self.unwritten.as_bytes());
+        match written.and_then(|()| self.file.sync_data()) {
+            Ok(()) => {
+                self.length += self.unwritten.len() as u64;
+                self.unwritten.clear();
+                Ok(())
+            }
+            Err(error) => {
+                // What was written of them is written again.
+                let _ = self.file.set_len(self.length);
+                Err(failed("write", &self.path, error))
+            }
         }
-        self.write(&text)
-    }
-
-    fn write(&mut self, text: &str) -> Result<(), CliError> {
-        let written = self.file.write_all(text.as_bytes());
-        written
-            .and_then(|()| self.file.sync_data())
-            .map_err(|error| failed("write", &self.path, error))
     }
 }
 
-/// Takes the lock of a service. It is free again when the file is closed, also when the program is killed.
-fn lock(service: &ServiceName) -> Result<File, CliError> {
+/// Takes the lock of a service.
+///
+/// # Errors
+/// Another rollout of the service runs on this machine, or the lock cannot be made.
+pub(super) fn lock(service: &ServiceName) -> Result<Lock, CliError> {
     let directory = state_directory()?;
     private_dir(&directory).map_err(|error| CliError::from(&error))?;
     let path = directory.join(format!("rollout-{service}.lock"));
@@ -167,7 +179,7 @@ fn lock(service: &ServiceName) -> Result<File, CliError> {
         .open(&path)
         .map_err(|error| failed("create", &path, error))?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(Lock { _file: file }),
         Err(TryLockError::WouldBlock) => {
             let text = format!(
                 "another rollout of {service} is running on this machine; wait until it has ended, or interrupt it"
@@ -185,14 +197,20 @@ fn read_if_there(path: &Path) -> Result<Option<Recorded>, CliError> {
         Err(error) => return Err(failed("read", path, error)),
     };
     check_owner(&file, path)?;
-    let mut text = String::new();
-    let read = file.take(MAX_JOURNAL).read_to_string(&mut text);
+    let mut bytes = Vec::new();
+    let read = file.take(MAX_JOURNAL + 1).read_to_end(&mut bytes);
     read.map_err(|error| failed("read", path, error))?;
-    if text.is_empty() {
-        // The machine died before the first line was on disk, so nothing was done yet.
+    if bytes.len() as u64 > MAX_JOURNAL {
+        let error = FileError::TooLarge {
+            path: path.to_owned(),
+            most: MAX_JOURNAL,
+        };
+        return Err(CliError::from(&error));
+    }
+    if bytes.is_empty() {
         return Ok(None);
     }
-    parse(&text).map(Some).map_err(|why| {
+    parse(&bytes).map(Some).map_err(|why| {
         let text = format!("{} is not a journal of a rollout: {why}", path.display());
         CliError::new(ErrorCode::Configuration, text)
     })
@@ -215,9 +233,12 @@ fn check_owner(file: &File, path: &Path) -> Result<(), CliError> {
 }
 
 /// Parses a journal. A last line without its end was not on disk before its step, so it counts for nothing.
-fn parse(text: &str) -> Result<Recorded, String> {
-    let length = text.rfind('\n').map_or(0, |at| at + 1);
-    let mut lines = text.get(..length).unwrap_or_default().lines();
+fn parse(bytes: &[u8]) -> Result<Recorded, String> {
+    // The end that was cut off may have a part of a character.
+    let length = bytes.iter().rposition(|byte| *byte == b'\n');
+    let length = length.map_or(0, |at| at + 1);
+    let text = std::str::from_utf8(bytes.get(..length).unwrap_or_default());
+    let mut lines = text.map_err(|_| "it is no text")?.lines();
     let first = lines.next().ok_or("its first line is not complete")?;
     let order: Order =
         serde_json::from_str(first).map_err(|error| format!("its first line: {error}"))?;
@@ -263,6 +284,7 @@ mod tests {
             schema: SCHEMA,
             service: label("web").into(),
             nodes: vec![label("n1"), label("n2")],
+            holder: "1f".into(),
             way: Way {
                 command: "ssh {node} up".into(),
                 rollback: None,
@@ -286,11 +308,50 @@ mod tests {
             text.push_str(&line(entry).expect("a line"));
         }
         let whole = text.len();
-        text.push_str(r#"{"step":"cha"#);
-        let recorded = parse(&text).expect("a journal");
+        text.push_str(r#"{"step":"failed","node":null,"why":"caf"#);
+        let mut bytes = text.into_bytes();
+        // The first one of the two bytes of an é.
+        bytes.push(0xc3);
+        let recorded = parse(&bytes).expect("a journal");
         assert_eq!(recorded.order, order());
         assert_eq!(recorded.entries, entries);
         assert_eq!(recorded.length, whole as u64);
+    }
+
+    #[test]
+    fn entries_that_could_not_be_written_are_written_with_the_next_ones() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("journal");
+        let file = File::create(directory.path().join("lock")).expect("our directory");
+        let lock = Lock { _file: file };
+        let mut journal = Journal::create(&path, &order(), lock).expect("our directory");
+        let drain = Entry::Drain { node: label("n1") };
+        let run = Entry::Run { node: label("n1") };
+        // A file that is open for reading cannot be written.
+        let writable =
+            std::mem::replace(&mut journal.file, File::open(&path).expect("it is there"));
+        assert!(journal.append(std::slice::from_ref(&drain)).is_err());
+        journal.file = writable;
+        journal
+            .append(std::slice::from_ref(&run))
+            .expect("it can be written");
+        let read = read_if_there(&path)
+            .expect("a journal")
+            .expect("it is there");
+        assert_eq!(read.entries, [drain, run]);
+        assert_eq!(read.length, journal.length);
+    }
+
+    #[test]
+    fn a_journal_that_is_too_long_is_refused_and_not_cut_off() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("journal");
+        write_atomic(&path, b"", 0o600).expect("our directory");
+        let file = OpenOptions::new().write(true).open(&path);
+        let file = file.expect("our file");
+        file.set_len(MAX_JOURNAL + 1).expect("a sparse file");
+        assert!(read_if_there(&path).is_err());
+        assert_eq!(file.metadata().expect("our file").len(), MAX_JOURNAL + 1);
     }
 
     #[test]
@@ -313,13 +374,13 @@ mod tests {
     #[test]
     fn another_file_is_no_journal() {
         for text in ["\n", "{}\n", "x", "[1]\n"] {
-            assert!(parse(text).is_err(), "{text:?}");
+            assert!(parse(text.as_bytes()).is_err(), "{text:?}");
         }
         let mut later = order();
         later.schema = 2;
         let text = line(&later).expect("a line");
-        assert!(parse(&text).is_err_and(|why| why.contains("version 2")));
+        assert!(parse(text.as_bytes()).is_err_and(|why| why.contains("version 2")));
         let unknown = format!("{}{{\"step\":\"fly\"}}\n", line(&order()).expect("a line"));
-        assert!(parse(&unknown).is_err_and(|why| why.starts_with("line 2")));
+        assert!(parse(unknown.as_bytes()).is_err_and(|why| why.starts_with("line 2")));
     }
 }

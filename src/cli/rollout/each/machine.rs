@@ -8,11 +8,12 @@
 //!
 //! Before a group is drained, and until its command runs, a usable instance must be left on another node. After the first failure the
 //! machine publishes what still runs, and then takes back the changed nodes, newest first. It ends with no node drained, unless a
-//! node does not answer. Each change of the lasting state is an entry of the journal, from which another machine continues.
+//! node does not answer. A node that was drained before, perhaps by a rollout on another machine, is neither changed nor published.
+//! Each change of the lasting state is an entry of the journal, from which another machine continues.
 
 mod stages;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use super::super::resolvers::Expect;
@@ -60,6 +61,26 @@ pub(super) enum End {
 /// The result of a step for each node.
 pub(super) type Results = BTreeMap<Label, Result<(), String>>;
 
+/// The result of a call that drains a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Drain {
+    /// It is drained since this call.
+    Done,
+    /// It was drained before.
+    Before,
+    /// It is not drained, or nobody knows, for this reason.
+    Failed(String),
+}
+
+/// What does not work on the machine from which the nodes are changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum LocalFault {
+    /// The journal cannot be written, for this reason.
+    Journal(String),
+    /// meshd does not answer, for this reason.
+    Meshd(String),
+}
+
 /// Where the present group is on its way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
@@ -100,6 +121,10 @@ pub(super) struct Machine {
     stage: Stage,
     /// The nodes that are changed or taken back at present.
     group: Vec<Label>,
+    /// The nodes of the group that this rollout had drained before, so that it may find them drained.
+    own_drains: BTreeSet<Label>,
+    /// The drained nodes to which no client is sent any more, and for which earlier answers have expired.
+    quiet: BTreeSet<Label>,
     /// Whether the group had an instance that clients could use, which must not be the last one.
     is_at_risk: bool,
     is_pausing: bool,
@@ -122,6 +147,8 @@ impl Machine {
             course,
             stage: Stage::Choose,
             group: Vec::new(),
+            own_drains: BTreeSet::new(),
+            quiet: BTreeSet::new(),
             is_at_risk: false,
             is_pausing: false,
             stuck: BTreeMap::new(),
@@ -183,6 +210,7 @@ impl Machine {
             Stage::Acknowledge { since } => self.acknowledge(view, since, now),
             Stage::Expire { until } => {
                 if self.is_guarded(view) && now >= until {
+                    self.quiet.extend(self.group.iter().cloned());
                     self.begin_run();
                 }
             }
@@ -202,9 +230,22 @@ impl Machine {
     }
 
     /// Handles that the nodes of the group were drained, or why not.
-    pub(super) fn handle_drained(&mut self, results: &Results, now: Instant) {
-        match first_failure(results) {
-            Some((node, why)) => self.stop(Some(node), format!("it was not drained: {why}")),
+    pub(super) fn handle_drained(&mut self, results: &BTreeMap<Label, Drain>, now: Instant) {
+        let mut failure = None;
+        for (node, result) in results {
+            let why = match result {
+                Drain::Failed(why) => format!("it was not drained: {why}"),
+                Drain::Before if !self.order.way.force && !self.own_drains.contains(node) => {
+                    self.note(Entry::Foreign { node: node.clone() });
+                    "it is drained already, perhaps for a rollout on another machine; wait until that has ended, or run `meshctl service undrain` there"
+                        .to_owned()
+                }
+                Drain::Done | Drain::Before => continue,
+            };
+            failure = failure.or(Some((node.clone(), why)));
+        }
+        match failure {
+            Some((node, why)) => self.stop(Some(node), why),
             None => self.stage = Stage::Acknowledge { since: now },
         }
     }
@@ -228,6 +269,8 @@ impl Machine {
         let is_release = self.stage == Stage::Release;
         let mut released = Vec::new();
         for (node, result) in results {
+            // It may have clients again even if the answer to the call was lost.
+            self.quiet.remove(node);
             match result {
                 Ok(()) => {
                     self.note(Entry::Published { node: node.clone() });
@@ -263,10 +306,17 @@ impl Machine {
         }
     }
 
-    /// Handles a fault of this machine, such as a journal that cannot be written.
-    pub(super) fn handle_fault(&mut self, why: String) {
-        if self.stage != Stage::Ended {
-            self.stop(None, why);
+    /// Handles a fault of this machine. No other node is changed then. What brings the nodes into a safe state goes on
+    /// without a journal.
+    pub(super) fn handle_fault(&mut self, fault: LocalFault) {
+        let has_ended = self.stage == Stage::Ended;
+        let goes_on = has_ended || self.is_pausing || self.course.is_back();
+        match fault {
+            LocalFault::Journal(why) if goes_on => {
+                self.tell(Event::JournalLost { why });
+            }
+            LocalFault::Journal(why) | LocalFault::Meshd(why) if !has_ended => self.stop(None, why),
+            LocalFault::Journal(_) | LocalFault::Meshd(_) => {}
         }
     }
 
@@ -323,10 +373,10 @@ impl Machine {
         let newest = self.course.newest_changed().cloned();
         match newest.filter(|_| self.order.way.rollback.is_some()) {
             Some(node) => {
-                let is_drained = self.course.drained().contains(&node);
+                let is_quiet = self.quiet.contains(&node);
                 self.group = vec![node];
                 self.stage = Stage::Check { since: now };
-                if is_drained {
+                if is_quiet {
                     // It has no clients, so there is nothing to wait for.
                     self.begin_run();
                 }
@@ -357,8 +407,9 @@ impl Machine {
 
     /// Stops the rollout, or gives up the rollback of the present node.
     fn stop(&mut self, node: Option<Label>, why: String) {
+        let group = std::mem::take(&mut self.group);
         if self.course.is_back() {
-            for node in std::mem::take(&mut self.group) {
+            for node in group {
                 self.tell(Event::NotReverted {
                     node: node.clone(),
                     why: why.clone(),

@@ -22,7 +22,8 @@ mod order;
 mod view;
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -35,17 +36,19 @@ use super::POLL_INTERVAL;
 use super::interrupt::Interrupt;
 use crate::cli::exit::CliError;
 use crate::cli::{Globals, table};
+use crate::model::name::MAX_LABEL;
 use crate::model::text::listed;
 use crate::model::{Label, ServiceName};
 use crate::os::arguments;
 use crate::os::progress::ProgressLine;
+use crate::os::random;
 use crate::protocol::api::ErrorCode;
 use crate::protocol::local::{SCHEMA, ServiceRow};
 use course::{Course, Version};
 use events::{Document, Event};
-use fleet::Fleet;
+use fleet::{Fleet, Mesh};
 use journal::Journal;
-use machine::{End, Look, Machine, Results, Step};
+use machine::{End, LocalFault, Look, Machine, Results, Step};
 use order::{Order, Way};
 
 /// The maximum length of a command, in bytes.
@@ -100,9 +103,10 @@ fn parse_command(text: &str) -> Result<String, String> {
             "it is a command with {{node}} for the name of the node, {example}"
         ));
     }
-    if text.len() > MAX_COMMAND || text.contains('\0') {
+    let names = text.matches(command::NODE).count() * MAX_LABEL;
+    if text.len() + names > MAX_COMMAND || text.contains('\0') {
         return Err(format!(
-            "it is a command of at most {MAX_COMMAND} bytes; put more into a script"
+            "it is a command of at most {MAX_COMMAND} bytes with the names of nodes; put more into a script"
         ));
     }
     Ok(text.to_owned())
@@ -120,54 +124,123 @@ pub(super) async fn run(asked: Asked<'_>, globals: &Globals) -> Result<u8, CliEr
     let interrupt = Interrupt::new()?;
     let mesh = fleet::mesh(&globals.daemon()).await?;
     let arguments = asked.arguments;
-    let (order, course, fleet, journal) = if let Some(file) = &arguments.resume {
-        let path = match file {
-            Some(file) => file.clone(),
-            None => journal::usual_path(asked.one_service()?)?,
-        };
-        let (journal, recorded) = Journal::resume(&path)?;
-        let mut order = recorded.order;
-        order.way.force |= asked.force;
-        if asked.services.iter().any(|asked| *asked != order.service) {
-            let text = format!(
-                "{} is the journal of a rollout of {}",
-                path.display(),
-                order.service
-            );
-            return Err(CliError::new(ErrorCode::BadRequest, text));
-        }
-        let course = Course::after(&recorded.entries);
-        if course.has_ended() {
-            let text = "this rollout has ended, so there is nothing to resume; begin a new one";
-            return Err(CliError::new(ErrorCode::Conflict, text));
-        }
-        let fleet = Fleet::open(globals, &mesh, &order.service, &order.nodes)?;
-        (order, course, fleet, journal)
-    } else {
-        let order = asked.order(&mesh.services)?;
-        if arguments.plan {
-            return plan(&order, arguments.json);
-        }
-        let fleet = Fleet::open(globals, &mesh, &order.service, &order.nodes)?;
-        fleet.check(&order.nodes).await?;
-        let path = match &arguments.journal {
-            Some(path) => path.clone(),
-            None => journal::usual_path(&order.service)?,
-        };
-        let journal = Journal::create(&path, &order)?;
-        (order, Course::default(), fleet, journal)
+    if arguments.plan {
+        return plan(&asked.order(&mesh.services)?, arguments.json);
+    }
+    let Begun {
+        order,
+        course,
+        fleet,
+        journal,
+    } = match &arguments.resume {
+        Some(file) => resume(&asked, file.as_deref(), &mesh, globals).await?,
+        None => begin(&asked, &mesh, globals).await?,
     };
+    let (nodes, holder) = (order.nodes.clone(), order.holder.clone());
+    let fleet = Rc::new(fleet);
     let rollout = Rollout {
         machine: Machine::new(order.clone(), course),
         order,
-        fleet,
+        fleet: Rc::clone(&fleet),
         journal,
         interrupt,
         is_json: arguments.json,
         is_journal_lost: false,
         progress: None,
     };
-    rollout.drive().await
+    let ended = tokio::select! {
+        ended = rollout.drive() => ended,
+        never = fleet.keep_reserved(&nodes, &holder) => match never {},
+    };
+    fleet.release(&nodes, &holder).await;
+    ended
+}
+
+/// What a rollout goes on from. Its nodes are reserved.
+struct Begun {
+    order: Order,
+    course: Course,
+    fleet: Fleet,
+    journal: Journal,
+}
+
+async fn begin(asked: &Asked<'_>, mesh: &Mesh, globals: &Globals) -> Result<Begun, CliError> {
+    // A rollout that runs explains better than the nodes that it has drained why there cannot be a second one.
+    let lock = journal::lock(asked.one_service()?)?;
+    let mut order = asked.order(&mesh.services)?;
+    order.holder = new_holder()?;
+    let fleet = Fleet::open(globals, mesh, &order.service, &order.nodes)?;
+    fleet.check(&order.nodes, false).await?;
+    let path = match &asked.arguments.journal {
+        Some(path) => path.clone(),
+        None => journal::usual_path(&order.service)?,
+    };
+    reserve(&fleet, &order).await?;
+    match Journal::create(&path, &order, lock) {
+        Ok(journal) => Ok(Begun {
+            order,
+            course: Course::default(),
+            fleet,
+            journal,
+        }),
+        Err(error) => {
+            fleet.release(&order.nodes, &order.holder).await;
+            Err(error)
+        }
+    }
+}
+
+async fn resume(
+    asked: &Asked<'_>,
+    file: Option<&Path>,
+    mesh: &Mesh,
+    globals: &Globals,
+) -> Result<Begun, CliError> {
+    let path = match file {
+        Some(file) => file.to_owned(),
+        None => journal::usual_path(asked.one_service()?)?,
+    };
+    let (journal, recorded) = Journal::resume(&path)?;
+    let mut order = recorded.order;
+    order.way.force |= asked.force;
+    if asked.services.iter().any(|asked| *asked != order.service) {
+        let text = format!(
+            "{} is the journal of a rollout of {}",
+            path.display(),
+            order.service
+        );
+        return Err(CliError::new(ErrorCode::BadRequest, text));
+    }
+    let course = Course::after(&recorded.entries);
+    if course.has_ended() {
+        let text = "this rollout has ended, so there is nothing to resume; begin a new one";
+        return Err(CliError::new(ErrorCode::Conflict, text));
+    }
+    if order.holder.is_empty() {
+        order.holder = new_holder()?;
+    }
+    let fleet = Fleet::open(globals, mesh, &order.service, &order.nodes)?;
+    fleet.check(&order.nodes, true).await?;
+    reserve(&fleet, &order).await?;
+    Ok(Begun {
+        order,
+        course,
+        fleet,
+        journal,
+    })
+}
+
+fn new_holder() -> Result<String, CliError> {
+    let number = random::u64().map_err(CliError::failed)?;
+    Ok(format!("{number:016x}"))
+}
+
+/// Reserves the nodes for this rollout. With `--force` it goes on without that.
+async fn reserve(fleet: &Fleet, order: &Order) -> Result<(), CliError> {
+    match fleet.reserve(&order.nodes, &order.holder).await {
+        Err(_) if order.way.force => Ok(()),
+        reserved => reserved,
+    }
 }
 
 impl<'a> Asked<'a> {
@@ -223,7 +296,7 @@ fn plan(order: &Order, is_json: bool) -> Result<u8, CliError> {
 struct Rollout {
     machine: Machine,
     order: Order,
-    fleet: Fleet,
+    fleet: Rc<Fleet>,
     journal: Journal,
     interrupt: Interrupt,
     is_json: bool,
@@ -246,17 +319,18 @@ impl Rollout {
                 && !self.is_journal_lost
             {
                 self.is_journal_lost = true;
-                self.machine.handle_fault(error.message);
+                let fault = LocalFault::Journal(error.message);
+                self.machine.handle_fault(fault);
                 continue;
             }
             match step {
                 Step::Look(look) => self.look(&look).await,
                 Step::Drain(nodes) => {
-                    let results = self.fleet.set_drained(&nodes, true).await;
+                    let results = self.fleet.drain(&nodes).await;
                     self.machine.handle_drained(&results, Instant::now());
                 }
                 Step::Publish(nodes) => {
-                    let results = self.fleet.set_drained(&nodes, false).await;
+                    let results = self.fleet.publish(&nodes).await;
                     self.machine.handle_published(&results, Instant::now());
                 }
                 Step::Run { nodes, rollback } => self.run(&nodes, rollback).await,
@@ -274,7 +348,7 @@ impl Rollout {
         tokio::select! {
             view = view => match view {
                 Ok(view) => self.machine.handle_view(&view, Instant::now()),
-                Err(error) => self.machine.handle_fault(error.message),
+                Err(error) => self.machine.handle_fault(LocalFault::Meshd(error.message)),
             },
             () = self.interrupt.received() => self.machine.handle_interrupt(),
         }
@@ -378,7 +452,7 @@ impl Rollout {
             parts.push("no node was changed".to_owned());
         }
         if course.drained().is_empty() {
-            parts.push("no node is drained".to_owned());
+            parts.push("this rollout leaves no node drained".to_owned());
         } else {
             parts.push(format!(
                 "may still be drained: {}; run `meshctl service undrain {}` there",
@@ -405,5 +479,7 @@ mod tests {
         }
         let long = format!("{{node}}{}", " ".repeat(MAX_COMMAND));
         assert!(parse_command(&long).is_err());
+        let names = "{node} ".repeat(MAX_COMMAND / 60);
+        assert!(parse_command(&names).is_err(), "it is too long with names");
     }
 }

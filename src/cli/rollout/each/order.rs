@@ -21,6 +21,9 @@ pub(super) struct Order {
     pub(super) service: ServiceName,
     /// The nodes, in the order in which they are changed.
     pub(super) nodes: Vec<Label>,
+    /// What the nodes know the rollout by. A plan has none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(super) holder: String,
     #[serde(flatten)]
     pub(super) way: Way,
 }
@@ -102,6 +105,7 @@ impl Order {
             schema: SCHEMA,
             service: service.clone(),
             nodes: nodes.into_iter().collect(),
+            holder: String::new(),
             way,
         };
         order.check_groups(&usable)?;

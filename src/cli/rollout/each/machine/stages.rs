@@ -53,6 +53,9 @@ impl Machine {
         if !self.is_guarded(view) {
             return;
         }
+        let drained = self.course.drained();
+        let own = self.group.iter().filter(|node| drained.contains(*node));
+        self.own_drains = own.cloned().collect();
         for node in self.group.clone() {
             self.note(Entry::Drain { node });
         }

@@ -84,6 +84,7 @@ fn order(nodes: usize, batch: usize, canary: usize) -> Order {
         schema: SCHEMA,
         service: ServiceName::parse("web").expect("a literal"),
         nodes: (0..nodes).map(label).collect(),
+        holder: String::new(),
         way: Way {
             command: "up {node}".into(),
             rollback: Some("down {node}".into()),
@@ -175,20 +176,37 @@ impl World {
         }
     }
 
-    fn change(&mut self, names: &[Label], drained: bool) -> Results {
-        let mut results = Results::new();
+    fn drain(&mut self, names: &[Label]) -> BTreeMap<Label, Drain> {
+        let mut results = BTreeMap::new();
         for name in names {
-            let fails = drained && self.fails(name, Fault::Drain);
-            let now = self.now;
+            let fails = self.fails(name, Fault::Drain);
             let node = self.nodes.get_mut(name).expect("a node of the order");
             let result = if !node.is_alive {
-                Err("it is dead".to_owned())
+                Drain::Failed("it is dead".to_owned())
             } else if fails {
-                Err("it refuses".to_owned())
+                Drain::Failed("it refuses".to_owned())
+            } else if node.is_drained {
+                Drain::Before
             } else {
-                node.is_drained = drained;
-                node.published_at = Some(now);
+                node.is_drained = true;
+                Drain::Done
+            };
+            results.insert(name.clone(), result);
+        }
+        self.watch();
+        results
+    }
+
+    fn publish(&mut self, names: &[Label]) -> Results {
+        let mut results = Results::new();
+        for name in names {
+            let node = self.nodes.get_mut(name).expect("a node of the order");
+            let result = if node.is_alive {
+                node.is_drained = false;
+                node.published_at = Some(self.now);
                 Ok(())
+            } else {
+                Err("it is dead".to_owned())
             };
             results.insert(name.clone(), result);
         }
@@ -210,6 +228,7 @@ impl World {
             let is_sick = self.fails(name, Fault::Health);
             let dies = self.fails(name, Fault::Death);
             let node = self.nodes.get_mut(name).expect("a node of the order");
+            assert!(node.is_drained, "{name} has clients while its command runs");
             let result = if dies || !node.is_alive {
                 node.is_alive = false;
                 Err("it is dead".to_owned())
@@ -233,11 +252,11 @@ impl World {
                 machine.handle_view(&view, self.now);
             }
             Step::Drain(nodes) => {
-                let results = self.change(nodes, true);
+                let results = self.drain(nodes);
                 machine.handle_drained(&results, self.now);
             }
             Step::Publish(nodes) => {
-                let results = self.change(nodes, false);
+                let results = self.publish(nodes);
                 machine.handle_published(&results, self.now);
             }
             Step::Run { nodes, rollback } => {
@@ -461,6 +480,186 @@ fn an_interrupt_at_each_step_leaves_no_node_drained_and_is_resumed() {
 }
 
 #[test]
+fn an_interrupt_of_a_rollback_at_each_step_is_resumed_to_the_same_end() {
+    let mut at = 0;
+    loop {
+        let mut world = World::new(3, Fault::Health(1));
+        let mut machine = Machine::new(order(3, 1, 0), Course::default());
+        let mut entries = Vec::new();
+        let mut has_ended = false;
+        for _ in 0..at {
+            let step = machine.poll(world.now);
+            entries.extend(machine.take_news().0);
+            has_ended |= world.perform(&mut machine, &step).is_some();
+        }
+        if has_ended {
+            return;
+        }
+        machine.handle_interrupt();
+        let (_, more) = world.finish(&mut machine);
+        entries.extend(more);
+        assert_eq!(world.drained(), 0, "after {at} steps");
+        let mut resumed = Machine::new(order(3, 1, 0), Course::after(&entries));
+        let (end, _) = world.finish(&mut resumed);
+        assert!(matches!(end, End::Failed(_)), "after {at} steps");
+        assert_eq!(world.versions(), [false; 3], "after {at} steps");
+        assert_eq!(world.drained(), 0, "after {at} steps");
+        at += 1;
+    }
+}
+
+#[test]
+fn a_rollback_that_is_resumed_drains_a_node_that_somebody_has_published_meanwhile() {
+    let mut world = World::new(3, Fault::Nothing);
+    let node = label(1);
+    let entries = [
+        Entry::Drain { node: node.clone() },
+        Entry::Run { node: node.clone() },
+        Entry::Failed {
+            node: Some(node.clone()),
+            why: "it failed".into(),
+        },
+        Entry::Revert { node: node.clone() },
+    ];
+    let mut machine = Machine::new(order(3, 1, 0), Course::after(&entries));
+    let (_, more) = world.finish(&mut machine);
+    assert_eq!(more.first(), Some(&Entry::Drain { node: node.clone() }));
+    assert!(more.contains(&Entry::Reverted { node }), "{more:?}");
+}
+
+#[test]
+fn a_node_that_another_rollout_has_drained_is_left_alone() {
+    let mut world = World::new(4, Fault::Nothing);
+    let foreign = label(1);
+    world
+        .nodes
+        .get_mut(&foreign)
+        .expect("it is there")
+        .is_drained = true;
+    let (end, entries) = roll_out(order(4, 2, 1), &mut world);
+    let End::Failed(failure) = end else {
+        panic!("the node belongs to another rollout");
+    };
+    assert_eq!(failure.node, Some(foreign.clone()));
+    assert!(failure.why.contains("another machine"), "{}", failure.why);
+    assert_eq!(started(&entries), [label(0)]);
+    assert_eq!(world.versions(), [false; 4]);
+    let drained = world.nodes.iter().filter(|(_, node)| node.is_drained);
+    let drained: Vec<&Label> = drained.map(|(name, _)| name).collect();
+    assert_eq!(drained, [&foreign], "the other rollout publishes it");
+    let mut forced = order(4, 2, 1);
+    forced.way.force = true;
+    assert_eq!(roll_out(forced, &mut world).0, End::Done);
+    assert_eq!(world.drained(), 0);
+}
+
+#[test]
+fn a_node_that_dies_at_any_moment_leaves_one_version_and_no_drained_node() {
+    let mut at = 0;
+    loop {
+        let mut world = World::new(4, Fault::Nothing);
+        let mut machine = Machine::new(order(4, 1, 1), Course::default());
+        let mut has_ended = false;
+        for _ in 0..at {
+            let step = machine.poll(world.now);
+            has_ended |= world.perform(&mut machine, &step).is_some();
+        }
+        if has_ended {
+            return;
+        }
+        let dead = world.nodes.get_mut(&label(1)).expect("it is there");
+        dead.is_alive = false;
+        let (end, entries) = world.finish(&mut machine);
+        let is_done = end == End::Done;
+        let alive = world.nodes.values().filter(|node| node.is_alive);
+        let versions: Vec<bool> = alive.map(|node| node.is_new).collect();
+        assert_eq!(versions, [is_done; 3], "after {at} steps: {entries:?}");
+        assert_eq!(world.drained(), 0, "after {at} steps");
+        assert!(world.fewest >= 1, "after {at} steps");
+        at += 1;
+    }
+}
+
+#[test]
+fn an_engine_or_a_meshd_that_restarts_in_the_middle_is_waited_for() {
+    let mut world = World::new(2, Fault::Nothing);
+    let mut machine = Machine::new(order(2, 1, 0), Course::default());
+    let mut restarting_until = world.now + Duration::from_secs(5);
+    let mut has_run = false;
+    for _ in 0..MAX_STEPS {
+        let step = machine.poll(world.now);
+        machine.take_news();
+        let Step::Look(look) = &step else {
+            if world.perform(&mut machine, &step) == Some(End::Done) {
+                assert_eq!(world.versions(), [true, true]);
+                assert_eq!(world.drained(), 0);
+                return;
+            }
+            has_run = matches!(step, Step::Run { .. });
+            restarting_until = world.now + Duration::from_secs(5);
+            continue;
+        };
+        let mut view = world.look(look);
+        if world.now < restarting_until {
+            for own in view.own.values_mut() {
+                *own = if has_run {
+                    Own::Waiting("no instance runs".into())
+                } else {
+                    Own::Away("meshd is not running".into())
+                };
+            }
+        }
+        machine.handle_view(&view, world.now);
+    }
+    panic!("the rollout does not end: {machine:?}");
+}
+
+#[test]
+fn a_rollback_goes_on_without_its_journal() {
+    let mut world = World::new(3, Fault::Health(1));
+    let mut machine = Machine::new(order(3, 1, 0), Course::default());
+    let mut is_lost = false;
+    for _ in 0..MAX_STEPS {
+        let step = machine.poll(world.now);
+        let (_, events) = machine.take_news();
+        is_lost |= events
+            .iter()
+            .any(|event| matches!(event, Event::JournalLost { .. }));
+        if matches!(step, Step::Run { rollback: true, .. }) && !is_lost {
+            machine.handle_fault(LocalFault::Journal("no space is left".into()));
+        } else if world.perform(&mut machine, &step).is_some() {
+            break;
+        }
+    }
+    assert!(is_lost);
+    assert_eq!(world.versions(), [false; 3]);
+    assert_eq!(world.drained(), 0);
+}
+
+#[test]
+fn a_fault_while_nodes_are_published_gives_up_no_other_node() {
+    let mut world = World::new(4, Fault::Drain(2));
+    let mut machine = Machine::new(order(4, 2, 1), Course::default());
+    let mut entries = Vec::new();
+    loop {
+        let step = machine.poll(world.now);
+        entries.extend(machine.take_news().0);
+        if machine.course().is_back() && matches!(step, Step::Publish(_)) {
+            break;
+        }
+        assert_eq!(world.perform(&mut machine, &step), None);
+    }
+    machine.handle_fault(LocalFault::Meshd("it restarts".into()));
+    let (_, more) = world.finish(&mut machine);
+    entries.extend(more);
+    assert_eq!(taken_back(&entries), [label(0)]);
+    assert_eq!(world.versions(), [false; 4]);
+    assert_eq!(world.drained(), 0);
+    let is_given_up = |entry: &Entry| matches!(entry, Entry::NotReverted { .. });
+    assert!(!entries.iter().any(is_given_up), "{entries:?}");
+}
+
+#[test]
 fn a_fault_of_the_machine_itself_stops_the_rollout() {
     let mut world = World::new(2, Fault::Nothing);
     let mut machine = Machine::new(order(2, 1, 0), Course::default());
@@ -468,7 +667,7 @@ fn a_fault_of_the_machine_itself_stops_the_rollout() {
         let step = machine.poll(world.now);
         assert_eq!(world.perform(&mut machine, &step), None);
     }
-    machine.handle_fault("no space is left".into());
+    machine.handle_fault(LocalFault::Journal("no space is left".into()));
     let (end, _) = world.finish(&mut machine);
     let failure = Failure {
         node: None,
