@@ -355,8 +355,8 @@ impl ValidState {
     }
 }
 
-/// The chain that drops packets with addresses of the mesh from where they cannot come. `more` are rules about sources that may
-/// have such addresses.
+/// The chain that drops packets with addresses of the mesh from where they cannot come. `more` are rules about sources that come before
+/// the rules about all others.
 fn guard(
     text: &mut String,
     family: Family,

@@ -1,6 +1,6 @@
 //! Renders the table for bridges: which containers may use an address. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -41,10 +41,17 @@ pub(in crate::firewall) fn guard_bridges(
     if !v6.is_empty() {
         owners(&mut text, ("addresses_v6", "ports_v6"), "ipv6_addr", &v6);
         chain(&mut text, "advertised", "", &advertised);
+        let hosts: BTreeSet<&String> = v6.iter().flat_map(|(_, names)| *names).collect();
+        let hosts = hosts.into_iter().map(|name| format!("\"{name}\""));
+        set(&mut text, "set hosts_v6", "type ifname", hosts);
         rules.extend([
             "ip6 saddr @addresses_v6 iifname . ip6 saddr != @ports_v6 drop".to_owned(),
             "icmpv6 type nd-neighbor-advert jump advertised".to_owned(),
+            format!("iifname @hosts_v6 {ROUTING} drop"),
         ]);
+        let routing = [format!("oifname @hosts_v6 {ROUTING} drop")];
+        let hook = "filter hook forward priority 0";
+        chain(&mut text, "routers", hook, &routing);
     }
     let hook = "filter hook prerouting priority -310";
     chain(&mut text, "guard", hook, &rules);
@@ -52,6 +59,10 @@ pub(in crate::firewall) fn guard_bridges(
     text.push_str("}\n");
     text
 }
+
+/// The match for messages by which a neighbor makes itself the router of others (RFC 4861 sections 4.2 and 4.5), and so reads and answers
+/// what they send to the mesh. No exposed container sends them, and none receives them but from this host.
+const ROUTING: &str = "icmpv6 type { nd-router-advert, nd-redirect }";
 
 /// The address of a container, and the names of its ports.
 type Owned<'a> = (&'a IpAddr, &'a Vec<String>);

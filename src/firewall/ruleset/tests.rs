@@ -200,7 +200,25 @@ fn a_kernel_that_cannot_translate_ipv6_still_guards_the_prefix() {
     let part = state.v6.as_ref().expect("it has IPv6");
     let guard = ValidState::of(&state).guard_v6(part, "mesh0");
     assert!(guard.contains("ip6 saddr fd00:1:2::/48 drop"));
-    for word in ["dnat", "snat", "ct state", "ct status"] {
+    let translating = ["dnat", "snat", "type nat", "ct status", "own_names"];
+    for word in translating {
+        assert!(!guard.contains(word), "{word} in {guard}");
+    }
+    // What containers may ask of the node does not depend on a translation.
+    let to_node = |text: &str| {
+        let chain = text.split_once("chain to_node {");
+        let chain = chain.and_then(|(_, rest)| rest.split_once("\n\t}"));
+        chain.map(|(chain, _)| chain.to_owned())
+    };
+    assert!(to_node(&guard).is_some_and(|chain| chain.ends_with("\tdrop")));
+    assert_eq!(to_node(&guard), to_node(&table_v6(&state)));
+    let without = FirewallState {
+        policy: None,
+        ..state
+    };
+    let part = without.v6.as_ref().expect("it has IPv6");
+    let guard = ValidState::of(&without).guard_v6(part, "mesh0");
+    for word in ["ct state", "ct direction", "ct original"] {
         assert!(!guard.contains(word), "{word} in {guard}");
     }
 }
