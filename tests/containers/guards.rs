@@ -194,3 +194,50 @@ fn nobody_gets_through_with_an_ipv6_address_of_somebody_else() {
         .collect();
     assert_eq!(arrived, []);
 }
+
+#[test]
+fn a_container_does_not_reach_its_nodes_mesh_address_from_its_link_local_one() {
+    const SERVED: &str = "9000";
+    let Some(hosts) = Hosts::joined(1).filter(Hosts::have_ipv6) else {
+        return;
+    };
+    hosts.create_dual_network(0, "project", 101);
+    hosts.serve(0, "claimer", "project", "claimer");
+    hosts.wait_for_v6(0, "claimer");
+    let host = hosts.nodes[0].host();
+    let mut serve = host.command(hosts.echo()).expect("a host");
+    serve.args(["serve", SERVED]);
+    let log = host.path("/run/served.log");
+    let _server = host.start(&mut serve, &log).expect("a program");
+    let node = hosts.node_v6(0).to_string();
+    let claim = |source: &str| {
+        let words = [
+            "exec", "claimer", ECHO, "claim", source, &node, SERVED, "500",
+        ];
+        let sent = hosts.docker(0, &words);
+        sent.parse::<u64>().expect("a number")
+    };
+    let counted = || {
+        let own = format!("[::1]:{SERVED}");
+        let counted = hosts.nodes[0].exec(&[hosts.echo(), "report", &own]);
+        counted.unwrap_or_default()
+    };
+
+    let own = hosts.container_address_v6(0, "claimer").to_string();
+    hosts.wait_until("datagrams from its own address arrive", || {
+        claim(&own);
+        counted().lines().any(|line| line.starts_with(&own))
+    });
+    let pid = hosts.docker(0, &["inspect", "-f", "{{.State.Pid}}", "claimer"]);
+    let enter = ["nsenter", "--target", &pid, "--net"];
+    let show = ["ip", "-6", "-o", "address", "show", "scope", "link"];
+    let shown = hosts.exec(0, &[&enter[..], &show].concat());
+    let link_local = shown
+        .split_whitespace()
+        .find_map(|word| word.strip_suffix("/64"))
+        .expect("an address of its link");
+    assert!(link_local.starts_with("fe80:"), "{shown}");
+    assert!(claim(link_local) > 400);
+    let counted = counted();
+    assert!(!counted.contains("fe80:"), "{counted}");
+}
