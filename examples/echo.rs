@@ -14,11 +14,13 @@
 //!                                        answer within a second, and the longest time without one
 //!     echo report ADDRESS:PORT           prints the server's counts
 //!     echo claim SOURCE DESTINATION PORT COUNT   sends datagrams with a source address that may be anybody's
+//!     echo pretend ADDRESS               tells all neighbors that it has this IPv6 address, and that it is their router
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{
-    IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _, UdpSocket,
+    IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener, TcpStream,
+    ToSocketAddrs as _, UdpSocket,
 };
 use std::time::{Duration, Instant};
 
@@ -61,6 +63,7 @@ fn main() -> io::Result<()> {
             parse(port)?,
             parse(count)?,
         ),
+        ["pretend", address] => pretend(parse(address)?),
         _ => Err(io::Error::other("usage: see the top of examples/echo.rs")),
     }
 }
@@ -403,6 +406,39 @@ fn claim(source: IpAddr, destination: IpAddr, port: u16, count: u32) -> io::Resu
         }
     }
     println!("{sent}");
+    Ok(())
+}
+
+/// A neighbor advertisement and a router advertisement (RFC 4861 sections 4.4 and 4.2). The kernel fills in their checksums.
+fn pretend(address: Ipv6Addr) -> io::Result<()> {
+    let mut interfaces = nix::ifaddrs::getifaddrs()?;
+    let link = interfaces.find_map(|interface| {
+        let address = interface.address?;
+        let link = address.as_link_addr()?;
+        let is_own = interface.interface_name != "lo";
+        is_own.then_some((link.ifindex(), link.addr()?))
+    });
+    let (index, mac) = link.ok_or_else(|| io::Error::other("there is no link"))?;
+    let index = u32::try_from(index).map_err(io::Error::other)?;
+    let socket = socket2::Socket::new(
+        socket2::Domain::IPV6,
+        socket2::Type::RAW,
+        Some(socket2::Protocol::ICMPV6),
+    )?;
+    socket.set_multicast_if_v6(index)?;
+    // Others are not accepted, because they may come from another link.
+    socket.set_multicast_hops_v6(255)?;
+    // It overrides what the neighbors know, and has the link address.
+    let mut neighbor = vec![136, 0, 0, 0, 0x20, 0, 0, 0];
+    neighbor.extend(address.octets());
+    neighbor.extend([2, 1]);
+    neighbor.extend(mac);
+    // It is preferred for half an hour.
+    let router = [134, 0, 0, 0, 64, 0x08, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0];
+    let all_nodes = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+    let to = SocketAddr::from(SocketAddrV6::new(all_nodes, 0, 0, index)).into();
+    socket.send_to(&neighbor, &to)?;
+    socket.send_to(&router, &to)?;
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! Addresses that are somebody else's.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
 use crate::hosts::{ECHO, Hosts, PORT};
 
@@ -240,4 +241,43 @@ fn a_container_does_not_reach_its_nodes_mesh_address_from_its_link_local_one() {
     assert!(claim(link_local) > 400);
     let counted = counted();
     assert!(!counted.contains("fe80:"), "{counted}");
+}
+
+#[test]
+fn a_neighbor_takes_neither_the_ipv6_address_of_a_container_nor_the_place_of_its_router() {
+    let Some(hosts) = Hosts::joined(1).filter(Hosts::have_ipv6) else {
+        return;
+    };
+    hosts.create_dual_network(0, "project", 101);
+    hosts.serve(0, "victim", "project", "victim");
+    for name in ["plain", "pretender"] {
+        hosts.run(0, name, "project", &[]);
+    }
+    hosts.wait_for_v6(0, "victim");
+    let link_address = |address: &str| {
+        hosts.exec(0, &["ping", "-c", "1", "-W", "5", address]);
+        let pretend = ["exec", "pretender", ECHO, "pretend", address];
+        let entry = || {
+            let shown = hosts.exec(0, &["ip", "-6", "neigh", "show", address]);
+            let (_, rest) = shown.split_once("lladdr ").expect("it answered");
+            rest.split(' ').next().unwrap_or_default().to_owned()
+        };
+        let before = entry();
+        hosts.docker(0, &pretend);
+        // The kernel has taken it in when the engine's client has ended; this is for a busy machine.
+        std::thread::sleep(Duration::from_millis(500));
+        (before, entry())
+    };
+    // What nobody exposes, meshd does not guard. So the messages are those that take an address.
+    let plain = hosts.container_address_v6(0, "plain").to_string();
+    let (before, after) = link_address(&plain);
+    assert_ne!(before, after);
+    let victim = hosts.container_address_v6(0, "victim").to_string();
+    let (before, after) = link_address(&victim);
+    assert_eq!(before, after);
+    let pid = hosts.docker(0, &["inspect", "-f", "{{.State.Pid}}", "victim"]);
+    let enter = ["nsenter", "--target", &pid, "--net"];
+    let show = ["ip", "-6", "route", "show", "default"];
+    let routes = hosts.exec(0, &[&enter[..], &show].concat());
+    assert!(!routes.contains("proto ra"), "{routes}");
 }
