@@ -313,7 +313,7 @@ impl<K: Kernel> Work<K> {
         if owners.is_empty() && !self.applied.tables.contains_key("bridge") {
             return Ok(passes);
         }
-        let script = ruleset::guard_bridges(&owners, valid.local());
+        let script = ruleset::guard_bridges(state, &owners, valid.local());
         if let Err(error) = self.table("bridge", script).await {
             problems.push(problem(
                 "containers on one bridge can send packets with each other's addresses",

@@ -59,8 +59,11 @@ fn nobody_gets_through_with_an_address_of_somebody_else() {
         .collect();
 
     let neighbour = hosts.container_address(0, "neighbour");
+    let [a, b, ..] = neighbour.octets();
     let foreign = [
         neighbour,
+        // No container has this address of its network.
+        Ipv4Addr::new(a, b, 99, 9),
         other_instance,
         hosts.node(0),
         hosts.node(1),
@@ -103,7 +106,7 @@ fn nobody_gets_through_with_an_address_of_somebody_else() {
         .into_iter()
         .filter(|(source, _)| !known.contains(source) || *source == hosts.node(0).to_string())
         .collect();
-    println!("of 9 x {COUNT} datagrams with somebody else's address arrived: {arrived:?}");
+    println!("of 10 x {COUNT} datagrams with somebody else's address arrived: {arrived:?}");
     assert_eq!(arrived, []);
     let own_count = |counts: Vec<(String, u64)>| {
         counts
@@ -158,8 +161,11 @@ fn nobody_gets_through_with_an_ipv6_address_of_somebody_else() {
         .collect();
 
     let [a, b, c, ..] = server.segments();
+    let unused = u128::from(hosts.container_address_v6(0, "neighbour")) | 0x9900;
     let foreign = [
         hosts.container_address_v6(0, "neighbour"),
+        // No container has this address of its network.
+        Ipv6Addr::from(unused),
         other_instance,
         hosts.node_v6(0),
         hosts.node_v6(1),

@@ -7,12 +7,14 @@ use std::net::{IpAddr, Ipv6Addr};
 use super::local::LocalRules;
 use super::sets::set;
 use super::{TABLE, chain, replacing};
+use crate::firewall::FirewallState;
 use crate::model::interface::is_plain_interface;
 
 /// The table for bridges. Packets with the address of an exposed container are accepted only from that container's own
-/// ports. `ports` has the ports of each container whose ports are known. The policy `local` is enforced between the containers of a
-/// bridge.
+/// ports, and packets to the mesh from such a port have this address. `ports` has the ports of each container whose ports are known, the one
+/// in the network of the address first. The policy `local` is enforced between the containers of a bridge.
 pub(in crate::firewall) fn guard_bridges(
+    state: &FirewallState,
     ports: &BTreeMap<IpAddr, Vec<String>>,
     local: Option<&LocalRules>,
 ) -> String {
@@ -37,15 +39,27 @@ pub(in crate::firewall) fn guard_bridges(
         "ip saddr @addresses iifname . ip saddr != @ports drop".to_owned(),
         "arp saddr ip @addresses iifname . arp saddr ip != @ports drop".to_owned(),
     ];
+    if !v4.is_empty() {
+        bound(&mut text, "bound", &v4);
+        let prefix = state.prefix;
+        rules.push(format!(
+            "iifname @bound ip daddr {prefix} iifname . ip saddr != @ports drop"
+        ));
+    }
     // Without such containers there are no rules of IPv6, which older versions of nftables may not understand.
-    if !v6.is_empty() {
+    if let Some(part) = state.v6.as_ref().filter(|_| !v6.is_empty()) {
         owners(&mut text, ("addresses_v6", "ports_v6"), "ipv6_addr", &v6);
+        bound(&mut text, "bound_v6", &v6);
         chain(&mut text, "advertised", "", &advertised);
         let hosts: BTreeSet<&String> = v6.iter().flat_map(|(_, names)| *names).collect();
         let hosts = hosts.into_iter().map(|name| format!("\"{name}\""));
         set(&mut text, "set hosts_v6", "type ifname", hosts);
         rules.extend([
             "ip6 saddr @addresses_v6 iifname . ip6 saddr != @ports_v6 drop".to_owned(),
+            format!(
+                "iifname @bound_v6 ip6 daddr {} iifname . ip6 saddr != @ports_v6 drop",
+                part.prefix
+            ),
             "icmpv6 type nd-neighbor-advert jump advertised".to_owned(),
             format!("iifname @hosts_v6 {ROUTING} drop"),
         ]);
@@ -84,6 +98,16 @@ fn owners(text: &mut String, (addresses, ports): (&str, &str), kind: &str, owned
             names.map(move |name| format!("\"{name}\" . {address}"))
         }),
     );
+}
+
+/// The set, by this name, of the ports whose packets to the mesh must have the address of their container. From an address of the network
+/// that no container has, a container would pass for the node. The other ports of a container with several networks are not in the set,
+/// because it may have its default route there.
+fn bound(text: &mut String, name: &str, owned: &[Owned<'_>]) {
+    let first = owned.iter().filter_map(|(_, names)| names.first());
+    let first: BTreeSet<&String> = first.collect();
+    let elements = first.into_iter().map(|name| format!("\"{name}\""));
+    set(text, &format!("set {name}"), "type ifname", elements);
 }
 
 /// The rule that drops neighbor advertisements for `address` from other ports than those of its container. The target follows the

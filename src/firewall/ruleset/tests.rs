@@ -164,7 +164,7 @@ fn the_whole_tables_of_the_other_families() {
         vec!["veth12ab".to_owned(), "veth34cd".to_owned()],
     )]);
     assert_eq!(
-        table_v6(&state) + &guard_bridges(&ports, None),
+        table_v6(&state) + &guard_bridges(&state, &ports, None),
         include_str!("guards.nft")
     );
 }
@@ -181,7 +181,7 @@ fn the_whole_tables_of_a_node_whose_containers_have_ipv6() {
         ),
     ]);
     assert_eq!(
-        table_v6(&state) + &guard_bridges(&ports, None),
+        table_v6(&state) + &guard_bridges(&state, &ports, None),
         include_str!("dual.nft")
     );
     // What is of IPv4 does not depend on it.
@@ -341,8 +341,8 @@ fn a_name_cannot_add_a_rule() {
         assert_eq!(valid.table(&state, false), honest, "{name:?}");
         let ports = BTreeMap::from([(ip("172.18.0.2").into(), vec![name.to_owned()])]);
         if name != "mesh0" {
-            let none = guard_bridges(&BTreeMap::new(), None);
-            assert_eq!(guard_bridges(&ports, None), none);
+            let none = guard_bridges(&state, &BTreeMap::new(), None);
+            assert_eq!(guard_bridges(&state, &ports, None), none);
         }
     }
 }
@@ -656,7 +656,7 @@ fn two_containers_with_mesh_addresses_on_one_bridge_are_held_to_the_policy_by_th
     });
     let bridge = |state: &FirewallState| {
         let valid = ValidState::of(state);
-        guard_bridges(&BTreeMap::new(), valid.local())
+        guard_bridges(state, &BTreeMap::new(), valid.local())
     };
     let mapped = bridge(&state);
     assert!(!mapped.contains("chain local_policy"), "both are mapped");
