@@ -10,6 +10,7 @@
 //!     echo look NAME:PORT                prints the addresses of a name
 //!     echo flood NAME:PORT COUNT A_SECOND CACHE  so many new connections, the name looked up again after CACHE
 //!                                        milliseconds; prints how many failed
+//!     echo flood6 NAME:PORT COUNT A_SECOND CACHE     the same, at IPv6 addresses alone
 //!     echo flow NAME:PORT SECONDS        ten requests a second over one connection, and ten datagrams; prints what got no
 //!                                        answer within a second, and the longest time without one
 //!     echo report ADDRESS:PORT           prints the server's counts
@@ -49,7 +50,13 @@ fn main() -> io::Result<()> {
             Ok(())
         }
         ["flood", server, count, rate, cache] => flood(
-            server,
+            (server, |_| true),
+            parse(count)?,
+            parse(rate)?,
+            Duration::from_millis(parse(cache)?),
+        ),
+        ["flood6", server, count, rate, cache] => flood(
+            (server, SocketAddr::is_ipv6),
             parse(count)?,
             parse(rate)?,
             Duration::from_millis(parse(cache)?),
@@ -196,7 +203,13 @@ fn ask_udp(server: SocketAddr) -> io::Result<()> {
     exchange(server, 0, b"who")
 }
 
-fn flood(server: &str, count: u32, rate: u32, cache: Duration) -> io::Result<()> {
+/// Connects to the addresses of a server that are `of_family`.
+fn flood(
+    (server, of_family): (&str, fn(&SocketAddr) -> bool),
+    count: u32,
+    rate: u32,
+    cache: Duration,
+) -> io::Result<()> {
     let began = Instant::now();
     let mut held: Option<(Instant, Vec<SocketAddr>)> = None;
     let mut clients = Vec::new();
@@ -208,9 +221,8 @@ fn flood(server: &str, count: u32, rate: u32, cache: Duration) -> io::Result<()>
             .filter(|(at, _)| !cache.is_zero() && at.elapsed() < cache);
         let known = known.map_or_else(
             || {
-                server
-                    .to_socket_addrs()
-                    .map(|found| (Instant::now(), found.collect()))
+                let found = server.to_socket_addrs();
+                found.map(|found| (Instant::now(), found.filter(of_family).collect()))
             },
             Ok,
         );
