@@ -31,6 +31,8 @@ const RECONCILE_INTERVAL: Duration = Duration::from_secs(15);
 const BURST_DELAY: Duration = Duration::from_millis(100);
 /// The maximum number of times that a table is written in a row because other programs write at the same time.
 const MAX_WRITES: usize = 4;
+/// What `ip6tables` says if the kernel has no table of its kind.
+const NO_TABLE: &str = "Table does not exist";
 /// The table in which Docker's nftables backend has its rules for bridges.
 const DOCKER_TABLE: &str = "docker-bridges";
 
@@ -421,6 +423,10 @@ impl<K: Kernel> Work<K> {
             Ok(()) => return true,
             // Without the program there are no rules that it made, as on a machine with only Podman.
             Err(KernelError::NotInstalled(_)) => return true,
+            // Nor are there any in a kernel without the table. An engine that makes no rules of IPv6 runs on such a kernel.
+            Err(KernelError::Failed(_, why)) if program == IP6TABLES && why.contains(NO_TABLE) => {
+                return true;
+            }
             Err(error @ KernelError::NotPermitted(_)) => (
                 unreached,
                 error.to_string(),
