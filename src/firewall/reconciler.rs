@@ -306,7 +306,7 @@ impl<K: Kernel> Work<K> {
         problems.extend(absent.map(|bridge| no_bridge(bridge, state.node)));
         self.forwarding(state, &ports, problems);
         self.hairpins(&ports, problems).await;
-        let owners: BTreeMap<IpAddr, Vec<String>> = ports
+        let mut owners: BTreeMap<IpAddr, Vec<String>> = ports
             .found
             .into_iter()
             .map(|(address, port)| (address, [vec![port.name], port.others].concat()))
@@ -317,6 +317,10 @@ impl<K: Kernel> Work<K> {
         }
         let script = ruleset::guard_bridges(state, &owners, valid.local());
         if let Err(error) = self.table("bridge", script).await {
+            // A kernel may lack what only the rules of IPv6 need, and the guard of IPv4 must not go with them.
+            owners.retain(|address, _| address.is_ipv4());
+            let of_v4 = ruleset::guard_bridges(state, &owners, valid.local());
+            let _ = self.table("bridge", of_v4).await;
             problems.push(problem(
                 "containers on one bridge can send packets with each other's addresses",
                 error.to_string(),

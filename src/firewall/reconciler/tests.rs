@@ -17,6 +17,7 @@ struct FakeState {
     forwards: bool,
     forwards_v6: bool,
     translates_v4_alone: bool,
+    bridges_v4_alone: bool,
     deleted: usize,
     route: Option<(String, Ipv4Net, Ipv4Addr)>,
     refuses: Option<KernelError>,
@@ -63,6 +64,9 @@ impl Kernel for FakeKernel {
             }
             if m.translates_v4_alone && script.contains("table ip6") && script.contains("type nat")
             {
+                return Err(KernelError::Failed("nft", "No such file".into()));
+            }
+            if m.bridges_v4_alone && script.contains("table bridge") && script.contains("ip6") {
                 return Err(KernelError::Failed("nft", "No such file".into()));
             }
             m.written += 1;
@@ -412,6 +416,26 @@ async fn a_kernel_that_cannot_translate_ipv6_keeps_the_guard_and_its_containers_
     firewall.request_check();
     until("it is translated", || firewall.is_active_v6()).await;
     assert_eq!(firewall.problems(), []);
+}
+
+#[tokio::test]
+async fn the_guard_of_ipv4_between_containers_stays_where_the_kernel_has_no_rules_of_ipv6_for_bridges()
+ {
+    let kernel = docker();
+    kernel.with(|m| {
+        let port = m.ports.found.values().next().cloned().expect("a port");
+        let v6 = "fd00:17::2".parse().expect("a literal");
+        m.ports.found.insert(v6, port);
+        m.bridges_v4_alone = true;
+    });
+    let firewall = Firewall::on(kernel.clone());
+    firewall.set(dual());
+    firewall.wait_until_applied().await;
+    let guard = kernel.with(|m| m.tables.get("bridge").cloned().unwrap_or_default());
+    assert!(guard.contains("\"veth9\" . 172.17.0.2"), "{guard}");
+    let problems = firewall.problems();
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].what.contains("each other's addresses"));
 }
 
 #[tokio::test]
