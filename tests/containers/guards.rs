@@ -250,7 +250,7 @@ fn a_container_does_not_reach_its_nodes_mesh_address_from_its_link_local_one() {
 }
 
 #[test]
-fn a_neighbor_takes_neither_the_ipv6_address_of_a_container_nor_the_place_of_its_router() {
+fn a_neighbor_takes_no_ipv6_address_of_an_exposed_container_and_is_no_router_of_it() {
     let Some(hosts) = Hosts::joined(1).filter(Hosts::have_ipv6) else {
         return;
     };
