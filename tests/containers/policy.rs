@@ -304,7 +304,7 @@ impl Attempts {
         let server = SocketAddr::new(db, PORT);
         let script = format!(
             "while :; do \
-             if {echo} ask tcp {server} >/dev/null 2>&1; then echo connected; else echo refused; fi; \
+             if {echo} ask tcp '{server}' >/dev/null 2>&1; then echo connected; else echo refused; fi; \
              [ -e {STOP} ] && break; sleep 0.1; done"
         );
         Self::start(hosts, client, &script)
