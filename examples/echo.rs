@@ -10,15 +10,18 @@
 //!     echo look NAME:PORT                prints the addresses of a name
 //!     echo flood NAME:PORT COUNT A_SECOND CACHE  so many new connections, the name looked up again after CACHE
 //!                                        milliseconds; prints how many failed
+//!     echo flood6 NAME:PORT COUNT A_SECOND CACHE     the same, at IPv6 addresses alone
 //!     echo flow NAME:PORT SECONDS        ten requests a second over one connection, and ten datagrams; prints what got no
 //!                                        answer within a second, and the longest time without one
 //!     echo report ADDRESS:PORT           prints the server's counts
 //!     echo claim SOURCE DESTINATION PORT COUNT   sends datagrams with a source address that may be anybody's
+//!     echo pretend ADDRESS               tells all neighbors that it has this IPv6 address, and that it is their router
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{
-    IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _, UdpSocket,
+    IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener, TcpStream,
+    ToSocketAddrs as _, UdpSocket,
 };
 use std::time::{Duration, Instant};
 
@@ -47,7 +50,13 @@ fn main() -> io::Result<()> {
             Ok(())
         }
         ["flood", server, count, rate, cache] => flood(
-            server,
+            (server, |_| true),
+            parse(count)?,
+            parse(rate)?,
+            Duration::from_millis(parse(cache)?),
+        ),
+        ["flood6", server, count, rate, cache] => flood(
+            (server, SocketAddr::is_ipv6),
             parse(count)?,
             parse(rate)?,
             Duration::from_millis(parse(cache)?),
@@ -61,6 +70,7 @@ fn main() -> io::Result<()> {
             parse(port)?,
             parse(count)?,
         ),
+        ["pretend", address] => pretend(parse(address)?),
         _ => Err(io::Error::other("usage: see the top of examples/echo.rs")),
     }
 }
@@ -193,7 +203,13 @@ fn ask_udp(server: SocketAddr) -> io::Result<()> {
     exchange(server, 0, b"who")
 }
 
-fn flood(server: &str, count: u32, rate: u32, cache: Duration) -> io::Result<()> {
+/// Connects to the addresses of a server that are `of_family`.
+fn flood(
+    (server, of_family): (&str, fn(&SocketAddr) -> bool),
+    count: u32,
+    rate: u32,
+    cache: Duration,
+) -> io::Result<()> {
     let began = Instant::now();
     let mut held: Option<(Instant, Vec<SocketAddr>)> = None;
     let mut clients = Vec::new();
@@ -205,9 +221,8 @@ fn flood(server: &str, count: u32, rate: u32, cache: Duration) -> io::Result<()>
             .filter(|(at, _)| !cache.is_zero() && at.elapsed() < cache);
         let known = known.map_or_else(
             || {
-                server
-                    .to_socket_addrs()
-                    .map(|found| (Instant::now(), found.collect()))
+                let found = server.to_socket_addrs();
+                found.map(|found| (Instant::now(), found.filter(of_family).collect()))
             },
             Ok,
         );
@@ -403,6 +418,39 @@ fn claim(source: IpAddr, destination: IpAddr, port: u16, count: u32) -> io::Resu
         }
     }
     println!("{sent}");
+    Ok(())
+}
+
+/// A neighbor advertisement and a router advertisement (RFC 4861 sections 4.4 and 4.2). The kernel fills in their checksums.
+fn pretend(address: Ipv6Addr) -> io::Result<()> {
+    let mut interfaces = nix::ifaddrs::getifaddrs()?;
+    let link = interfaces.find_map(|interface| {
+        let address = interface.address?;
+        let link = address.as_link_addr()?;
+        let is_own = interface.interface_name != "lo";
+        is_own.then_some((link.ifindex(), link.addr()?))
+    });
+    let (index, mac) = link.ok_or_else(|| io::Error::other("there is no link"))?;
+    let index = u32::try_from(index).map_err(io::Error::other)?;
+    let socket = socket2::Socket::new(
+        socket2::Domain::IPV6,
+        socket2::Type::RAW,
+        Some(socket2::Protocol::ICMPV6),
+    )?;
+    socket.set_multicast_if_v6(index)?;
+    // Others are not accepted, because they may come from another link.
+    socket.set_multicast_hops_v6(255)?;
+    // It overrides what the neighbors know, and has the link address.
+    let mut neighbor = vec![136, 0, 0, 0, 0x20, 0, 0, 0];
+    neighbor.extend(address.octets());
+    neighbor.extend([2, 1]);
+    neighbor.extend(mac);
+    // It is preferred for half an hour.
+    let router = [134, 0, 0, 0, 64, 0x08, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0];
+    let all_nodes = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+    let to = SocketAddr::from(SocketAddrV6::new(all_nodes, 0, 0, index)).into();
+    socket.send_to(&neighbor, &to)?;
+    socket.send_to(&router, &to)?;
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use super::inspect::{EngineHealth, Inspected, Published, Status};
 use super::labels::{Exposed, HealthSource, printable};
 use crate::model::Label;
 use crate::protocol::local::Problem;
-use crate::records::kinds::{Health, Instance, Port, Source};
+use crate::records::kinds::{Health, Instance, Port, Protocol, Source};
 
 /// A container that is not ready after this time is published as starting. Before, nothing is published, so that a
 /// container that fails at each start does not cause records for the whole mesh.
@@ -362,35 +362,34 @@ impl Container {
     /// The address to probe, if the container's health is determined by a TCP connection. `node` is the address of the
     /// host.
     pub(super) fn probe_target(&self, node: IpAddr) -> Option<SocketAddr> {
-        let port = self.probed_port()?;
+        let HealthSource::Tcp(port) = self.exposed.health else {
+            return None;
+        };
         let address = match self.attachment {
             Attachment::Mapped(places) => places.main()?,
             Attachment::Host => node,
         };
-        Some(SocketAddr::new(address, port.get()))
+        let target = SocketAddr::new(address, port.get());
+        self.is_running().then_some(target)
     }
 
     /// The IPv6 address to probe, if the container has an IPv4 address too.
     pub(super) fn probe_target_v6(&self) -> Option<SocketAddr> {
-        let port = self.probed_port()?;
+        let port = port_v6(&self.exposed).filter(|_| self.is_running())?;
         let places = self.places();
         let v6 = places.v6.filter(|_| places.v4.is_some())?;
         Some(SocketAddr::new(v6.container.into(), port.get()))
     }
 
-    /// The port to probe, if the container's health is determined by a TCP connection.
-    fn probed_port(&self) -> Option<NonZeroU16> {
-        let HealthSource::Tcp(port) = self.exposed.health else {
-            return None;
-        };
-        let runs = matches!(self.state, State::Starting | State::Ready) && !self.paused;
-        runs.then_some(port)
+    /// Whether its program may accept connections.
+    fn is_running(&self) -> bool {
+        matches!(self.state, State::Starting | State::Ready) && !self.paused
     }
 
     /// Whether the IPv6 address of a container at `places` is published. A program may listen on IPv4 alone. So an IPv6 address beside
-    /// one of IPv4 is published only after a probe connected there, if the container is probed at all.
+    /// one of IPv4 is published only after a probe connected there, if there is a port to probe.
     fn serves_v6(&self, places: Places) -> bool {
-        let is_probed = matches!(self.exposed.health, HealthSource::Tcp(_));
+        let is_probed = port_v6(&self.exposed).is_some();
         !is_probed || places.v4.is_none() || self.probes.v6 == Some(true)
     }
 
@@ -511,5 +510,19 @@ impl Container {
             }
             _ => "its HEALTHCHECK has not passed since it was started".into(),
         }
+    }
+}
+
+/// The port to probe at the IPv6 address of a container that has an IPv4 address too. A HEALTHCHECK does not tell in which family the
+/// program listens.
+fn port_v6(exposed: &Exposed) -> Option<NonZeroU16> {
+    match exposed.health {
+        HealthSource::Tcp(port) => Some(port),
+        HealthSource::Engine => {
+            let mut ports = exposed.ports.iter();
+            let tcp = ports.find(|port| port.protocol == Protocol::Tcp);
+            tcp.map(|port| port.number)
+        }
+        HealthSource::None => None,
     }
 }

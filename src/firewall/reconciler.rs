@@ -32,6 +32,8 @@ const RECONCILE_INTERVAL: Duration = Duration::from_secs(15);
 const BURST_DELAY: Duration = Duration::from_millis(100);
 /// The maximum number of times that a table is written in a row because other programs write at the same time.
 const MAX_WRITES: usize = 4;
+/// What `ip6tables` says if the kernel has no table of its kind.
+const NO_TABLE: &str = "Table does not exist";
 /// The table in which Docker's nftables backend has its rules for bridges.
 const DOCKER_TABLE: &str = "docker-bridges";
 
@@ -306,7 +308,7 @@ impl<K: Kernel> Work<K> {
         problems.extend(absent.map(|bridge| no_bridge(bridge, state.node)));
         self.forwarding(state, &ports, problems);
         self.hairpins(&ports, problems).await;
-        let owners: BTreeMap<IpAddr, Vec<String>> = ports
+        let mut owners: BTreeMap<IpAddr, Vec<String>> = ports
             .found
             .into_iter()
             .map(|(address, port)| (address, [vec![port.name], port.others].concat()))
@@ -315,8 +317,12 @@ impl<K: Kernel> Work<K> {
         if owners.is_empty() && !self.applied.tables.contains_key("bridge") {
             return Ok(passes);
         }
-        let script = ruleset::guard_bridges(&owners, valid.local());
+        let script = ruleset::guard_bridges(state, &owners, valid.local());
         if let Err(error) = self.table("bridge", script).await {
+            // A kernel may lack what only the rules of IPv6 need, and the guard of IPv4 must not go with them.
+            owners.retain(|address, _| address.is_ipv4());
+            let of_v4 = ruleset::guard_bridges(state, &owners, valid.local());
+            let _ = self.table("bridge", of_v4).await;
             problems.push(problem(
                 "containers on one bridge can send packets with each other's addresses",
                 error.to_string(),
@@ -423,6 +429,10 @@ impl<K: Kernel> Work<K> {
             Ok(()) => return true,
             // Without the program there are no rules that it made, as on a machine with only Podman.
             Err(KernelError::NotInstalled(_)) => return true,
+            // Nor are there any in a kernel without the table. An engine that makes no rules of IPv6 runs on such a kernel.
+            Err(KernelError::Failed(_, why)) if program == IP6TABLES && why.contains(NO_TABLE) => {
+                return true;
+            }
             Err(error @ KernelError::NotPermitted(_)) => (
                 unreached,
                 error.to_string(),

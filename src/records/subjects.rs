@@ -238,12 +238,28 @@ fn instances<'a>(
     let member = netmap.members.get(&service.node);
     let own = member.map(|member| member.block.node_addresses());
     let node = service.node;
+    let block = member.map(|member| member.block);
     let instances = service.instances.iter();
     let all = instances.flat_map(move |instance| {
-        let addresses = instance.addresses.iter();
-        addresses.map(move |address| (*address, node, Some(&instance.id)))
+        let addresses = addresses(block, instance).into_iter();
+        addresses.map(move |address| (address, node, Some(&instance.id)))
     });
     all.filter(move |(address, _, _)| own.is_none_or(|own| !own.contains(address)))
+}
+
+/// The addresses of an instance of the node with this block. An IPv6 address beside one of IPv4 is published only while the program
+/// accepts connections there. The container has it in any case and sends from it, so the policy is about it in any case.
+fn addresses(block: Option<Block>, instance: &Instance) -> Vec<IpAddr> {
+    let mut all = instance.addresses.clone();
+    for address in &instance.addresses {
+        if let (IpAddr::V4(v4), Some(block)) = (address, block)
+            && let Some(v6) = block.instance_v6(*v4).map(IpAddr::V6)
+            && !all.contains(&v6)
+        {
+            all.push(v6);
+        }
+    }
+    all
 }
 
 #[derive(Default)]
@@ -289,8 +305,9 @@ impl Subjects {
     }
 
     fn add_instance(&mut self, member: &Member, service: &Service, instance: &Instance) {
+        let addresses = addresses(Some(member.block), instance);
         let held = |address: &IpAddr| self.by_address.get(address).copied();
-        let mut positions: Vec<usize> = instance.addresses.iter().filter_map(held).collect();
+        let mut positions: Vec<usize> = addresses.iter().filter_map(held).collect();
         positions.sort_unstable();
         positions.dedup();
         for position in positions {
@@ -298,11 +315,11 @@ impl Subjects {
                 subject.services.push(offered(service, instance));
             }
         }
-        let is_new = |address: &&IpAddr| !self.by_address.contains_key(*address);
-        let addresses: Vec<IpAddr> = instance.addresses.iter().filter(is_new).copied().collect();
-        if !addresses.is_empty() {
+        let is_new = |address: &IpAddr| !self.by_address.contains_key(address);
+        let new: Vec<IpAddr> = addresses.into_iter().filter(is_new).collect();
+        if !new.is_empty() {
             self.add(Subject {
-                addresses,
+                addresses: new,
                 node: member.name.clone(),
                 tags: member.tags.clone(),
                 services: vec![offered(service, instance)],
@@ -466,12 +483,49 @@ mod tests {
         let subjects = subjects(&netmap);
         assert_eq!(subjects.len(), 3);
         let of = |text: &str| {
-            let with = subjects.iter().find(|s| s.addresses == [address(text)]);
-            with.expect("it is one")
+            let mut with = subjects
+                .iter()
+                .filter(|s| s.addresses.contains(&address(text)));
+            let one = with.next().expect("it is one");
+            assert!(with.next().is_none(), "{text} is of one");
+            one
         };
         assert_eq!(names(of("10.210.1.64")), ["db", "database.shop"]);
         assert_eq!(names(of("10.210.1.65")), ["cache"]);
         assert!(!of("10.210.1.64").is_node && of("10.210.1.64").node == label("n1"));
+    }
+
+    #[test]
+    fn an_instance_has_its_ipv6_address_before_that_is_published_and_no_other_instance_has_it() {
+        let v6 = address("fd00:1:2:1::40");
+        for published in [
+            vec![address("10.210.1.64")],
+            vec![address("10.210.1.64"), v6],
+        ] {
+            let mut netmap = netmap();
+            let instances = [
+                build::instance("n1-db-1", published),
+                build::instance("n1-db-2", vec![address("10.210.1.65")]),
+            ];
+            serve(&mut netmap, "db", None, instances.to_vec());
+            let subject = subject_at(&netmap, v6).expect("it is of the instance");
+            assert_eq!(subject.addresses, [address("10.210.1.64"), v6]);
+            assert_eq!(names(&subject), ["db"]);
+            let other = subject_at(&netmap, address("fd00:1:2:1::41")).expect("the other one");
+            assert_eq!(other.addresses[0], address("10.210.1.65"));
+            assert_eq!(subjects(&netmap).len(), 3);
+        }
+        // An instance with IPv6 alone has no IPv4 address.
+        let mut netmap = netmap();
+        serve(
+            &mut netmap,
+            "db",
+            None,
+            vec![build::instance("n1-db-1", vec![v6])],
+        );
+        let subject = subject_at(&netmap, v6).expect("it is of the instance");
+        assert_eq!(subject.addresses, [v6]);
+        assert_eq!(subject_at(&netmap, address("10.210.1.64")), None);
     }
 
     #[test]
@@ -545,16 +599,18 @@ mod tests {
             (of(&moved.gone), of(&moved.added))
         };
         let one = at(&before, "one", 64);
+        // An instance has the IPv6 address with the same number too.
         let both = |gone: &[&str], added: &[&str]| {
             let owned = |texts: &[&str]| -> Vec<String> {
                 texts.iter().map(|text| (*text).to_owned()).collect()
             };
             (owned(gone), owned(added))
         };
-        assert_eq!(moved(&before, &one), both(&[], &["10.210.1.64 one"]));
+        let of_one = ["10.210.1.64 one", "fd00:1:2:1::40 one"];
+        assert_eq!(moved(&before, &one), both(&[], &of_one));
         assert_eq!(moved(&one, &one), both(&[], &[]));
         let other = at(&one, "other", 64);
-        let exchanged = both(&["10.210.1.64 one"], &["10.210.1.64 other"]);
+        let exchanged = both(&of_one, &["10.210.1.64 other", "fd00:1:2:1::40 other"]);
         assert_eq!(moved(&one, &other), exchanged);
         let own = build::block(1).node_v4();
         let [.., last] = own.octets();

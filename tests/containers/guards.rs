@@ -1,6 +1,7 @@
 //! Addresses that are somebody else's.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
 use crate::hosts::{ECHO, Hosts, PORT};
 
@@ -58,8 +59,11 @@ fn nobody_gets_through_with_an_address_of_somebody_else() {
         .collect();
 
     let neighbour = hosts.container_address(0, "neighbour");
+    let [a, b, ..] = neighbour.octets();
     let foreign = [
         neighbour,
+        // No container has this address of its network.
+        Ipv4Addr::new(a, b, 99, 9),
         other_instance,
         hosts.node(0),
         hosts.node(1),
@@ -102,7 +106,7 @@ fn nobody_gets_through_with_an_address_of_somebody_else() {
         .into_iter()
         .filter(|(source, _)| !known.contains(source) || *source == hosts.node(0).to_string())
         .collect();
-    println!("of 9 x {COUNT} datagrams with somebody else's address arrived: {arrived:?}");
+    println!("of 10 x {COUNT} datagrams with somebody else's address arrived: {arrived:?}");
     assert_eq!(arrived, []);
     let own_count = |counts: Vec<(String, u64)>| {
         counts
@@ -157,8 +161,11 @@ fn nobody_gets_through_with_an_ipv6_address_of_somebody_else() {
         .collect();
 
     let [a, b, c, ..] = server.segments();
+    let unused = u128::from(hosts.container_address_v6(0, "neighbour")) | 0x9900;
     let foreign = [
         hosts.container_address_v6(0, "neighbour"),
+        // No container has this address of its network.
+        Ipv6Addr::from(unused),
         other_instance,
         hosts.node_v6(0),
         hosts.node_v6(1),
@@ -193,4 +200,90 @@ fn nobody_gets_through_with_an_ipv6_address_of_somebody_else() {
         .filter(|(source, _)| !known.contains(source) || *source == node)
         .collect();
     assert_eq!(arrived, []);
+}
+
+#[test]
+fn a_container_does_not_reach_its_nodes_mesh_address_from_its_link_local_one() {
+    const SERVED: &str = "9000";
+    let Some(hosts) = Hosts::joined(1).filter(Hosts::have_ipv6) else {
+        return;
+    };
+    hosts.create_dual_network(0, "project", 101);
+    hosts.serve(0, "claimer", "project", "claimer");
+    hosts.wait_for_v6(0, "claimer");
+    let host = hosts.nodes[0].host();
+    let mut serve = host.command(hosts.echo()).expect("a host");
+    serve.args(["serve", SERVED]);
+    let log = host.path("/run/served.log");
+    let _server = host.start(&mut serve, &log).expect("a program");
+    let node = hosts.node_v6(0).to_string();
+    let claim = |source: &str| {
+        let words = [
+            "exec", "claimer", ECHO, "claim", source, &node, SERVED, "500",
+        ];
+        let sent = hosts.docker(0, &words);
+        sent.parse::<u64>().expect("a number")
+    };
+    let counted = || {
+        let own = format!("[::1]:{SERVED}");
+        let counted = hosts.nodes[0].exec(&[hosts.echo(), "report", &own]);
+        counted.unwrap_or_default()
+    };
+
+    let own = hosts.container_address_v6(0, "claimer").to_string();
+    hosts.wait_until("datagrams from its own address arrive", || {
+        claim(&own);
+        counted().lines().any(|line| line.starts_with(&own))
+    });
+    let pid = hosts.docker(0, &["inspect", "-f", "{{.State.Pid}}", "claimer"]);
+    let enter = ["nsenter", "--target", &pid, "--net"];
+    let show = ["ip", "-6", "-o", "address", "show", "scope", "link"];
+    let shown = hosts.exec(0, &[&enter[..], &show].concat());
+    let link_local = shown
+        .split_whitespace()
+        .find_map(|word| word.strip_suffix("/64"))
+        .expect("an address of its link");
+    assert!(link_local.starts_with("fe80:"), "{shown}");
+    assert!(claim(link_local) > 400);
+    let counted = counted();
+    assert!(!counted.contains("fe80:"), "{counted}");
+}
+
+#[test]
+fn a_neighbor_takes_no_ipv6_address_of_an_exposed_container_and_is_no_router_of_it() {
+    let Some(hosts) = Hosts::joined(1).filter(Hosts::have_ipv6) else {
+        return;
+    };
+    hosts.create_dual_network(0, "project", 101);
+    hosts.serve(0, "victim", "project", "victim");
+    for name in ["plain", "pretender"] {
+        hosts.run(0, name, "project", &[]);
+    }
+    hosts.wait_for_v6(0, "victim");
+    let link_address = |address: &str| {
+        hosts.exec(0, &["ping", "-c", "1", "-W", "5", address]);
+        let pretend = ["exec", "pretender", ECHO, "pretend", address];
+        let entry = || {
+            let shown = hosts.exec(0, &["ip", "-6", "neigh", "show", address]);
+            let (_, rest) = shown.split_once("lladdr ").expect("it answered");
+            rest.split(' ').next().unwrap_or_default().to_owned()
+        };
+        let before = entry();
+        hosts.docker(0, &pretend);
+        // The kernel has taken it in when the engine's client has ended; this is for a busy machine.
+        std::thread::sleep(Duration::from_millis(500));
+        (before, entry())
+    };
+    // What nobody exposes, meshd does not guard. So the messages are those that take an address.
+    let plain = hosts.container_address_v6(0, "plain").to_string();
+    let (before, after) = link_address(&plain);
+    assert_ne!(before, after);
+    let victim = hosts.container_address_v6(0, "victim").to_string();
+    let (before, after) = link_address(&victim);
+    assert_eq!(before, after);
+    let pid = hosts.docker(0, &["inspect", "-f", "{{.State.Pid}}", "victim"]);
+    let enter = ["nsenter", "--target", &pid, "--net"];
+    let show = ["ip", "-6", "route", "show", "default"];
+    let routes = hosts.exec(0, &[&enter[..], &show].concat());
+    assert!(!routes.contains("proto ra"), "{routes}");
 }

@@ -1,10 +1,14 @@
 //! The policy between containers: on one host, where the firewall enforces it, and on two, where the tunnel does.
 
+mod ipv6;
+
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::time::Duration;
+
+use meshd::records::kinds::Health;
 
 use crate::hosts::{ECHO, Hosts, PORT};
 
@@ -25,9 +29,10 @@ fn apply(hosts: &Hosts, rules: &[(&str, &str)]) {
 fn answers(hosts: &Hosts, (n, container): (usize, &str), protocol: &str, server: &str) -> bool {
     let answer = hosts.ask(n, container, protocol, server);
     if let Err(why) = &answer
-        && protocol == "tcp"
+        && protocol.starts_with("tcp")
     {
-        let fails_at_once = ["ConnectionRefused", "HostUnreachable"]
+        // Over IPv6, the last one is what the kernel makes of an ICMP error about a prohibition.
+        let fails_at_once = ["ConnectionRefused", "HostUnreachable", "PermissionDenied"]
             .iter()
             .any(|kind| why.contains(*kind));
         assert!(fails_at_once, "{server}: {why}");
@@ -44,16 +49,44 @@ fn start(hosts: &Hosts, (n, container): (usize, &str), words: &[&str]) -> Child 
     command.spawn().expect("a program")
 }
 
-/// A server, a client that the policy will allow, and one that it will not, on node 1; and one client of each kind on node 0.
+/// A server, a client that the policy will allow, and one that it will not, on node 1; and one client of each kind on node 0. The server
+/// is on the network `project`, and the clients are on `clients`.
+fn servers_and_clients(hosts: &Hosts, clients: &str) {
+    hosts.serve(1, "db", "project", "db");
+    for n in [0, 1] {
+        for client in ["web", "other"] {
+            hosts.serve(n, &format!("{client}-{n}"), clients, client);
+        }
+    }
+    for n in [0, 1] {
+        for (service, count) in [("db", 1), ("web", 2), ("other", 2)] {
+            hosts.wait_for(n, service, count);
+        }
+    }
+}
+
+/// The same in networks of both families. Both nodes know the addresses of all of them.
+fn dual_shop(hosts: &Hosts) {
+    for n in [0, 1] {
+        hosts.create_dual_network(n, "project", 101);
+        hosts.create_dual_network(n, "clients", 102);
+    }
+    servers_and_clients(hosts, "clients");
+    for n in [0, 1] {
+        hosts.wait_for_v6(n, "db");
+        for client in ["web", "other"] {
+            let known = [0, 1].map(|of| instance_on(hosts, (n, of), client, true));
+            assert_ne!(known[0], known[1]);
+        }
+    }
+}
+
+/// The same in networks of IPv4, and a server with a service address.
 fn shop(hosts: &Hosts) {
     for n in [0, 1] {
         hosts.docker(n, &["network", "create", "project"]);
     }
-    hosts.serve(1, "db", "project", "db");
-    hosts.serve(1, "web-1", "bridge", "web");
-    hosts.serve(1, "other-1", "bridge", "other");
-    hosts.serve(0, "web-0", "bridge", "web");
-    hosts.serve(0, "other-0", "bridge", "other");
+    servers_and_clients(hosts, "bridge");
     let service = [
         "--label",
         "mesh.service=vip",
@@ -64,9 +97,7 @@ fn shop(hosts: &Hosts) {
     ];
     hosts.run(1, "vip", "project", &service);
     for n in [0, 1] {
-        for (service, count) in [("db", 1), ("web", 2), ("other", 2), ("vip", 1)] {
-            hosts.wait_for(n, service, count);
-        }
+        hosts.wait_for(n, "vip", 1);
     }
 }
 
@@ -142,17 +173,22 @@ fn a_change_of_the_policy_ends_connections_between_containers_of_one_host_and_of
         return;
     };
     shop(&hosts);
+    a_change_ends_flows_to(&hosts, "db.svc.mesh");
+}
+
+/// Takes from the clients what they were allowed, while each has flows to `db`, whose name or address is `server`.
+fn a_change_ends_flows_to(hosts: &Hosts, server: &str) {
     let allowed = [("web", "db:7777"), ("web", "db:7777/udp")];
-    apply(&hosts, &allowed);
+    apply(hosts, &allowed);
     hosts.wait_until("the policy is in force", || {
-        !answers(&hosts, (0, "other-0"), "tcp", "db.svc.mesh")
-            && !answers(&hosts, (1, "other-1"), "tcp", "db.svc.mesh")
+        !answers(hosts, (0, "other-0"), "tcp", server)
+            && !answers(hosts, (1, "other-1"), "tcp", server)
     });
-    let server = format!("db.svc.mesh:{PORT}");
+    let server = format!("{server}:{PORT}");
     let clients = [(0, "web-0"), (1, "web-1")];
-    let flows = clients.map(|client| start(&hosts, client, &["flow", &server, "8"]));
+    let flows = clients.map(|client| start(hosts, client, &["flow", &server, "8"]));
     std::thread::sleep(Duration::from_secs(2));
-    apply(&hosts, &[]);
+    apply(hosts, &[]);
     for flow in flows {
         let output = flow.wait_with_output().expect("it ends");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -169,7 +205,7 @@ fn a_change_of_the_policy_ends_connections_between_containers_of_one_host_and_of
 }
 
 /// The datagrams that `db` counted, by their source.
-fn counted(hosts: &Hosts) -> BTreeMap<Ipv4Addr, u64> {
+fn counted(hosts: &Hosts) -> BTreeMap<IpAddr, u64> {
     let server = format!("{}:{PORT}", Ipv4Addr::LOCALHOST);
     let report = hosts.exec(1, &["docker", "exec", "db", ECHO, "report", &server]);
     let lines = report.lines().filter_map(|line| line.split_once(' '));
@@ -178,12 +214,37 @@ fn counted(hosts: &Hosts) -> BTreeMap<Ipv4Addr, u64> {
     counts.collect()
 }
 
-/// The instance of a service that is on node `n`.
-fn instance_on(hosts: &Hosts, n: usize, service: &str, count: usize) -> Ipv4Addr {
-    let block = hosts.node(n).octets()[2];
-    let all = hosts.wait_for(n, service, count).into_iter();
-    let mut own = all.filter(|address| address.octets()[2] == block);
-    own.next().expect("an instance of this node")
+/// The address, of IPv6 or of IPv4, of the healthy instance of a service that node `at` knows on node `of`.
+fn instance_on(hosts: &Hosts, (at, of): (usize, usize), service: &str, is_v6: bool) -> IpAddr {
+    let node = hosts.status(of).node.expect("it has joined");
+    let is_own = |address: &IpAddr| match address {
+        IpAddr::V4(v4) => !is_v6 && node.block_v4.contains(v4),
+        IpAddr::V6(v6) => is_v6 && node.block_v6.contains(v6),
+    };
+    let mut found = None;
+    hosts.wait_until(&format!("{service} of node {of} is up"), || {
+        let rows = hosts.instances(at, service).into_iter();
+        let healthy = rows.filter(|row| row.health == Health::Healthy);
+        found = healthy.flat_map(|row| row.addresses).find(is_own);
+        found.is_some()
+    });
+    found.expect("it was waited for")
+}
+
+/// An address as the programs take it before a port.
+fn before_port(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(v4) => v4.to_string(),
+        IpAddr::V6(v6) => format!("[{v6}]"),
+    }
+}
+
+/// The own address of a container, of the family of `db`.
+fn source_to(hosts: &Hosts, (n, container): (usize, &str), db: IpAddr) -> IpAddr {
+    match db {
+        IpAddr::V4(_) => hosts.container_address(n, container).into(),
+        IpAddr::V6(_) => hosts.container_address_v6(n, container).into(),
+    }
 }
 
 /// The clients that the policy denies everything: a neighbour of `db`, and one on another host.
@@ -226,11 +287,10 @@ impl Attempts {
     }
 
     /// Sends datagrams of one flow to `db`. The kernel knows this flow from the time before the policy.
-    fn flood(hosts: &Hosts, client: (usize, &'static str), db: Ipv4Addr) -> Self {
-        let (n, container) = client;
-        let source = hosts.container_address(n, container);
+    fn flood(hosts: &Hosts, client: (usize, &'static str), db: IpAddr) -> Self {
+        let source = source_to(hosts, client, db);
         let echo = hosts.echo();
-        let began = began(container);
+        let began = began(client.1);
         let script = format!(
             "n=0; while [ ! -e {STOP} ] || [ $n -lt {ROUNDS} ]; do \
              {echo} claim {source} {db} {PORT} {ROUND}; n=$((n + 1)); : >{began}; done"
@@ -239,11 +299,12 @@ impl Attempts {
     }
 
     /// Tries to connect to `db`.
-    fn connect(hosts: &Hosts, client: (usize, &'static str), db: Ipv4Addr) -> Self {
+    fn connect(hosts: &Hosts, client: (usize, &'static str), db: IpAddr) -> Self {
         let echo = hosts.echo();
+        let server = SocketAddr::new(db, PORT);
         let script = format!(
             "while :; do \
-             if {echo} ask tcp {db}:{PORT} >/dev/null 2>&1; then echo connected; else echo refused; fi; \
+             if {echo} ask tcp '{server}' >/dev/null 2>&1; then echo connected; else echo refused; fi; \
              [ -e {STOP} ] && break; sleep 0.1; done"
         );
         Self::start(hosts, client, &script)
@@ -278,7 +339,7 @@ fn on_host(hosts: &Hosts, n: usize, file: &str) -> PathBuf {
 /// denied datagrams were sent.
 fn while_denied_clients_send(
     hosts: &mut Hosts,
-    db: Ipv4Addr,
+    db: IpAddr,
     what: &str,
     disturb: impl FnOnce(&mut Hosts),
 ) -> u64 {
@@ -288,6 +349,7 @@ fn while_denied_clients_send(
         }
     }
     let before = counted(hosts);
+    let server = before_port(db);
     let floods = DENIED.map(|client| Attempts::flood(hosts, client, db));
     let connections = DENIED.map(|client| Attempts::connect(hosts, client, db));
     hosts.wait_until("both floods have begun", || {
@@ -298,7 +360,7 @@ fn while_denied_clients_send(
     for (n, container) in ALLOWED {
         for protocol in ["tcp", "udp"] {
             hosts.wait_until(&format!("{container} is answered: {what}"), || {
-                hosts.ask(n, container, protocol, db).is_ok()
+                hosts.ask(n, container, protocol, &server).is_ok()
             });
         }
     }
@@ -320,76 +382,88 @@ fn while_denied_clients_send(
     }
     for (n, container) in DENIED {
         for protocol in ["tcp", "udp"] {
-            let answer = hosts.ask(n, container, protocol, db);
+            let answer = hosts.ask(n, container, protocol, &server);
             assert!(answer.is_err(), "{what}: {container}: {answer:?}");
         }
     }
     let mut arrived = counted(hosts);
     arrived.retain(|source, count| *count > before.get(source).copied().unwrap_or_default());
     // The datagrams of the report itself and of the clients that the policy allows do not count.
-    let own = ALLOWED.map(|(n, _)| instance_on(hosts, n, "web", 2));
+    let own = ALLOWED.map(|(n, _)| instance_on(hosts, (n, n), "web", db.is_ipv6()));
     arrived.retain(|source, _| !source.is_loopback() && !own.contains(source));
     assert_eq!(arrived, BTreeMap::new(), "{what}");
     println!("{what}: of {sent} denied datagrams none arrived");
     sent
 }
 
-#[test]
-fn no_denied_packet_passes_while_rules_are_flushed_and_each_daemon_restarts() {
-    let Some(mut hosts) = Hosts::joined(2) else {
-        return;
-    };
-    // The containers go on while their engine is restarted.
+/// Two hosts whose containers go on while their engine is restarted.
+fn hosts_with_lasting_containers() -> Option<Hosts> {
+    let mut hosts = Hosts::joined(2)?;
     for n in [0, 1] {
         hosts.restart_engine(n, &["--live-restore"]);
     }
+    Some(hosts)
+}
+
+#[test]
+fn no_denied_packet_passes_while_rules_are_flushed_and_each_daemon_restarts() {
+    let Some(mut hosts) = hosts_with_lasting_containers() else {
+        return;
+    };
     shop(&hosts);
     let db = hosts.wait_for(1, "db", 1)[0];
+    nothing_denied_passes(&mut hosts, db.into());
+}
+
+/// Denies the clients everything, and disturbs the hosts in all ways while the clients send to `db`.
+fn nothing_denied_passes(hosts: &mut Hosts, db: IpAddr) {
     // The kernels have translated the flows already when the policy comes.
-    let others = DENIED.map(|(n, _)| instance_on(&hosts, n, "other", 2));
+    let others = DENIED.map(|(n, _)| instance_on(hosts, (n, n), "other", db.is_ipv6()));
     let (to, port) = (db.to_string(), PORT.to_string());
     hosts.wait_until("everything is allowed", || {
         for (n, container) in DENIED {
-            let source = hosts.container_address(n, container).to_string();
+            let source = source_to(hosts, (n, container), db).to_string();
             let words = ["claim", &source, &to, &port, "500"];
-            let mut flood = start(&hosts, (n, container), &words);
+            let mut flood = start(hosts, (n, container), &words);
             flood.wait().expect("it ends");
         }
-        let counts = counted(&hosts);
+        let counts = counted(hosts);
         others.iter().all(|other| counts.contains_key(other))
     });
-    apply(&hosts, &[("web", "db:7777"), ("web", "db:7777/udp")]);
+    apply(hosts, &[("web", "db:7777"), ("web", "db:7777/udp")]);
+    let server = before_port(db);
     hosts.wait_until("the policy is in force", || {
-        let is_denied = |(n, container)| hosts.ask(n, container, "udp", db).is_err();
+        let is_denied = |(n, container)| hosts.ask(n, container, "udp", &server).is_err();
         DENIED.into_iter().all(is_denied)
     });
 
+    let family = if db.is_ipv6() { "ip6" } else { "ip" };
     let sent = [
-        while_denied_clients_send(&mut hosts, db, "our rules are flushed", |hosts| {
+        while_denied_clients_send(hosts, db, "our rules are flushed", |hosts| {
             for n in [0, 1, 0, 1, 0, 1, 0, 1] {
-                hosts.exec(n, &["nft", "flush", "table", "ip", "meshd"]);
+                hosts.exec(n, &["nft", "flush", "table", family, "meshd"]);
                 std::thread::sleep(Duration::from_millis(50));
             }
         }),
-        while_denied_clients_send(&mut hosts, db, "all rules are flushed", |hosts| {
+        while_denied_clients_send(hosts, db, "all rules are flushed", |hosts| {
             for n in [0, 1] {
                 hosts.exec(n, &["nft", "flush", "ruleset"]);
             }
         }),
         // The restart also brings the engine's own rules back.
-        while_denied_clients_send(&mut hosts, db, "dockerd restarts", |hosts| {
+        while_denied_clients_send(hosts, db, "dockerd restarts", |hosts| {
             for n in [0, 1] {
                 hosts.restart_engine(n, &["--live-restore"]);
             }
         }),
-        while_denied_clients_send(&mut hosts, db, "meshd restarts", |hosts| {
+        while_denied_clients_send(hosts, db, "meshd restarts", |hosts| {
             for n in [1, 0] {
                 hosts.stop_daemon(n);
                 std::thread::sleep(Duration::from_millis(200));
                 hosts.start_daemon(n);
             }
         }),
-        while_denied_clients_send(&mut hosts, db, "the coordinator restarts", |hosts| {
+        while_denied_clients_send(hosts, db, "the coordinator restarts", |hosts| {
             hosts.restart_coordinator();
             for n in [0, 1] {
                 hosts.wait_until("the node is connected again", || {

@@ -1,6 +1,6 @@
 //! An exposed container accepts connections from the mesh and from its own host on the ports that it declares, and on no others.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::hosts::{Hosts, PORT};
 
@@ -20,9 +20,24 @@ fn wait_for(hosts: &Hosts, service: &str) -> Ipv4Addr {
         found.len() == 1
     });
     match found[0].address {
-        std::net::IpAddr::V4(address) => address,
-        std::net::IpAddr::V6(address) => panic!("{service} has {address}"),
+        IpAddr::V4(address) => address,
+        IpAddr::V6(address) => panic!("{service} has {address}"),
     }
+}
+
+/// Waits until node 0 knows the IPv6 address of the one instance of a service.
+fn wait_for_v6(hosts: &Hosts, service: &str) -> Ipv6Addr {
+    let mut found = None;
+    hosts.wait_until(&format!("{service} is published with IPv6"), || {
+        let rows = hosts.instances(0, service).into_iter();
+        let mut addresses = rows.flat_map(|row| row.addresses);
+        found = addresses.find_map(|address| match address {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(address) => Some(address),
+        });
+        found.is_some()
+    });
+    found.expect("it was waited for")
 }
 
 /// Which of TCP and UDP are answered.
@@ -122,6 +137,45 @@ fn only_declared_ports_accept_connections() {
         ask(&hosts, 0, "client", "closed.svc.mesh") == Answers::Both
     });
     check_all(&hosts, [Answers::Both; 5]);
+}
+
+#[test]
+fn only_declared_ports_accept_connections_over_ipv6() {
+    let Some(mut hosts) = Hosts::joined(2).filter(Hosts::have_ipv6) else {
+        return;
+    };
+    for n in [0, 1] {
+        hosts.create_dual_network(n, "project", 101);
+        hosts.create_dual_network(n, "clients", 102);
+        hosts.run(n, "client", "clients", &[]);
+    }
+    hosts.run(1, "neighbour", "project", &[]);
+    let tcp = format!("mesh.port={PORT}");
+    let udp = format!("mesh.port={PORT}/udp");
+    serve(&hosts, "web", "project", &[&tcp]);
+    serve(&hosts, "names", "project", &[&udp]);
+    serve(&hosts, "db", "project", &["mesh.port=5432"]);
+    let instances = ["web", "names", "db"].map(|service| {
+        let address = wait_for_v6(&hosts, service);
+        format!("[{address}]")
+    });
+    let expected = [Answers::Tcp, Answers::Udp, Answers::Neither];
+    for (instance, expected) in instances.iter().zip(expected) {
+        check(&hosts, instance, expected);
+    }
+    let [.., db] = &instances;
+    let db_address = db.trim_matches(['[', ']']);
+    hosts.exec(0, &["ping", "-c", "1", "-W", "5", db_address]);
+
+    hosts.stop_daemon(1);
+    hosts.configure(1, "[docker]\nports = \"all\"\n");
+    hosts.start_daemon(1);
+    hosts.wait_until("the other ports are open", || {
+        ask(&hosts, 0, "", db) == Answers::Both
+    });
+    for instance in &instances {
+        check(&hosts, instance, Answers::Both);
+    }
 }
 
 #[test]

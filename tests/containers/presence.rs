@@ -1,5 +1,6 @@
 //! The rules stay while they are wanted, and go without a trace.
 
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use crate::hosts::{ECHO, Hosts, PORT};
@@ -124,24 +125,50 @@ fn a_flow_follows_an_instance_address_to_its_containers_next_address() {
         return;
     };
     hosts.serve(1, "web", "bridge", "web");
-    let web = hosts.wait_for(0, "web", 1)[0];
-    let server = format!("{web}:{PORT}");
+    let at = || hosts.wait_for(0, "web", 1)[0].into();
+    let own = |name: &str| hosts.container_address(1, name).into();
+    a_flow_follows(&hosts, "bridge", hosts.node(0).into(), at, own);
+}
+
+#[test]
+fn a_flow_over_ipv6_follows_an_instance_address_to_its_containers_next_address() {
+    let Some(hosts) = Hosts::joined(2).filter(Hosts::have_ipv6) else {
+        return;
+    };
+    hosts.create_dual_network(1, "project", 101);
+    hosts.serve(1, "web", "project", "web");
+    let at = || hosts.wait_for_v6(0, "web").into();
+    let own = |name: &str| hosts.container_address_v6(1, name).into();
+    a_flow_follows(&hosts, "project", hosts.node_v6(0).into(), at, own);
+}
+
+/// Sends datagrams of one flow from a node to the container `web` before and after that gets another address in its network, and another
+/// container gets its former one. `at` waits for its instance address, and `own` is the own address of a container.
+fn a_flow_follows(
+    hosts: &Hosts,
+    network: &str,
+    caller: IpAddr,
+    at: impl Fn() -> IpAddr,
+    own: impl Fn(&str) -> IpAddr,
+) {
+    let web = at();
+    let server = SocketAddr::new(web, PORT).to_string();
     let counted = |name: &str| {
         let own = format!("127.0.0.1:{PORT}");
         hosts.docker(1, &["exec", name, ECHO, "report", &own])
     };
-    let caller = format!("{} 1", hosts.node(0));
+    let caller = format!("{caller} 1");
     // One flow to the kernel: the port is the same.
     let call = || hosts.exec(0, &[hosts.echo(), "ask", "udp", &server, "from", "5000"]);
     call();
     assert!(counted("web").lines().any(|line| line == caller));
-    let before = hosts.container_address(1, "web");
+    let before = own("web");
     hosts.docker(1, &["stop", "web"]);
-    hosts.run(1, "next", "bridge", &[]);
-    assert_eq!(hosts.container_address(1, "next"), before);
+    hosts.run(1, "next", network, &[]);
+    assert_eq!(own("next"), before);
     hosts.docker(1, &["start", "web"]);
-    assert_ne!(hosts.container_address(1, "web"), before);
-    assert_eq!(hosts.wait_for(0, "web", 1), [web], "it keeps its address");
+    assert_ne!(own("web"), before);
+    assert_eq!(at(), web, "it keeps its address");
     call();
     assert!(counted("web").lines().any(|line| line == caller));
     assert!(!counted("next").lines().any(|line| line == caller));

@@ -936,6 +936,37 @@ fn an_ipv6_address_beside_an_ipv4_one_is_published_only_if_the_program_listens_t
 }
 
 #[test]
+fn a_healthcheck_does_not_say_that_the_program_listens_on_ipv6() {
+    let mut world = World::new();
+    let mut checked = with_addresses(1, Some("172.18.0.3"), Some("fd00:18::3"));
+    checked.facts.has_healthcheck = true;
+    checked.health = Some(EngineHealth::Healthy);
+    world.inspected(&checked);
+    assert!(
+        world.containers.probes().is_empty(),
+        "the engine checks the health"
+    );
+    assert_eq!(world.addresses(&world.applied()), [["10.210.1.2"]]);
+    let targets = probes_v6(&world.containers);
+    let targets: Vec<String> = targets.iter().map(|(_, at)| at.to_string()).collect();
+    assert_eq!(targets, ["[fd00:18::3]:80"]);
+    handle_probe_v6(&mut world.containers, &id(1), true);
+    assert_eq!(
+        world.addresses(&world.applied()),
+        [["10.210.1.2", "fd00:1:2:1::2"]]
+    );
+    // A container that its owner does not want to be checked has no probe of either family.
+    let label = ("mesh.check".to_owned(), "none".to_owned());
+    checked.labels.extend([label]);
+    world.inspected(&checked);
+    assert!(probes_v6(&world.containers).is_empty());
+    assert_eq!(
+        world.addresses(&world.applied()),
+        [["10.210.1.2", "fd00:1:2:1::2"]]
+    );
+}
+
+#[test]
 fn an_ipv6_address_is_published_only_while_the_kernel_maps_it() {
     let mut world = World::new();
     world.inspected(&with_addresses(1, Some("172.18.0.3"), Some("fd00:18::3")));

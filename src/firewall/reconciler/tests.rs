@@ -17,6 +17,8 @@ struct FakeState {
     ports: Ports,
     forwards: bool,
     forwards_v6: bool,
+    translates_v4_alone: bool,
+    bridges_v4_alone: bool,
     deleted: usize,
     route: Option<(String, Ipv4Net, Ipv4Addr)>,
     refuses: Option<KernelError>,
@@ -61,6 +63,13 @@ impl Kernel for FakeKernel {
             if let Some(refused) = m.refuses.clone() {
                 return Err(refused);
             }
+            if m.translates_v4_alone && script.contains("table ip6") && script.contains("type nat")
+            {
+                return Err(KernelError::Failed("nft", "No such file".into()));
+            }
+            if m.bridges_v4_alone && script.contains("table bridge") && script.contains("ip6") {
+                return Err(KernelError::Failed("nft", "No such file".into()));
+            }
             m.written += 1;
             m.generation += 1;
             let family = script.split_whitespace().nth(2).expect("add table FAMILY");
@@ -90,7 +99,11 @@ impl Kernel for FakeKernel {
     }
 
     async fn filter(&mut self, program: &'static str) -> Result<String, KernelError> {
-        Ok(self.with(|m| m.rules_of(program).join("\n")))
+        let listing = self.with(|m| m.rules_of(program).join("\n"));
+        if listing == NO_TABLE {
+            return Err(KernelError::Failed(program, listing));
+        }
+        Ok(listing)
     }
 
     async fn iptables(
@@ -365,6 +378,66 @@ async fn containers_are_not_reached_by_ipv6_while_the_machine_does_not_forward_i
     firewall.request_check();
     until("they are reached", || firewall.is_active_v6()).await;
     assert_eq!(firewall.problems(), []);
+}
+
+#[tokio::test]
+async fn a_kernel_without_the_tables_of_ip6tables_has_no_rules_that_drop() {
+    let kernel = docker();
+    kernel.with(|m| m.rules_v6 = vec![NO_TABLE.into()]);
+    let firewall = Firewall::on(kernel.clone());
+    firewall.set(dual());
+    firewall.wait_until_applied().await;
+    assert!(firewall.is_active() && firewall.is_active_v6());
+    assert_eq!(firewall.problems(), []);
+    // Docker always has rules of IPv4.
+    let kernel = docker();
+    kernel.with(|m| m.rules = vec![NO_TABLE.into()]);
+    let firewall = Firewall::on(kernel);
+    firewall.set(dual());
+    firewall.wait_until_applied().await;
+    assert!(!firewall.is_active());
+}
+
+#[tokio::test]
+async fn a_kernel_that_cannot_translate_ipv6_keeps_the_guard_and_its_containers_have_ipv4() {
+    let kernel = docker();
+    kernel.with(|m| m.translates_v4_alone = true);
+    let firewall = Firewall::on(kernel.clone());
+    firewall.set(dual());
+    firewall.wait_until_applied().await;
+    assert!(firewall.is_active() && !firewall.is_active_v6());
+    let problems = firewall.problems();
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert_eq!(
+        problems[0].what,
+        "containers have no IPv6 addresses in the mesh"
+    );
+    let guard = kernel.with(|m| m.tables.get("ip6").cloned().unwrap_or_default());
+    assert!(guard.contains("ip6 saddr fd00:1:2::/48 drop") && !guard.contains("dnat"));
+    kernel.with(|m| m.translates_v4_alone = false);
+    firewall.request_check();
+    until("it is translated", || firewall.is_active_v6()).await;
+    assert_eq!(firewall.problems(), []);
+}
+
+#[tokio::test]
+async fn the_guard_of_ipv4_between_containers_stays_where_the_kernel_has_no_rules_of_ipv6_for_bridges()
+ {
+    let kernel = docker();
+    kernel.with(|m| {
+        let port = m.ports.found.values().next().cloned().expect("a port");
+        let v6 = "fd00:17::2".parse().expect("a literal");
+        m.ports.found.insert(v6, port);
+        m.bridges_v4_alone = true;
+    });
+    let firewall = Firewall::on(kernel.clone());
+    firewall.set(dual());
+    firewall.wait_until_applied().await;
+    let guard = kernel.with(|m| m.tables.get("bridge").cloned().unwrap_or_default());
+    assert!(guard.contains("\"veth9\" . 172.17.0.2"), "{guard}");
+    let problems = firewall.problems();
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].what.contains("each other's addresses"));
 }
 
 #[tokio::test]

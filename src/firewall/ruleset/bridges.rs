@@ -1,6 +1,6 @@
 //! Renders the table for bridges: which containers may use an address. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -8,12 +8,14 @@ use super::chains::chain;
 use super::local::LocalRules;
 use super::sets::set;
 use super::{TABLE, replacing};
+use crate::firewall::FirewallState;
 use crate::model::interface::is_plain_interface;
 
 /// The table for bridges. Packets with the address of an exposed container are accepted only from that container's own
-/// ports. `ports` has the ports of each container whose ports are known. The policy `local` is enforced between the containers of a
-/// bridge.
+/// ports, and packets to the mesh from such a port have this address. `ports` has the ports of each container whose ports are known, the one
+/// in the network of the address first. The policy `local` is enforced between the containers of a bridge.
 pub(in crate::firewall) fn guard_bridges(
+    state: &FirewallState,
     ports: &BTreeMap<IpAddr, Vec<String>>,
     local: Option<&LocalRules>,
 ) -> String {
@@ -38,14 +40,33 @@ pub(in crate::firewall) fn guard_bridges(
         "ip saddr @addresses iifname . ip saddr != @ports drop".to_owned(),
         "arp saddr ip @addresses iifname . arp saddr ip != @ports drop".to_owned(),
     ];
+    if !v4.is_empty() {
+        bound(&mut text, "bound", &v4);
+        let prefix = state.prefix;
+        rules.push(format!(
+            "iifname @bound ip daddr {prefix} iifname . ip saddr != @ports drop"
+        ));
+    }
     // Without such containers there are no rules of IPv6, which older versions of nftables may not understand.
-    if !v6.is_empty() {
+    if let Some(part) = state.v6.as_ref().filter(|_| !v6.is_empty()) {
         owners(&mut text, ("addresses_v6", "ports_v6"), "ipv6_addr", &v6);
+        bound(&mut text, "bound_v6", &v6);
         chain(&mut text, "advertised", "", &advertised);
+        let hosts: BTreeSet<&String> = v6.iter().flat_map(|(_, names)| *names).collect();
+        let hosts = hosts.into_iter().map(|name| format!("\"{name}\""));
+        set(&mut text, "set hosts_v6", "type ifname", hosts);
         rules.extend([
             "ip6 saddr @addresses_v6 iifname . ip6 saddr != @ports_v6 drop".to_owned(),
+            format!(
+                "iifname @bound_v6 ip6 daddr {} iifname . ip6 saddr != @ports_v6 drop",
+                part.prefix
+            ),
             "icmpv6 type nd-neighbor-advert jump advertised".to_owned(),
+            format!("iifname @hosts_v6 {ROUTING} drop"),
         ]);
+        let routing = [format!("oifname @hosts_v6 {ROUTING} drop")];
+        let hook = "filter hook forward priority 0";
+        chain(&mut text, "routers", hook, &routing);
     }
     let hook = "filter hook prerouting priority -310";
     chain(&mut text, "guard", hook, &rules);
@@ -53,6 +74,10 @@ pub(in crate::firewall) fn guard_bridges(
     text.push_str("}\n");
     text
 }
+
+/// The match for messages by which a neighbor makes itself the router of others (RFC 4861 sections 4.2 and 4.5), and so reads and answers
+/// what they send to the mesh. No exposed container sends them, and none receives them but from this host.
+const ROUTING: &str = "icmpv6 type { nd-router-advert, nd-redirect }";
 
 /// The address of a container, and the names of its ports.
 type Owned<'a> = (&'a IpAddr, &'a Vec<String>);
@@ -74,6 +99,16 @@ fn owners(text: &mut String, (addresses, ports): (&str, &str), kind: &str, owned
             names.map(move |name| format!("\"{name}\" . {address}"))
         }),
     );
+}
+
+/// The set, by this name, of the ports whose packets to the mesh must have the address of their container. From an address of the network
+/// that no container has, a container would pass for the node. The other ports of a container with several networks are not in the set,
+/// because it may have its default route there.
+fn bound(text: &mut String, name: &str, owned: &[Owned<'_>]) {
+    let first = owned.iter().filter_map(|(_, names)| names.first());
+    let first: BTreeSet<&String> = first.collect();
+    let elements = first.into_iter().map(|name| format!("\"{name}\""));
+    set(text, &format!("set {name}"), "type ifname", elements);
 }
 
 /// The rule that drops neighbor advertisements for `address` from other ports than those of its container. The target follows the

@@ -34,8 +34,8 @@ pub(super) fn mapped(family: Family, prefix: impl Display) -> String {
     format!("ct status dnat ct original {} daddr {prefix}", family.ip())
 }
 
-/// The chain that drops packets with addresses of the mesh from where they cannot come. `more` are rules about sources that may
-/// have such addresses.
+/// The chain that drops packets with addresses of the mesh from where they cannot come. `more` are rules about sources that come before
+/// the rules about all others.
 pub(super) fn guard(
     text: &mut String,
     family: Family,

@@ -165,7 +165,7 @@ fn the_whole_tables_of_the_other_families() {
         vec!["veth12ab".to_owned(), "veth34cd".to_owned()],
     )]);
     assert_eq!(
-        table_v6(&state) + &guard_bridges(&ports, None),
+        table_v6(&state) + &guard_bridges(&state, &ports, None),
         include_str!("guards.nft")
     );
 }
@@ -182,7 +182,7 @@ fn the_whole_tables_of_a_node_whose_containers_have_ipv6() {
         ),
     ]);
     assert_eq!(
-        table_v6(&state) + &guard_bridges(&ports, None),
+        table_v6(&state) + &guard_bridges(&state, &ports, None),
         include_str!("dual.nft")
     );
     // What is of IPv4 does not depend on it.
@@ -201,7 +201,25 @@ fn a_kernel_that_cannot_translate_ipv6_still_guards_the_prefix() {
     let part = state.v6.as_ref().expect("it has IPv6");
     let guard = ValidState::of(&state).guard_v6(part, "mesh0");
     assert!(guard.contains("ip6 saddr fd00:1:2::/48 drop"));
-    for word in ["dnat", "snat", "ct state", "ct status"] {
+    let translating = ["dnat", "snat", "type nat", "ct status", "own_names"];
+    for word in translating {
+        assert!(!guard.contains(word), "{word} in {guard}");
+    }
+    // What containers may ask of the node does not depend on a translation.
+    let to_node = |text: &str| {
+        let chain = text.split_once("chain to_node {");
+        let chain = chain.and_then(|(_, rest)| rest.split_once("\n\t}"));
+        chain.map(|(chain, _)| chain.to_owned())
+    };
+    assert!(to_node(&guard).is_some_and(|chain| chain.ends_with("\tdrop")));
+    assert_eq!(to_node(&guard), to_node(&table_v6(&state)));
+    let without = FirewallState {
+        policy: None,
+        ..state
+    };
+    let part = without.v6.as_ref().expect("it has IPv6");
+    let guard = ValidState::of(&without).guard_v6(part, "mesh0");
+    for word in ["ct state", "ct direction", "ct original"] {
         assert!(!guard.contains(word), "{word} in {guard}");
     }
 }
@@ -324,8 +342,8 @@ fn a_name_cannot_add_a_rule() {
         assert_eq!(valid.table(&state, false), honest, "{name:?}");
         let ports = BTreeMap::from([(ip("172.18.0.2").into(), vec![name.to_owned()])]);
         if name != "mesh0" {
-            let none = guard_bridges(&BTreeMap::new(), None);
-            assert_eq!(guard_bridges(&ports, None), none);
+            let none = guard_bridges(&state, &BTreeMap::new(), None);
+            assert_eq!(guard_bridges(&state, &ports, None), none);
         }
     }
 }
@@ -639,7 +657,7 @@ fn two_containers_with_mesh_addresses_on_one_bridge_are_held_to_the_policy_by_th
     });
     let bridge = |state: &FirewallState| {
         let valid = ValidState::of(state);
-        guard_bridges(&BTreeMap::new(), valid.local())
+        guard_bridges(state, &BTreeMap::new(), valid.local())
     };
     let mapped = bridge(&state);
     assert!(!mapped.contains("chain local_policy"), "both are mapped");

@@ -118,6 +118,8 @@ impl ValidV6 {
         !self.containers.is_empty() || !self.networks.is_empty()
     }
 
+    /// A container could reach this node's address from its link-local address, which says nothing of who it is. The policy would take it
+    /// for the node, so such packets are dropped. They are of no use in the mesh, since they are not forwarded.
     fn table(&self, state: &StateV6, bridges: &[String], interface: &str, mark: bool) -> String {
         let mut text = replacing(Family::V6.ip());
         let _ = writeln!(text, "table ip6 {TABLE} {{");
@@ -137,7 +139,9 @@ impl ValidV6 {
             local.sets(&mut text);
             local.chains(&mut text);
         }
-        guard(&mut text, Family::V6, interface, state.prefix, &[]);
+        let prefix = state.prefix;
+        let link_local = [format!("ip6 saddr fe80::/10 ip6 daddr {prefix} drop")];
+        guard(&mut text, Family::V6, interface, prefix, &link_local);
         if self.translates() {
             own_names(&mut text, Family::V6, state.node);
             let to_containers = to_containers(Family::V6, !self.declared.is_empty());
@@ -205,8 +209,14 @@ impl ValidState {
         valid.table(state, &self.bridges, interface, mark)
     }
 
-    /// The table for IPv6 of a machine whose kernel cannot translate IPv6 addresses.
+    /// The table for IPv6 of a machine whose kernel cannot translate IPv6 addresses. Containers reach the node there too, as far as the
+    /// policy allows it.
     pub(in crate::firewall) fn guard_v6(&self, state: &StateV6, interface: &str) -> String {
-        ValidV6::default().table(state, &self.bridges, interface, false)
+        let local = self.v6.as_ref().and_then(|v6| v6.local.clone());
+        let valid = ValidV6 {
+            local,
+            ..ValidV6::default()
+        };
+        valid.table(state, &self.bridges, interface, false)
     }
 }

@@ -134,7 +134,7 @@ impl OneHost {
     fn script(&self) -> String {
         let valid = ValidState::of(&self.state);
         assert_eq!(valid.left_out, Vec::<String>::new());
-        let bridges = guard_bridges(&BTreeMap::new(), valid.local());
+        let bridges = guard_bridges(&self.state, &BTreeMap::new(), valid.local());
         valid.table(&self.state, false) + &table_v6(&self.state) + &bridges
     }
 
