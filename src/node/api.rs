@@ -35,6 +35,7 @@ use crate::protocol::local::{
     ServiceList, Status, SystemList, Why, WhyRequest,
 };
 use crate::protocol::web::openapi;
+use crate::records::fingerprint::Fingerprint;
 
 /// The channel for an answer.
 pub type Reply<T> = oneshot::Sender<Result<T, ApiError>>;
@@ -101,6 +102,8 @@ pub enum ApiQuery {
     Facts(PublicKey, IpAddr, Reply<Facts>),
     /// Return the revision of the mesh that this node has received.
     Revision(Reply<u64>),
+    /// Return the fingerprint of all records that this node has.
+    Records(Reply<Fingerprint>),
     /// Return what the page shows of the policy.
     Policy(Reply<PolicyFacts>),
 }
@@ -297,7 +300,7 @@ async fn metrics(State(agent): Agent) -> Response {
 }
 
 /// How long one stream of events lasts. It ends before its connection does.
-const EVENTS_LIFETIME: Duration = Duration::from_secs(50);
+pub(super) const EVENTS_LIFETIME: Duration = Duration::from_secs(50);
 
 async fn events(State(agent): Agent, headers: HeaderMap) -> Response {
     // A node without a mesh says so, and opens no stream.

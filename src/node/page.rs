@@ -4,34 +4,60 @@ use std::time::Instant;
 
 use axum::Router;
 use axum::extract::{Path as UrlPath, State};
+use axum::http::HeaderMap;
 use axum::response::Response;
 use axum::routing::get;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
-use super::api::{self, ApiQuery, Command, LocalApi};
+use super::api::{self, ApiQuery, Command, EVENTS_LIFETIME, LocalApi};
+use crate::model::time::unix_milliseconds;
+use crate::os::clock;
 use crate::os::tasks::Tasks;
 use crate::os::unix_server::failure;
-use crate::os::web::{Guard, Knowledge, guarded};
+use crate::os::web::{self, Guard, Knowledge, guarded};
+use crate::page::changes::{Changes, ShownByNode};
+use crate::page::making::Asked;
 use crate::page::server::{Kept, view_of};
 use crate::page::services::Place;
 use crate::page::table::Filter;
 use crate::page::{calls, history, nodes, problems, samples, services, why};
-use crate::protocol::local::{Status, WhyRequest};
+use crate::protocol::api::ApiError;
+use crate::protocol::local::{ServiceList, Status, WhyRequest};
 
 /// What the views need.
 #[derive(Debug, Clone)]
 struct Page {
     commands: mpsc::Sender<Command>,
     kept: Kept,
+    changes: Changes<ShownByNode>,
+}
+
+impl Page {
+    fn new(commands: mpsc::Sender<Command>, kept: Kept) -> Self {
+        Self {
+            commands,
+            kept,
+            changes: Changes::new(unix_milliseconds(clock::wall())),
+        }
+    }
+
+    /// The number of the last change of what the page shows.
+    async fn change(&self) -> Result<u64, ApiError> {
+        let look = async {
+            let records = |reply| Command::Api(ApiQuery::Records(reply));
+            let records = api::send(&self.commands, records).await?;
+            let status = api::send(&self.commands, Command::Status).await?;
+            Ok::<_, ApiError>(ShownByNode::of(&status, records))
+        };
+        self.changes.number(look).await
+    }
 }
 
 /// Starts the measurements. Returns the handlers of all views, behind the check of their tokens.
 pub(super) fn start<K: Knowledge>(api: &LocalApi, guard: &Guard<K>) -> Router {
-    let page = Page {
-        commands: api.commands.clone(),
-        kept: Kept::new(samples::OF_NODE, api.audit.directory()),
-    };
+    let kept = Kept::new(samples::OF_NODE, api.audit.directory());
+    let page = Page::new(api.commands.clone(), kept);
     Tasks::current().spawn("measurements for the page", measure(page.clone()));
     guarded(views(page), guard.of_calls(calls::OF_NODE))
 }
@@ -39,6 +65,7 @@ pub(super) fn start<K: Knowledge>(api: &LocalApi, guard: &Guard<K>) -> Router {
 /// The handlers of the views. They check no caller.
 fn views(page: Page) -> Router {
     Router::new()
+        .route(calls::CHANGES, get(follow))
         .route("/page/view/nodes", get(all_nodes))
         .route("/page/view/nodes/{filter}", get(some_nodes))
         .route("/page/view/why/{node}", get(explain))
@@ -61,6 +88,18 @@ async fn measure(page: Page) {
     }
 }
 
+/// A stream of the changes. The number of a change is in the place of the revision.
+async fn follow(State(page): State<Page>, headers: HeaderMap) -> Response {
+    // A node without a mesh says so, and opens no stream.
+    if let Err(error) = page.change().await {
+        return failure(error);
+    }
+    web::events(&headers, EVENTS_LIFETIME, move || {
+        let page = page.clone();
+        async move { page.change().await.ok() }
+    })
+}
+
 async fn all_nodes(page: State<Page>) -> Response {
     show_nodes(page, Filter::default()).await
 }
@@ -70,8 +109,13 @@ async fn some_nodes(page: State<Page>, UrlPath(filter): UrlPath<String>) -> Resp
 }
 
 async fn show_nodes(State(page): State<Page>, filter: Filter) -> Response {
-    let status = api::send(&page.commands, Command::Status).await;
-    view_of(status, |status| nodes::of_node(&status, &filter))
+    let asked = Asked {
+        view: "nodes",
+        filter: filter.clone(),
+    };
+    let status = api::send(&page.commands, Command::Status);
+    let render = move |status: Status| nodes::of_node(&status, &filter);
+    page.kept.view(asked, status, render).await
 }
 
 async fn explain(State(page): State<Page>, UrlPath(node): UrlPath<String>) -> Response {
@@ -93,21 +137,26 @@ async fn some_services(page: State<Page>, UrlPath(filter): UrlPath<String>) -> R
 }
 
 async fn show_services(State(page): State<Page>, filter: Filter) -> Response {
-    let list = api::send(&page.commands, Command::Services).await;
-    view_of(list, |list| services::view(&list, &filter, Place::Node))
+    let asked = Asked {
+        view: "services",
+        filter: filter.clone(),
+    };
+    let list = api::send(&page.commands, Command::Services);
+    let render = move |list: ServiceList| services::view(&list, &filter, Place::Node);
+    page.kept.view(asked, list, render).await
 }
 
 async fn list_problems(State(page): State<Page>) -> Response {
-    let status = api::send(&page.commands, Command::Status).await;
-    view_of(status, |status: Status| problems::view(&status.problems))
+    let asked = Asked::whole("problems");
+    let status = api::send(&page.commands, Command::Status);
+    let render = |status: Status| problems::view(&status.problems);
+    page.kept.view(asked, status, render).await
 }
 
 async fn show_policy(State(page): State<Page>) -> Response {
     let facts = |reply| Command::Api(ApiQuery::Policy(reply));
-    match api::send(&page.commands, facts).await {
-        Ok(facts) => page.kept.policy_view(facts).await,
-        Err(error) => failure(error),
-    }
+    let facts = api::send(&page.commands, facts);
+    page.kept.policy_view(facts).await
 }
 
 async fn show_audit(State(page): State<Page>) -> Response {
@@ -131,7 +180,7 @@ mod tests {
     use crate::os::web::{Facts, Source};
     use crate::page::frame::NODE;
     use crate::page::server::with_page;
-    use crate::protocol::api::{ApiError, ErrorCode};
+    use crate::protocol::api::ErrorCode;
     use crate::protocol::web::openapi;
 
     /// The knowledge of a node that is in no mesh.
@@ -162,10 +211,7 @@ mod tests {
     fn page() -> Page {
         // Nobody receives the commands, so a handler that sends one answers that meshd is stopping.
         let (commands, _) = mpsc::channel(1);
-        Page {
-            commands,
-            kept: Kept::new(samples::OF_NODE, None),
-        }
+        Page::new(commands, Kept::new(samples::OF_NODE, None))
     }
 
     /// The path of a view, with something in the place of its parameter.

@@ -5,9 +5,18 @@ use crate::protocol::web::calls::{Answer, ApiCall};
 
 /// The path of the page. All other paths of it begin with this one.
 pub const PATH: &str = "/page";
+/// The path of the stream of the changes, which the script follows.
+pub const CHANGES: &str = "/page/view/changes";
+/// It has the scope of the stream of events of the API.
+const FOLLOW: ApiCall = view(
+    CHANGES,
+    Scope::StatusRead,
+    "Sends an event for each change of what the page shows, as a stream.",
+);
 
 /// The views of a node.
 pub const OF_NODE: &[ApiCall] = &[
+    FOLLOW,
     view(
         "/page/view/nodes",
         Scope::NodesRead,
@@ -57,6 +66,7 @@ pub const OF_NODE: &[ApiCall] = &[
 
 /// The views of a coordinator.
 pub const OF_COORDINATOR: &[ApiCall] = &[
+    FOLLOW,
     view(
         "/page/view/nodes",
         Scope::NodesRead,

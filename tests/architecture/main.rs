@@ -170,6 +170,8 @@ const SHELLS: &[&str] = &[
     "firewall/kernel.rs",
     "firewall/native.rs",
     "firewall/ports.rs",
+    "page/changes.rs",
+    "page/making.rs",
     "page/server.rs",
 ];
 

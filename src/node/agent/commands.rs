@@ -137,6 +137,11 @@ fn answer_api(agent: &mut Agent, query: ApiQuery) {
         ApiQuery::Revision(reply) => {
             answer(agent.node(), reply, |node| node.replica.position().revision)
         }
+        ApiQuery::Records(reply) => {
+            answer(agent.node(), reply, |node| {
+                node.replica.ledger().fingerprint()
+            });
+        }
         ApiQuery::Policy(reply) => answer(agent.node(), reply, report::policy_facts),
         ApiQuery::Facts(token, address, reply) => {
             let facts = agent.node();
