@@ -7,6 +7,13 @@ use serde_json::{Value, json};
 use crate::api::{create, has_curl};
 use crate::mesh::{Mesh, write};
 
+/// Returns the faults of the page that is open.
+const ACCESSIBILITY: &str = include_str!("page/accessibility.js");
+/// The checks of axe-core, as `tests/run` unpacks them.
+const AXE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/tools/axe.min.js");
+/// Runs them in the page that is open, and returns what they found.
+const RUN_AXE: &str = "const done = arguments[arguments.length - 1]; axe.run(document, { resultTypes: ['violations'] }).then((found) => done(found.violations.map((rule) => rule.id + ': ' + rule.nodes.map((node) => node.target.join(' ')).join(', '))), (error) => done([String(error)]));";
+
 /// The address of its own at which the first node serves the page.
 const OWN: &str = "http://127.0.0.1:7448";
 
@@ -151,8 +158,10 @@ impl<'a> Browser<'a> {
 
     fn ask(&self, path: &str, body: &Value) -> Value {
         let url = format!("{}{path}", Self::DRIVER);
-        let body = body.to_string();
-        let answer = curl(self.mesh, 0, &["--data-raw", &body, &url]);
+        // A script may be longer than an argument.
+        let host = &self.mesh.nodes[0].host;
+        let body = write(host, "/run/webdriver.json", &body.to_string());
+        let answer = curl(self.mesh, 0, &["--data-binary", &format!("@{body}"), &url]);
         let mut answer: Value = serde_json::from_str(&answer).expect("a document");
         answer["value"].take()
     }
@@ -165,6 +174,18 @@ impl<'a> Browser<'a> {
     fn run(&self, script: &str, arguments: &Value) -> Value {
         let body = json!({"script": script, "args": arguments});
         self.of_session("/execute/sync", &body)
+    }
+
+    /// Asserts that people with a screen reader, with weak eyes or without a mouse can use what is shown. `axe` is the text of axe-core.
+    #[track_caller]
+    fn assert_accessible(&self, what: &str, axe: Option<&str>) {
+        let faults = self.run(ACCESSIBILITY, &json!([]));
+        assert_eq!(faults, json!([]), "{what}");
+        let Some(axe) = axe else { return };
+        self.run(axe, &json!([]));
+        let body = json!({"script": RUN_AXE, "args": []});
+        let found = self.of_session("/execute/async", &body);
+        assert_eq!(found, json!([]), "{what}");
     }
 
     fn open(&self, url: &str) {
@@ -216,9 +237,18 @@ fn has_browser() -> bool {
     version.is_ok()
 }
 
+/// The text of axe-core. If it is not there, this part of the test is listed as skipped.
+fn axe() -> Option<String> {
+    let text = std::fs::read_to_string(AXE).ok();
+    if text.is_none() {
+        meshd::testbed::skip_part_of_test("axe-core is not unpacked (tests/run gets it with npm)");
+    }
+    text
+}
+
 /// `MESHD_PICTURES=DIRECTORY` keeps a picture of each view.
 #[test]
-fn each_view_fits_a_narrow_screen_and_a_wide_one_and_keeps_to_its_policy() {
+fn each_view_fits_a_narrow_screen_and_a_wide_one_is_accessible_and_keeps_to_its_policy() {
     if !has_curl() || !has_browser() {
         return;
     }
@@ -226,10 +256,12 @@ fn each_view_fits_a_narrow_screen_and_a_wide_one_and_keeps_to_its_policy() {
         return;
     };
     let token = token(&mesh);
+    let axe = axe();
     let browser = Browser::start(&mesh);
     for width in [1280, 380] {
         browser.set_width(width);
         browser.open(&format!("{OWN}/page"));
+        browser.assert_accessible(&format!("the form at {width}"), axe.as_deref());
         let enter = "document.getElementById('token').value = arguments[0]; document.getElementById('enter').requestSubmit()";
         browser.run(enter, &json!([token]));
         for section in NODE.sections {
@@ -246,6 +278,8 @@ fn each_view_fits_a_narrow_screen_and_a_wide_one_and_keeps_to_its_policy() {
                 "{}",
                 section.name
             );
+            let what = format!("{} at {width}", section.name);
+            browser.assert_accessible(&what, axe.as_deref());
             browser.take_picture(&format!("{}-{width}.png", section.name));
         }
     }
