@@ -85,12 +85,20 @@ impl ShownByNode {
         Self {
             records,
             peers: peers
-                .map(|peer| (peer.id, peer.state, peer.via.clone()))
+                .map(|peer| (peer.id, settled(peer.state), peer.via.clone()))
                 .collect(),
             is_connected: coordinator.is_some_and(|coordinator| coordinator.connected),
             is_ready: status.why_not_ready().is_none(),
             problems: problems.map(|problem| problem.what.clone()).collect(),
         }
+    }
+}
+
+/// A path rests whenever its peer has nothing to send. With many peers one of them always does.
+fn settled(state: PeerState) -> PeerState {
+    match state {
+        PeerState::Idle => PeerState::Direct,
+        other => other,
     }
 }
 
@@ -151,6 +159,7 @@ mod tests {
         of_peer.rtt_ms = Some(9.0);
         of_peer.last_heard_seconds_ago = Some(1.0);
         of_peer.rx_bytes += 1;
+        of_peer.state = PeerState::Idle;
         assert_eq!(state(&measured), state(&before));
 
         let mut lost = before.clone();
