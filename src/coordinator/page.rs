@@ -19,6 +19,7 @@ use super::reply::crashed;
 use crate::model::time::unix_milliseconds;
 use crate::os::clock;
 use crate::os::tasks::Tasks;
+use crate::os::unix_server::failure;
 use crate::os::web::{self, Guard, Knowledge, guarded};
 use crate::page::changes::Changes;
 use crate::page::making::Asked;
@@ -116,7 +117,12 @@ async fn measure(page: Page) {
 
 /// A stream of the changes. The number of a change is in the place of the revision.
 async fn follow(State(page): State<Page>, headers: HeaderMap) -> Response {
+    let place = match page.changes.follow() {
+        Ok(place) => place,
+        Err(error) => return failure(error),
+    };
     web::events(&headers, EVENTS_LIFETIME, move || {
+        let _ = &place;
         let page = page.clone();
         async move { page.change().await }
     })

@@ -90,11 +90,16 @@ async fn measure(page: Page) {
 
 /// A stream of the changes. The number of a change is in the place of the revision.
 async fn follow(State(page): State<Page>, headers: HeaderMap) -> Response {
+    let place = match page.changes.follow() {
+        Ok(place) => place,
+        Err(error) => return failure(error),
+    };
     // A node without a mesh says so, and opens no stream.
     if let Err(error) = page.change().await {
         return failure(error);
     }
     web::events(&headers, EVENTS_LIFETIME, move || {
+        let _ = &place;
         let page = page.clone();
         async move { page.change().await.ok() }
     })

@@ -4,28 +4,50 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 
 use crate::model::{Label, PublicKey};
+use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::local::{PeerState, Status};
 use crate::records::fingerprint::Fingerprint;
 
 /// The shortest time between two looks.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
+/// The maximum number of pages that follow the changes at once. Each has a connection of its own, and the API needs connections too.
+const MAX_FOLLOWERS: usize = 128;
+
 /// The changes of a state. A clone refers to the same state.
 #[derive(Debug, Clone)]
-pub struct Changes<T>(Arc<Mutex<Looked<T>>>);
+pub struct Changes<T> {
+    looked: Arc<Mutex<Looked<T>>>,
+    followers: Arc<Semaphore>,
+}
 
 impl<T: PartialEq> Changes<T> {
     /// Counts from `first` on. If a program that starts again counts from a higher number, a page that was connected to it before learns
     /// that something has changed.
     #[must_use]
     pub fn new(first: u64) -> Self {
-        Self(Arc::new(Mutex::new(Looked {
-            last: None,
-            number: first,
-        })))
+        Self {
+            looked: Arc::new(Mutex::new(Looked {
+                last: None,
+                number: first,
+            })),
+            followers: Arc::new(Semaphore::new(MAX_FOLLOWERS)),
+        }
+    }
+
+    /// Takes the place of a page that follows the changes. The place is free again when it is dropped.
+    ///
+    /// # Errors
+    /// Too many pages follow them.
+    pub fn follow(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        let place = Arc::clone(&self.followers).try_acquire_owned();
+        place.map_err(|_| {
+            let text = "too many pages follow the changes; ask for a view now and then";
+            ApiError::new(ErrorCode::Busy, text)
+        })
     }
 
     /// Returns the number of the last change. `look` returns the present state.
@@ -33,7 +55,7 @@ impl<T: PartialEq> Changes<T> {
     /// # Errors
     /// `look` failed.
     pub async fn number<E>(&self, look: impl Future<Output = Result<T, E>>) -> Result<u64, E> {
-        let mut looked = self.0.lock().await;
+        let mut looked = self.looked.lock().await;
         let now = Instant::now();
         if !looked.is_recent(now) {
             let state = look.await?;
@@ -124,6 +146,16 @@ mod tests {
         let numbers = futures_util::future::join_all(pages).await;
         assert!(numbers.into_iter().all(|number| number == Ok(7)));
         assert!(looks.load(Ordering::Relaxed) < 100);
+    }
+
+    #[test]
+    fn some_pages_follow_and_the_others_are_told_that_there_are_too_many() {
+        let changes = Changes::<u64>::new(7);
+        let all: Vec<_> = (0..10_000).map(|_| changes.follow()).collect();
+        assert_eq!(all.iter().flatten().count(), MAX_FOLLOWERS);
+        let refused = all.into_iter().find_map(Result::err);
+        assert_eq!(refused.map(|error| error.code), Some(ErrorCode::Busy));
+        assert!(changes.follow().is_ok(), "all places are free again");
     }
 
     #[tokio::test]

@@ -176,6 +176,8 @@ async function follow() {
       if (response.ok) {
         tell("Connected");
         await read(response.body);
+      } else if (response.status === 429) {
+        tell("Refreshed every 5 seconds: too many pages are open.");
       } else {
         tell("Not connected");
       }
