@@ -1,5 +1,6 @@
 //! The page: a node serves it with its API and at an address of its own, to browsers whose person has an API token.
 
+use meshd::page::calls::CHANGES;
 use meshd::page::frame::{NODE, Section};
 use meshd::testbed::Running;
 use serde_json::{Value, json};
@@ -113,6 +114,37 @@ fn a_node_shows_its_page_to_members_with_a_token_and_its_frame_to_others() {
     // The address of its own is on this machine alone.
     let elsewhere = format!("http://{}:7448/page", mesh.addresses(0).0);
     assert!(!mesh.succeeds(1, "curl", &["-sf", "--max-time", "5", &elsewhere]));
+}
+
+/// The ids of the events that the page of the first node receives in two seconds, if the last one that it has received is `last`.
+fn ids_after(mesh: &Mesh, last: &str, token: &str) -> Vec<String> {
+    let headers = format!("Authorization: Bearer {token}\nLast-Event-ID: {last}\n");
+    let headers = write(&mesh.nodes[0].host, "/run/headers", &headers);
+    let (headers, url) = (format!("@{headers}"), format!("{OWN}{CHANGES}"));
+    let options = ["--no-buffer", "--max-time", "2", "--header", &headers, &url];
+    let events = curl(mesh, 0, &options);
+    let ids = events.lines().filter_map(|line| line.strip_prefix("id: "));
+    ids.map(str::to_owned).collect()
+}
+
+#[test]
+fn a_peer_that_is_lost_is_a_change_on_the_page_though_no_record_changes() {
+    if !has_curl() {
+        return;
+    }
+    let Some(mut mesh) = mesh() else {
+        return;
+    };
+    let token = token(&mesh);
+    let ids = ids_after(&mesh, "", &token);
+    let last = ids.last().expect("the present state").clone();
+    mesh.kill_node(2);
+    let nodes = format!("{OWN}/page/view/nodes");
+    mesh.wait_until("the page shows that the peer is lost", || {
+        let shown = fetch(&mesh, 0, &nodes, &token);
+        shown.contains(">unreachable<") || shown.contains(">connecting<")
+    });
+    assert_ne!(ids_after(&mesh, &last, &token), Vec::<String>::new());
 }
 
 /// A browser on the first node, driven over the W3C protocol WebDriver on the loopback of the node.
