@@ -1,5 +1,7 @@
 //! The page: a node serves it with its API and at an address of its own, to browsers whose person has an API token.
 
+use std::time::Duration;
+
 use meshd::page::calls::CHANGES;
 use meshd::page::frame::{NODE, Section};
 use meshd::testbed::Running;
@@ -140,7 +142,9 @@ fn a_peer_that_is_lost_is_a_change_on_the_page_though_no_record_changes() {
     let last = ids.last().expect("the present state").clone();
     mesh.kill_node(2);
     let nodes = format!("{OWN}/page/view/nodes");
-    mesh.wait_until("the page shows that the peer is lost", || {
+    // A peer to which nothing is sent is probed seldom.
+    let limit = Duration::from_secs(90);
+    mesh.wait_within(limit, "the page shows that the peer is lost", || {
         let shown = fetch(&mesh, 0, &nodes, &token);
         shown.contains(">unreachable<") || shown.contains(">connecting<")
     });
