@@ -27,6 +27,7 @@ use crate::os::tasks::Tasks;
 use crate::os::unix_server::failure;
 use crate::os::web::Facts;
 use crate::os::{unix_server, web};
+use crate::page::paths::PathsBetween;
 use crate::page::policy::PolicyFacts;
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::local::{
@@ -104,6 +105,8 @@ pub enum ApiQuery {
     Revision(Reply<u64>),
     /// Return the fingerprint of all records that this node has.
     Records(Reply<Fingerprint>),
+    /// Return the paths between all nodes, and ask the nodes for theirs.
+    Paths(Reply<PathsBetween>),
     /// Return what the page shows of the policy.
     Policy(Reply<PolicyFacts>),
 }

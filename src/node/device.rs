@@ -13,6 +13,7 @@ use super::host::{Interface, Upkeep};
 use super::mapping::PortMapping;
 use super::policy::PolicyInForce;
 use super::reach::Reach;
+use super::rows::Rows;
 use super::streams::RelayStreams;
 use crate::os::clock;
 use crate::os::readable::AsyncReadable;
@@ -44,6 +45,8 @@ pub(super) struct Device {
     pub(super) calling: Calling,
     /// The guests for which this node is the door.
     pub(super) guests: Guests,
+    /// What other nodes tell of their paths.
+    pub(super) rows: Rows,
     /// The problem while the device is in another network namespace.
     elsewhere: Option<Problem>,
 }
@@ -68,6 +71,7 @@ impl Device {
             streams,
             calling: Calling::new(clock::now()),
             guests: Guests::default(),
+            rows: Rows::new(Instant::now()),
             elsewhere: None,
         }
     }

@@ -16,6 +16,7 @@
 //! | [`workloads`], [`docker`] | services, containers and the firewall |
 //! | [`state`], [`disk`], [`changes`], [`keys`] | the files of the node, the task that writes them, and changes that wait for it |
 //! | [`joining`], [`unattended`], [`departing`] | a join, a join with a token file, and departures that wait for a coordinator |
+//! | [`rows`] | what other nodes tell of their paths |
 //! | [`report`], [`contact`], [`metrics`] | status, problems and metrics of the node |
 //! | [`discovery`] | the calls with which Prometheus and an ingress follow the services |
 //! | [`web`], [`page`] | the API over the network, at the mesh addresses, and the page |
@@ -58,6 +59,7 @@ mod report;
 mod resolv_conf;
 mod resolved;
 mod resolver;
+mod rows;
 mod settle;
 pub mod state;
 mod streams;

@@ -18,10 +18,11 @@ use crate::os::unix_server::failure;
 use crate::os::web::{self, Guard, Knowledge, guarded};
 use crate::page::changes::{Changes, ShownByNode};
 use crate::page::making::Asked;
+use crate::page::paths::PathsBetween;
 use crate::page::server::{Kept, view_of};
 use crate::page::services::Place;
 use crate::page::table::Filter;
-use crate::page::{calls, history, nodes, problems, samples, services, why};
+use crate::page::{calls, history, nodes, paths, problems, samples, services, why};
 use crate::protocol::api::ApiError;
 use crate::protocol::local::{ServiceList, Status, WhyRequest};
 
@@ -68,6 +69,8 @@ fn views(page: Page) -> Router {
         .route(calls::CHANGES, get(follow))
         .route("/page/view/nodes", get(all_nodes))
         .route("/page/view/nodes/{filter}", get(some_nodes))
+        .route("/page/view/paths", get(all_paths))
+        .route("/page/view/paths/{filter}", get(some_paths))
         .route("/page/view/why/{node}", get(explain))
         .route("/page/view/services", get(all_services))
         .route("/page/view/services/{filter}", get(some_services))
@@ -121,6 +124,25 @@ async fn show_nodes(State(page): State<Page>, filter: Filter) -> Response {
     let status = api::send(&page.commands, Command::Status);
     let render = move |status: Status| nodes::of_node(&status, &filter);
     page.kept.view(asked, status, render).await
+}
+
+async fn all_paths(page: State<Page>) -> Response {
+    show_paths(page, Filter::default()).await
+}
+
+async fn some_paths(page: State<Page>, UrlPath(filter): UrlPath<String>) -> Response {
+    show_paths(page, Filter::parse(&filter)).await
+}
+
+async fn show_paths(State(page): State<Page>, filter: Filter) -> Response {
+    let asked = Asked {
+        view: "paths",
+        filter: filter.clone(),
+    };
+    let facts = |reply| Command::Api(ApiQuery::Paths(reply));
+    let facts = api::send(&page.commands, facts);
+    let render = move |facts: PathsBetween| paths::view(&facts, &filter);
+    page.kept.view(asked, facts, render).await
 }
 
 async fn explain(State(page): State<Page>, UrlPath(node): UrlPath<String>) -> Response {

@@ -28,6 +28,16 @@ pub const OF_NODE: &[ApiCall] = &[
         "Shows some of the other nodes.",
     ),
     view(
+        "/page/view/paths",
+        Scope::NodesRead,
+        "Shows the paths between all nodes.",
+    ),
+    view(
+        "/page/view/paths/{filter}",
+        Scope::NodesRead,
+        "Shows some of the paths between all nodes.",
+    ),
+    view(
         "/page/view/why/{node}",
         Scope::NodesRead,
         "Explains which path leads to a node.",

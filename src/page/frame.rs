@@ -22,7 +22,7 @@ pub struct Section {
 /// The page of a node.
 pub const NODE: Program = Program {
     name: "meshd",
-    sections: &[NODES, SERVICES, PROBLEMS, POLICY, AUDIT, HISTORY],
+    sections: &[NODES, PATHS, SERVICES, PROBLEMS, POLICY, AUDIT, HISTORY],
 };
 
 /// The page of a coordinator.
@@ -32,6 +32,7 @@ pub const COORDINATOR: Program = Program {
 };
 
 const NODES: Section = section("nodes", "Nodes", true);
+const PATHS: Section = section("paths", "All paths", true);
 const SERVICES: Section = section("services", "Services", true);
 const PROBLEMS: Section = section("problems", "Problems", false);
 const TOKENS: Section = section("tokens", "Tokens", false);

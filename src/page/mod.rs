@@ -19,7 +19,7 @@
 //! | [`calls`] | the views of nodes and of coordinators, each with the scope that it needs |
 //! | [`frame`] | the frame around the views |
 //! | [`table`] | the one form of all tables, the filter, and the bounds of a view |
-//! | [`nodes`], [`why`] | nodes, the paths to them, and why a path is in use |
+//! | [`nodes`], [`paths`], [`why`] | nodes, the paths to them and between them, and why a path is in use |
 //! | [`services`] | the instances of services, and why each one is in the answers or is not |
 //! | [`problems`], [`tokens`], [`policy`], [`audit`] | the views with these names |
 //! | [`history`], [`samples`] | graphs of the last hour, and what is measured for them |
@@ -33,6 +33,7 @@ pub mod frame;
 pub mod history;
 pub mod making;
 pub mod nodes;
+pub mod paths;
 pub mod policy;
 pub mod problems;
 pub mod samples;

@@ -104,6 +104,7 @@ const PURE: &[&str] = &[
     "node/policy",
     "node/remedies.rs",
     "node/replica",
+    "node/rows.rs",
     "node/settle.rs",
     "node/timers.rs",
     "node/transitions",

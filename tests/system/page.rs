@@ -108,6 +108,14 @@ fn a_node_shows_its_page_to_members_with_a_token_and_its_frame_to_others() {
         );
         assert!(!rebound.contains("n2"), "{rebound}");
     }
+    // Each node tells its paths to the one whose page is looked at.
+    let paths = format!("{OWN}/page/view/paths");
+    mesh.wait_until("the page shows the paths between all nodes", || {
+        let shown = fetch(&mesh, 0, &paths, &token);
+        shown.contains("3 of 3 nodes told theirs")
+    });
+    let shown = fetch(&mesh, 0, &format!("{paths}/n2%20n3"), &token);
+    assert_eq!(shown.matches("rowheader").count(), 3 + 2, "{shown}");
     let services = format!("{OWN}/page/view/services");
     mesh.wait_until("the page shows the service", || {
         let shown = fetch(&mesh, 0, &services, &token);
@@ -331,7 +339,8 @@ fn each_view_fits_a_narrow_screen_and_a_wide_one_is_accessible_and_keeps_to_its_
     assert_eq!(refused.collect::<Vec<_>>(), Vec::<&String>::new());
 
     // A change of the mesh is on the screen without a person.
-    browser.show(&NODE.sections[1]);
+    let services = NODE.sections.iter().find(|of| of.name == "services");
+    browser.show(services.expect("a view"));
     let added = mesh.on(1, &["service", "add", "late", "--port", "80"]);
     assert_eq!(added.code, 0, "{added:?}");
     let is_shown = "return document.getElementById('view').textContent.includes('late')";

@@ -9,7 +9,7 @@ use super::{Agent, Phase};
 use crate::node::api::{ApiQuery, Command, Reply};
 use crate::node::changes::{ChangeRequest, ServiceChange, parse_name};
 use crate::node::disk::audit_problem;
-use crate::node::joined::JoinedNode;
+use crate::node::joined::{JoinedNode, ask_rows};
 use crate::node::{metrics, report, unattended};
 use crate::protocol::api::ApiError;
 use crate::protocol::local::{NodeState, ServiceChanged, Status};
@@ -142,6 +142,10 @@ fn answer_api(agent: &mut Agent, query: ApiQuery) {
                 node.replica.ledger().fingerprint()
             });
         }
+        ApiQuery::Paths(reply) => carry_out(agent.node(), reply, |node, reply| {
+            ask_rows(node, Instant::now());
+            let _ = reply.send(Ok(report::paths_between(node)));
+        }),
         ApiQuery::Policy(reply) => answer(agent.node(), reply, report::policy_facts),
         ApiQuery::Facts(token, address, reply) => {
             let facts = agent.node();
