@@ -101,12 +101,18 @@ fn a_node_shows_its_page_to_members_with_a_token_and_its_frame_to_others() {
 
         let why = fetch(&mesh, n, &format!("{at}/page/view/why/n2"), &token);
         assert!(why.contains("From n1 to n2"), "{why}");
-        let rebound = curl(
-            &mesh,
-            n,
-            &["--include", "--header", "Host: evil.example", &url],
-        );
-        assert!(!rebound.contains("n2"), "{rebound}");
+        // The token is still in the file.
+        let rebinding = [
+            "--include",
+            "--header",
+            "@/run/headers",
+            "--header",
+            "Host: evil.example",
+            url.as_str(),
+        ];
+        let rebound = curl(&mesh, n, &rebinding);
+        assert!(rebound.starts_with("HTTP/1.1 403"), "{rebound}");
+        assert!(!rebound.contains("#why/n2"), "{rebound}");
     }
     // Each node tells its paths to the one whose page is looked at.
     let paths = format!("{OWN}/page/view/paths");
@@ -131,7 +137,8 @@ fn ids_after(mesh: &Mesh, last: &str, token: &str) -> Vec<String> {
     let headers = format!("Authorization: Bearer {token}\nLast-Event-ID: {last}\n");
     let headers = write(&mesh.nodes[0].host, "/run/headers", &headers);
     let (headers, url) = (format!("@{headers}"), format!("{OWN}{CHANGES}"));
-    let options = ["--no-buffer", "--max-time", "2", "--header", &headers, &url];
+    let (headers, url) = (headers.as_str(), url.as_str());
+    let options = ["--no-buffer", "--max-time", "2", "--header", headers, url];
     let events = curl(mesh, 0, &options);
     let ids = events.lines().filter_map(|line| line.strip_prefix("id: "));
     ids.map(str::to_owned).collect()
