@@ -2,7 +2,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use meshd::protocol::path_messages::{MAX_CANDIDATES, MAX_MESSAGE, MAX_RELAYS, Message, PathMessage};
+use meshd::protocol::path_messages::{
+    MAX_CANDIDATES, MAX_MESSAGE, MAX_RELAYS, MAX_ROW, Message, PathMessage,
+};
 
 fuzz_target!(|payload: &[u8]| {
     let Ok(message) = PathMessage::parse(payload) else {
@@ -18,6 +20,7 @@ fuzz_target!(|payload: &[u8]| {
             assert!(paths.relays.len() <= MAX_RELAYS);
         }
         Message::Call(call) => assert!(call.call.candidates.len() <= MAX_CANDIDATES),
-        Message::Echo(_) | Message::Bye(_) => {}
+        Message::Row(part) => assert!(part.paths.len() <= MAX_ROW),
+        Message::Echo(_) | Message::Bye(_) | Message::AskRow(_) => {}
     }
 });

@@ -3,7 +3,6 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -24,9 +23,6 @@ use crate::protocol::api::ApiError;
 use crate::protocol::web::calls::OF_COORDINATOR;
 use crate::protocol::web::openapi;
 
-/// How long one stream of events lasts. It ends before the deadline of its connection.
-const EVENTS_LIFETIME: Duration = Duration::from_secs(10);
-
 /// The handlers of all calls and of the page, behind the check of their tokens. When `stop` becomes true, the streams of events end.
 pub(super) fn router(hub: Arc<Hub>, stop: watch::Receiver<bool>) -> Router {
     let audit = hub.audit().clone();
@@ -37,10 +33,11 @@ pub(super) fn router(hub: Arc<Hub>, stop: watch::Receiver<bool>) -> Router {
         openapi::PATH_OF_COORDINATOR,
         audit,
     );
+    let stopping = stop.clone();
     let events = move |State(hub): State<Arc<Hub>>, headers: HeaderMap| async move {
-        events(hub, &headers, stop)
+        events(hub, &headers, stopping)
     };
-    let views = page::start(&hub, &guard);
+    let views = page::start(&hub, &guard, stop);
     let router = Router::new()
         .route("/v1/api/nodes", get(nodes))
         .route("/v1/api/services", get(services))
@@ -78,7 +75,7 @@ async fn services(State(hub): State<Arc<Hub>>) -> Response {
 }
 
 fn events(hub: Arc<Hub>, headers: &HeaderMap, stop: watch::Receiver<bool>) -> Response {
-    web::events(headers, EVENTS_LIFETIME, move || {
+    web::events(headers, page::EVENTS_LIFETIME, move || {
         let revision = (!*stop.borrow()).then(|| hub.revision());
         async move { revision }
     })

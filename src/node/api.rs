@@ -28,6 +28,7 @@ use crate::os::tasks::Tasks;
 use crate::os::unix_server::failure;
 use crate::os::web::Facts;
 use crate::os::{unix_server, web};
+use crate::page::paths::PathsBetween;
 use crate::page::policy::PolicyFacts;
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::local::{
@@ -37,6 +38,7 @@ use crate::protocol::local::{
     Why, WhyRequest,
 };
 use crate::protocol::web::openapi;
+use crate::records::fingerprint::Fingerprint;
 use crate::records::kinds::Guest;
 
 /// The channel for an answer.
@@ -110,6 +112,10 @@ pub enum ApiQuery {
     Facts(Option<PublicKey>, IpAddr, Reply<Facts>),
     /// Return the revision of the mesh that this node has received.
     Revision(Reply<u64>),
+    /// Return the fingerprint of all records that this node has.
+    Records(Reply<Fingerprint>),
+    /// Return the paths between all nodes, and ask the nodes for theirs.
+    Paths(Reply<PathsBetween>),
     /// Return what the page shows of the policy.
     Policy(Reply<PolicyFacts>),
 }
@@ -337,7 +343,7 @@ async fn metrics(State(agent): Agent) -> Response {
 }
 
 /// How long one stream of events lasts. It ends before its connection does.
-const EVENTS_LIFETIME: Duration = Duration::from_secs(50);
+pub(super) const EVENTS_LIFETIME: Duration = Duration::from_secs(50);
 
 async fn events(State(agent): Agent, headers: HeaderMap) -> Response {
     // A node without a mesh says so, and opens no stream.

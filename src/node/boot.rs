@@ -295,7 +295,11 @@ fn run(
     let Loaded { dir, identity, .. } = loaded;
     let mut device = equipped.device;
     let reach = reach_events(&mut device);
-    device.calling.received.restore(state::calls::read(&dir));
+    device
+        .asked
+        .calls
+        .received
+        .restore(state::calls::read(&dir));
     let names = start_names(&config, &identity, &dir);
     let resolver = NodeResolver::start(
         Arc::clone(&config),

@@ -14,6 +14,7 @@ use super::mapping::PortMapping;
 use super::policy::PolicyInForce;
 use super::reach::Reach;
 use super::routing::Routing;
+use super::rows::Rows;
 use super::streams::RelayStreams;
 use crate::os::clock;
 use crate::os::readable::AsyncReadable;
@@ -41,14 +42,21 @@ pub(super) struct Device {
     pub(super) policy: PolicyInForce,
     /// The streams to relays and of members.
     pub(super) streams: RelayStreams,
-    /// The calls of this node and of members.
-    pub(super) calling: Calling,
+    pub(super) asked: Asked,
     /// The guests for which this node is the door.
     pub(super) guests: Guests,
     /// The networks outside the mesh to which members route.
     pub(super) routing: Routing,
     /// The problem while the device is in another network namespace.
     elsewhere: Option<Problem>,
+}
+
+/// What nodes ask each other by messages about paths.
+pub(super) struct Asked {
+    /// The calls of this node and of members.
+    pub(super) calls: Calling,
+    /// What other nodes tell of their paths.
+    pub(super) rows: Rows,
 }
 
 impl Device {
@@ -70,7 +78,10 @@ impl Device {
             reach,
             policy,
             streams,
-            calling: Calling::new(clock::now()),
+            asked: Asked {
+                calls: Calling::new(clock::now()),
+                rows: Rows::new(Instant::now()),
+            },
             guests: Guests::default(),
             routing,
             elsewhere: None,

@@ -11,6 +11,7 @@ pub(super) use self::calling::may_call;
 pub(super) use self::events::{Events, NodeEvent, ReachEvents};
 pub(super) use self::relaying::measured_relay;
 pub(super) use self::routing::standing;
+pub(super) use self::rows::{ask_rows, own_row};
 use super::change_times::Stage;
 use super::changes::ChangeRequest;
 use super::connections::{Confirmation, Connections};
@@ -43,6 +44,7 @@ mod probing;
 mod publishing;
 mod relaying;
 mod routing;
+mod rows;
 mod stages;
 mod streaming;
 mod stun;
@@ -260,7 +262,7 @@ impl JoinedNode {
     /// this every few seconds.
     pub(super) async fn reconcile(&mut self) {
         self.disk.write_service_addresses(&self.names);
-        self.disk.write_calls(&self.device.calling);
+        self.disk.write_calls(&self.device.asked.calls);
         self.disk.write_policy(&self.device.policy);
         if self.device.check_namespace().await {
             self.configure_device();

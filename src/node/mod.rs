@@ -16,6 +16,7 @@
 //! | [`workloads`], [`docker`] | services, containers and the firewall |
 //! | [`state`], [`disk`], [`changes`], [`keys`] | the files of the node, the task that writes them, and changes that wait for it |
 //! | [`joining`], [`unattended`], [`departing`] | a join, a join with a token file, and departures that wait for a coordinator |
+//! | [`rows`] | what other nodes tell of their paths |
 //! | [`report`], [`contact`], [`metrics`] | status, problems and metrics of the node |
 //! | [`discovery`] | the calls with which Prometheus and an ingress follow the services |
 //! | [`web`], [`page`] | the API over the network, at the mesh addresses, and the page |
@@ -62,6 +63,7 @@ mod resolv_conf;
 mod resolved;
 mod resolver;
 mod routing;
+mod rows;
 mod settle;
 mod spawn;
 pub mod state;

@@ -4,34 +4,61 @@ use std::time::Instant;
 
 use axum::Router;
 use axum::extract::{Path as UrlPath, State};
+use axum::http::HeaderMap;
 use axum::response::Response;
 use axum::routing::get;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
-use super::api::{self, ApiQuery, Command, LocalApi};
+use super::api::{self, ApiQuery, Command, EVENTS_LIFETIME, LocalApi};
+use crate::model::time::unix_milliseconds;
+use crate::os::clock;
 use crate::os::tasks::Tasks;
 use crate::os::unix_server::failure;
-use crate::os::web::{Guard, Knowledge, guarded};
+use crate::os::web::{self, Guard, Knowledge, guarded};
+use crate::page::changes::{Changes, ShownByNode};
+use crate::page::making::Asked;
+use crate::page::paths::PathsBetween;
 use crate::page::server::{Kept, view_of};
 use crate::page::services::Place;
 use crate::page::table::Filter;
-use crate::page::{calls, history, nodes, problems, samples, services, why};
-use crate::protocol::local::{Status, WhyRequest};
+use crate::page::{calls, history, nodes, paths, problems, samples, services, why};
+use crate::protocol::api::ApiError;
+use crate::protocol::local::{ServiceList, Status, WhyRequest};
 
 /// What the views need.
 #[derive(Debug, Clone)]
 struct Page {
     commands: mpsc::Sender<Command>,
     kept: Kept,
+    changes: Changes<ShownByNode>,
+}
+
+impl Page {
+    fn new(commands: mpsc::Sender<Command>, kept: Kept) -> Self {
+        Self {
+            commands,
+            kept,
+            changes: Changes::new(unix_milliseconds(clock::wall())),
+        }
+    }
+
+    /// The number of the last change of what the page shows.
+    async fn change(&self) -> Result<u64, ApiError> {
+        let look = async {
+            let records = |reply| Command::Api(ApiQuery::Records(reply));
+            let records = api::send(&self.commands, records).await?;
+            let status = api::send(&self.commands, Command::Status).await?;
+            Ok::<_, ApiError>(ShownByNode::of(&status, records))
+        };
+        self.changes.number(look).await
+    }
 }
 
 /// Starts the measurements. Returns the handlers of all views, behind the check of their tokens.
 pub(super) fn start<K: Knowledge>(api: &LocalApi, guard: &Guard<K>) -> Router {
-    let page = Page {
-        commands: api.commands.clone(),
-        kept: Kept::new(samples::OF_NODE, api.audit.directory()),
-    };
+    let kept = Kept::new(samples::OF_NODE, api.audit.directory());
+    let page = Page::new(api.commands.clone(), kept);
     Tasks::current().spawn("measurements for the page", measure(page.clone()));
     guarded(views(page), guard.of_calls(calls::OF_NODE))
 }
@@ -39,8 +66,11 @@ pub(super) fn start<K: Knowledge>(api: &LocalApi, guard: &Guard<K>) -> Router {
 /// The handlers of the views. They check no caller.
 fn views(page: Page) -> Router {
     Router::new()
+        .route(calls::CHANGES, get(follow))
         .route("/page/view/nodes", get(all_nodes))
         .route("/page/view/nodes/{filter}", get(some_nodes))
+        .route("/page/view/paths", get(all_paths))
+        .route("/page/view/paths/{filter}", get(some_paths))
         .route("/page/view/why/{node}", get(explain))
         .route("/page/view/services", get(all_services))
         .route("/page/view/services/{filter}", get(some_services))
@@ -61,6 +91,23 @@ async fn measure(page: Page) {
     }
 }
 
+/// A stream of the changes. The number of a change is in the place of the revision.
+async fn follow(State(page): State<Page>, headers: HeaderMap) -> Response {
+    let place = match page.changes.follow() {
+        Ok(place) => place,
+        Err(error) => return failure(error),
+    };
+    // A node without a mesh says so, and opens no stream.
+    if let Err(error) = page.change().await {
+        return failure(error);
+    }
+    web::events(&headers, EVENTS_LIFETIME, move || {
+        let _ = &place;
+        let page = page.clone();
+        async move { page.change().await.ok() }
+    })
+}
+
 async fn all_nodes(page: State<Page>) -> Response {
     show_nodes(page, Filter::default()).await
 }
@@ -70,8 +117,32 @@ async fn some_nodes(page: State<Page>, UrlPath(filter): UrlPath<String>) -> Resp
 }
 
 async fn show_nodes(State(page): State<Page>, filter: Filter) -> Response {
-    let status = api::send(&page.commands, Command::Status).await;
-    view_of(status, |status| nodes::of_node(&status, &filter))
+    let asked = Asked {
+        view: "nodes",
+        filter: filter.clone(),
+    };
+    let status = api::send(&page.commands, Command::Status);
+    let render = move |status: Status| nodes::of_node(&status, &filter);
+    page.kept.view(asked, status, render).await
+}
+
+async fn all_paths(page: State<Page>) -> Response {
+    show_paths(page, Filter::default()).await
+}
+
+async fn some_paths(page: State<Page>, UrlPath(filter): UrlPath<String>) -> Response {
+    show_paths(page, Filter::parse(&filter)).await
+}
+
+async fn show_paths(State(page): State<Page>, filter: Filter) -> Response {
+    let asked = Asked {
+        view: "paths",
+        filter: filter.clone(),
+    };
+    let facts = |reply| Command::Api(ApiQuery::Paths(reply));
+    let facts = api::send(&page.commands, facts);
+    let render = move |facts: PathsBetween| paths::view(&facts, &filter);
+    page.kept.view(asked, facts, render).await
 }
 
 async fn explain(State(page): State<Page>, UrlPath(node): UrlPath<String>) -> Response {
@@ -93,21 +164,26 @@ async fn some_services(page: State<Page>, UrlPath(filter): UrlPath<String>) -> R
 }
 
 async fn show_services(State(page): State<Page>, filter: Filter) -> Response {
-    let list = api::send(&page.commands, Command::Services).await;
-    view_of(list, |list| services::view(&list, &filter, Place::Node))
+    let asked = Asked {
+        view: "services",
+        filter: filter.clone(),
+    };
+    let list = api::send(&page.commands, Command::Services);
+    let render = move |list: ServiceList| services::view(&list, &filter, Place::Node);
+    page.kept.view(asked, list, render).await
 }
 
 async fn list_problems(State(page): State<Page>) -> Response {
-    let status = api::send(&page.commands, Command::Status).await;
-    view_of(status, |status: Status| problems::view(&status.problems))
+    let asked = Asked::whole("problems");
+    let status = api::send(&page.commands, Command::Status);
+    let render = |status: Status| problems::view(&status.problems);
+    page.kept.view(asked, status, render).await
 }
 
 async fn show_policy(State(page): State<Page>) -> Response {
     let facts = |reply| Command::Api(ApiQuery::Policy(reply));
-    match api::send(&page.commands, facts).await {
-        Ok(facts) => page.kept.policy_view(facts).await,
-        Err(error) => failure(error),
-    }
+    let facts = api::send(&page.commands, facts);
+    page.kept.policy_view(facts).await
 }
 
 async fn show_audit(State(page): State<Page>) -> Response {
@@ -131,7 +207,7 @@ mod tests {
     use crate::os::web::{Facts, Source};
     use crate::page::frame::NODE;
     use crate::page::server::with_page;
-    use crate::protocol::api::{ApiError, ErrorCode};
+    use crate::protocol::api::ErrorCode;
     use crate::protocol::web::openapi;
 
     /// The knowledge of a node that is in no mesh.
@@ -166,10 +242,7 @@ mod tests {
     fn page() -> Page {
         // Nobody receives the commands, so a handler that sends one answers that meshd is stopping.
         let (commands, _) = mpsc::channel(1);
-        Page {
-            commands,
-            kept: Kept::new(samples::OF_NODE, None),
-        }
+        Page::new(commands, Kept::new(samples::OF_NODE, None))
     }
 
     /// The path of a view, with something in the place of its parameter.

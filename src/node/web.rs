@@ -30,7 +30,7 @@ use crate::os::web::{ConnectionPlace, Facts, Guard, Knowledge, Places, Source, g
 use crate::page::frame::NODE;
 use crate::page::server::with_page;
 use crate::protocol::api::ApiError;
-use crate::protocol::web::calls::{OF_NODE, OF_NODE_WITH_PAGE_ONLY};
+use crate::protocol::web::calls::{ApiCall, OF_NODE};
 use crate::protocol::web::{PORT, openapi};
 
 /// How often the addresses of this node are compared with those at which it listens. They change when it joins, leaves or moves to
@@ -55,7 +55,8 @@ const BACKLOG: u32 = 64;
 pub(super) async fn serve(api: LocalApi, settings: ApiSettings) {
     let commands = api.commands.clone();
     let router = router(api, &settings);
-    let places = Places::default();
+    // Programs of this machine that hold all places of the page leave those of the mesh free.
+    let (places_of_mesh, places_of_machine) = (Places::default(), Places::default());
     let mut listeners: BTreeMap<SocketAddr, AbortOnDrop> = BTreeMap::new();
     let mut failed: BTreeMap<SocketAddr, String> = BTreeMap::new();
     loop {
@@ -68,6 +69,11 @@ pub(super) async fn serve(api: LocalApi, settings: ApiSettings) {
             match listen(address) {
                 Ok(listener) => {
                     failed.remove(&address);
+                    let places = if settings.page == PagePlace::At(address) {
+                        &places_of_machine
+                    } else {
+                        &places_of_mesh
+                    };
                     let accepting = accept(listener, router.clone(), places.clone());
                     let task = Tasks::current().spawn("listener of the API", accepting);
                     free.insert(task.abort_on_drop());
@@ -86,13 +92,9 @@ pub(super) async fn serve(api: LocalApi, settings: ApiSettings) {
 }
 
 /// The handlers of the calls, and of the page if it is served, behind the check of their tokens. Where the page is served and the API is
-/// not, no call changes anything.
+/// not, there are no calls.
 fn router(api: LocalApi, settings: &ApiSettings) -> Router {
-    let calls = if settings.is_on_network {
-        OF_NODE
-    } else {
-        OF_NODE_WITH_PAGE_ONLY
-    };
+    let calls: &[ApiCall] = if settings.is_on_network { OF_NODE } else { &[] };
     let guard = Guard::new(
         OfAgent(api.commands.clone()),
         calls,
@@ -244,7 +246,8 @@ mod tests {
         for (is_on_network, place, (method, path), expected) in [
             (false, own, ("GET", "/page"), 200),
             (false, own, ("GET", "/page/view/nodes"), 401),
-            (false, own, ("GET", "/v1/events"), 401),
+            (false, own, ("GET", "/page/view/changes"), 401),
+            (false, own, ("GET", "/v1/events"), 404),
             (false, own, drain, 404),
             (true, PagePlace::WithApi, ("GET", "/page"), 200),
             (true, PagePlace::WithApi, drain, 401),

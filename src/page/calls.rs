@@ -5,9 +5,18 @@ use crate::protocol::web::calls::{Answer, ApiCall};
 
 /// The path of the page. All other paths of it begin with this one.
 pub const PATH: &str = "/page";
+/// The path of the stream of the changes, which the script follows.
+pub const CHANGES: &str = "/page/view/changes";
+/// It has the scope of the stream of events of the API.
+const FOLLOW: ApiCall = view(
+    CHANGES,
+    Scope::StatusRead,
+    "Sends an event for each change of what the page shows, as a stream.",
+);
 
 /// The views of a node.
 pub const OF_NODE: &[ApiCall] = &[
+    FOLLOW,
     view(
         "/page/view/nodes",
         Scope::NodesRead,
@@ -17,6 +26,16 @@ pub const OF_NODE: &[ApiCall] = &[
         "/page/view/nodes/{filter}",
         Scope::NodesRead,
         "Shows some of the other nodes.",
+    ),
+    view(
+        "/page/view/paths",
+        Scope::NodesRead,
+        "Shows the paths between all nodes.",
+    ),
+    view(
+        "/page/view/paths/{filter}",
+        Scope::NodesRead,
+        "Shows some of the paths between all nodes.",
     ),
     view(
         "/page/view/why/{node}",
@@ -57,6 +76,7 @@ pub const OF_NODE: &[ApiCall] = &[
 
 /// The views of a coordinator.
 pub const OF_COORDINATOR: &[ApiCall] = &[
+    FOLLOW,
     view(
         "/page/view/nodes",
         Scope::NodesRead,

@@ -7,8 +7,6 @@ use maud::{DOCTYPE, Markup, html};
 pub struct Program {
     pub name: &'static str,
     pub sections: &'static [Section],
-    /// The path of the stream of events.
-    pub events: &'static str,
 }
 
 /// A view in the list.
@@ -24,18 +22,17 @@ pub struct Section {
 /// The page of a node.
 pub const NODE: Program = Program {
     name: "meshd",
-    sections: &[NODES, SERVICES, PROBLEMS, POLICY, AUDIT, HISTORY],
-    events: "/v1/events",
+    sections: &[NODES, PATHS, SERVICES, PROBLEMS, POLICY, AUDIT, HISTORY],
 };
 
 /// The page of a coordinator.
 pub const COORDINATOR: Program = Program {
     name: "mesh-coordinator",
     sections: &[NODES, SERVICES, PROBLEMS, TOKENS, POLICY, AUDIT, HISTORY],
-    events: "/v1/api/events",
 };
 
 const NODES: Section = section("nodes", "Nodes", true);
+const PATHS: Section = section("paths", "All paths", true);
 const SERVICES: Section = section("services", "Services", true);
 const PROBLEMS: Section = section("problems", "Problems", false);
 const TOKENS: Section = section("tokens", "Tokens", false);
@@ -69,7 +66,7 @@ pub fn frame(program: &Program) -> Markup {
                 link rel="icon" href="/page/icon.svg";
                 script src="/page/script.js" defer {}
             }
-            body data-events=(program.events) {
+            body {
                 a id="skip" href="#view" { "Skip to the view" }
                 header {
                     h1 { (program.name) }
@@ -128,7 +125,7 @@ mod tests {
     use super::*;
     use crate::page::calls;
     use crate::protocol::api_token::Scope;
-    use crate::protocol::web::calls::{self as api, ApiCall, Found, find};
+    use crate::protocol::web::calls::{ApiCall, Found, find};
 
     fn has(calls: &'static [ApiCall], path: &str) -> bool {
         matches!(find(calls, "GET", path), Found::Call(_))
@@ -136,18 +133,15 @@ mod tests {
 
     #[test]
     fn each_section_has_a_view_and_its_filter_if_it_takes_one() {
-        let programs = [
-            (NODE, calls::OF_NODE, api::OF_NODE),
-            (COORDINATOR, calls::OF_COORDINATOR, api::OF_COORDINATOR),
-        ];
-        for (program, views, calls) in programs {
+        let programs = [(NODE, calls::OF_NODE), (COORDINATOR, calls::OF_COORDINATOR)];
+        for (program, views) in programs {
             for section in program.sections {
                 let path = format!("/page/view/{}", section.name);
                 assert!(has(views, &path), "{path}");
                 let filtered = has(views, &format!("{path}/web"));
                 assert_eq!(filtered, section.is_filtered, "{path}");
             }
-            assert!(has(calls, program.events), "{}", program.events);
+            assert!(has(views, calls::CHANGES));
         }
     }
 

@@ -82,11 +82,15 @@ fn graph(place: usize, chart: Chart, values: &[Option<f64>]) -> Markup {
     };
     let label = format!("graph-{place}");
     let unit = chart.unit;
+    let now = match values.last() {
+        Some(Some(value)) => number(*value, unit),
+        _ => "not measured".to_owned(),
+    };
     html! {
         figure {
             figcaption id=(label) {
                 strong { (chart.title) }
-                " now " (number(range.last, unit)) ", lowest " (number(range.lowest, unit)) ", highest " (number(range.highest, unit))
+                " now " (now) ", lowest " (number(range.lowest, unit)) ", highest " (number(range.highest, unit))
             }
             svg viewBox="0 0 360 60" preserveAspectRatio="none" role="img" aria-labelledby=(label) {
                 @for line in lines(values, range.highest) {
@@ -97,12 +101,11 @@ fn graph(place: usize, chart: Chart, values: &[Option<f64>]) -> Markup {
     }
 }
 
-/// The lowest, the highest and the last of some values.
+/// The lowest and the highest of some values.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Range {
     lowest: f64,
     highest: f64,
-    last: f64,
 }
 
 impl Range {
@@ -112,12 +115,10 @@ impl Range {
         let start = Self {
             lowest: first,
             highest: first,
-            last: first,
         };
         Some(known.fold(start, |range, value| Self {
             lowest: range.lowest.min(value),
             highest: range.highest.max(value),
-            last: value,
         }))
     }
 }
@@ -204,7 +205,7 @@ mod tests {
             "{page}"
         );
         assert!(
-            page.contains("now 0.5 ms, lowest 0.5 ms, highest 0.5 ms"),
+            page.contains("now not measured, lowest 0.5 ms, highest 0.5 ms"),
             "{page}"
         );
         let label = r#"role="img" aria-labelledby="graph-0""#;

@@ -194,7 +194,8 @@ pub fn shown(state: PeerState) -> (Tone, &'static str) {
 }
 
 /// The place of a state in the order from the worst to the best.
-fn rank(state: PeerState) -> u8 {
+#[must_use]
+pub fn rank(state: PeerState) -> u8 {
     match state {
         PeerState::Unreachable => 0,
         PeerState::Connecting => 1,

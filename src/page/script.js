@@ -7,8 +7,8 @@ let asked = 0;
 // The text of the view that is shown, and its route. The same text is not shown again, so that nothing moves and nothing is read aloud.
 let shown = "";
 let shownRoute = "";
-// The last revision of the mesh of which an event told, and what ends the stream of events.
-let revision = "";
+// The id of the last event, and what ends the stream of events.
+let last = "";
 let stream = null;
 
 // Whether a view is requested now, and whether the mesh has changed in the meantime.
@@ -17,14 +17,20 @@ let again = false;
 // The route of the view that the token does not permit. It is not requested again, since each refusal is an event of the server.
 let barred = "";
 
+const CHANGES = "/page/view/changes";
 const REFRESH_MS = 5000;
 const RETRY_MS = 1000;
+const MAX_RETRY_MS = 30000;
 const ANSWER_MS = 20000;
+// A server ends a stream of events within a minute. One that lasts longer has lost its connection.
+const STREAM_MS = 70000;
 const TYPING_MS = 250;
 
 const at = (id) => document.getElementById(id);
 const links = () => [...at("sections").querySelectorAll("a")];
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+// Many pages that were refused at the same time do not come back at the same time.
+const scattered = (ms) => ms * (0.5 + Math.random());
 
 // The part of the address after `#`: the name of a view, or `why/` and the name of a node.
 function route() {
@@ -79,8 +85,9 @@ async function show(isOpened) {
   }
 }
 
-// Shows the view again. A view that is on its way arrives first, so that many changes do not hold the page up.
+// Shows the view again, if somebody can see it. A view that is on its way arrives first, so that many changes do not hold the page up.
 function refresh() {
+  if (document.visibilityState !== "visible") return;
   if (waiting) again = true;
   else if (barred !== route()) show(false);
 }
@@ -101,8 +108,9 @@ async function showAs(number, isOpened) {
     return;
   }
   if (!response.ok) {
-    // A server that is busy for a moment keeps the view on the screen.
-    if (response.status !== 429) place("");
+    // While the server is busy for a moment, the view stays on the screen.
+    if (response.status === 429) setTimeout(refresh, scattered(RETRY_MS));
+    else place("");
     if (response.status === 403) barred = route();
     fail(text);
     return;
@@ -148,14 +156,19 @@ function mark() {
   document.title = (current ? current.textContent + " · " : "") + document.querySelector("h1").textContent;
 }
 
-// Follows the events: each new revision of the mesh shows the view again. A server ends the stream now and then.
+// Follows the events: each one shows the view again. A server ends the stream now and then, and it is opened again at once.
 async function follow() {
-  const own = new AbortController();
+  const own = { abort: () => {} };
   stream = own;
+  let failures = 0;
   while (token !== "" && stream === own) {
+    const begun = Date.now();
+    const attempt = new AbortController();
+    own.abort = () => attempt.abort();
+    const timer = setTimeout(own.abort, STREAM_MS);
     try {
-      const headers = revision === "" ? {} : { "Last-Event-ID": revision };
-      const response = await ask(document.body.dataset.events, headers, own.signal);
+      const headers = last === "" ? {} : { "Last-Event-ID": last };
+      const response = await ask(CHANGES, headers, attempt.signal);
       if (response.status === 401 || response.status === 403) {
         tell("Refreshed every 5 seconds: the token does not permit the events (status:read).");
         return;
@@ -163,13 +176,18 @@ async function follow() {
       if (response.ok) {
         tell("Connected");
         await read(response.body);
+      } else if (response.status === 429) {
+        tell("Refreshed every 5 seconds: too many pages are open.");
       } else {
         tell("Not connected");
       }
     } catch {
       if (stream === own) tell("Not connected");
+    } finally {
+      clearTimeout(timer);
     }
-    await pause(RETRY_MS);
+    failures = Date.now() - begun > RETRY_MS ? 0 : failures + 1;
+    if (failures > 0) await pause(scattered(Math.min(RETRY_MS * 2 ** (failures - 1), MAX_RETRY_MS)));
   }
 }
 
@@ -183,7 +201,7 @@ async function read(body) {
     rest = lines.pop();
     const ids = lines.filter((line) => line.startsWith("id: "));
     if (ids.length > 0) {
-      revision = ids[ids.length - 1].slice(4);
+      last = ids[ids.length - 1].slice(4);
       refresh();
     }
   }
@@ -204,7 +222,7 @@ function forget() {
   asked += 1;
   waiting = false;
   again = false;
-  revision = "";
+  last = "";
   stream?.abort();
   stream = null;
   shown = "";
@@ -237,7 +255,8 @@ at("filter").addEventListener("input", () => {
 });
 
 window.addEventListener("hashchange", () => show(true));
-// Round trips and graphs change without a new revision.
-setInterval(() => {
-  if (document.visibilityState === "visible") refresh();
-}, REFRESH_MS);
+document.addEventListener("visibilitychange", refresh);
+// A browser may keep a page that was left, to show it again. It keeps none with a token.
+window.addEventListener("pagehide", forget);
+// Round trips and graphs change without an event.
+setInterval(refresh, REFRESH_MS);

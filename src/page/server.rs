@@ -1,5 +1,6 @@
 //! The answers of a server: the frame with its files, the views, and the headers of all answers.
 
+use std::future::{Future, ready};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,10 +13,10 @@ use axum::middleware;
 use axum::response::Response;
 use axum::routing::get;
 use maud::Markup;
-use tokio::sync::Semaphore;
 
 use super::frame::{Program, frame};
 use super::history::{Chart, History, Sample};
+use super::making::{Asked, Maker};
 use super::policy::PolicyFacts;
 use super::table::MAX_ROWS;
 use super::{audit, policy};
@@ -29,8 +30,8 @@ const SCRIPT: &str = include_str!("script.js");
 const ICON: &str = include_str!("icon.svg");
 
 /// The headers of all answers of a server that has the page. Scripts, styles, pictures and connections are those of this server alone. No
-/// other page may show this one in a frame, and no form is sent anywhere.
-pub const HEADERS: [(&str, &str); 4] = [
+/// other page may show this one in a frame or load a part of it, and no form is sent anywhere.
+pub const HEADERS: [(&str, &str); 5] = [
     (
         "content-security-policy",
         "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -38,6 +39,7 @@ pub const HEADERS: [(&str, &str); 4] = [
     ("x-content-type-options", "nosniff"),
     ("referrer-policy", "no-referrer"),
     ("cross-origin-opener-policy", "same-origin"),
+    ("cross-origin-resource-policy", "same-origin"),
 ];
 
 /// Puts the page before the other handlers of a server. `views` are the handlers of the views, behind the check of their tokens.
@@ -86,7 +88,11 @@ fn file(kind: &'static str, content: Bytes) -> Response {
 /// The answer with a view, which no browser keeps.
 #[must_use]
 pub fn view(markup: Markup) -> Response {
-    answer(HTML, "no-store", Body::from(markup.into_string()))
+    view_with(markup.into_string())
+}
+
+fn view_with(text: impl Into<Body>) -> Response {
+    answer(HTML, "no-store", text.into())
 }
 
 fn answer(kind: &'static str, cache: &'static str, content: Body) -> Response {
@@ -111,8 +117,10 @@ pub struct Kept {
     history: Arc<Mutex<History>>,
     /// The directory of the audit log. None if the program keeps none.
     audit: Option<PathBuf>,
-    /// The turn of a view that takes long. Views of this kind are made one after the other, so that callers take one core at most.
-    turn: Arc<Semaphore>,
+    /// The views that take a moment.
+    quick: Maker,
+    /// The views that may take long. They hold up none of the others.
+    slow: Maker,
 }
 
 impl Kept {
@@ -121,7 +129,8 @@ impl Kept {
         Self {
             history: Arc::new(Mutex::new(History::new(charts))),
             audit: audit.map(Path::to_owned),
-            turn: Arc::new(Semaphore::new(1)),
+            quick: Maker::default(),
+            slow: Maker::default(),
         }
     }
 
@@ -142,45 +151,53 @@ impl Kept {
         view(history.view())
     }
 
+    /// The answer with a view of `values`.
+    pub async fn view<T: Send + 'static>(
+        &self,
+        asked: Asked,
+        values: impl Future<Output = Result<T, ApiError>>,
+        render: impl FnOnce(T) -> Markup + Send + 'static,
+    ) -> Response {
+        let render = move |values| Ok(render(values));
+        answered(self.quick.make(asked, values, render).await)
+    }
+
     /// The view of the audit log.
     pub async fn audit_view(&self) -> Response {
-        let directory = self.audit.clone();
-        self.in_turn(move || {
-            let Some(directory) = directory else {
-                return Ok(audit::view(None));
-            };
-            let lines = match reading::latest(&directory, MAX_ROWS) {
-                // There is no file before the first event.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-                lines => lines.map_err(|error| unreadable(&error))?,
-            };
-            Ok(audit::view(Some(&lines)))
-        })
-        .await
+        let directory = ready(Ok(self.audit.clone()));
+        let asked = Asked::whole("audit");
+        answered(self.slow.make(asked, directory, render_audit).await)
     }
 
     /// The view of the policy.
-    pub async fn policy_view(&self, facts: PolicyFacts) -> Response {
-        self.in_turn(move || Ok(policy::view(&facts))).await
-    }
-
-    /// Makes a view in a thread where it may take its time. It keeps its turn until it is made, also if the caller hangs up.
-    async fn in_turn(
+    pub async fn policy_view(
         &self,
-        make: impl FnOnce() -> Result<Markup, ApiError> + Send + 'static,
+        facts: impl Future<Output = Result<PolicyFacts, ApiError>>,
     ) -> Response {
-        let turn = Arc::clone(&self.turn).acquire_owned().await;
-        let made = tokio::task::spawn_blocking(move || {
-            let made = make();
-            drop(turn);
-            made
-        });
-        let made = made.await.unwrap_or_else(|_| {
-            let text = "the program failed; look at its log";
-            Err(ApiError::new(ErrorCode::Internal, text))
-        });
-        view_of(made, |markup| markup)
+        let asked = Asked::whole("policy");
+        let render = |facts: PolicyFacts| Ok(policy::view(&facts));
+        answered(self.slow.make(asked, facts, render).await)
     }
+}
+
+fn answered(made: Result<Bytes, ApiError>) -> Response {
+    match made {
+        Ok(text) => view_with(text),
+        Err(error) => failure(error),
+    }
+}
+
+/// The view of the audit log in a directory. None if the program keeps no log.
+fn render_audit(directory: Option<PathBuf>) -> Result<Markup, ApiError> {
+    let Some(directory) = directory else {
+        return Ok(audit::view(None));
+    };
+    let lines = match reading::latest(&directory, MAX_ROWS) {
+        // There is no file before the first event.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        lines => lines.map_err(|error| unreadable(&error))?,
+    };
+    Ok(audit::view(Some(&lines)))
 }
 
 fn unreadable(error: &io::Error) -> ApiError {
@@ -271,17 +288,19 @@ mod tests {
     async fn the_last_events_of_the_log_are_shown() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let path = directory.path();
-        let kept = Kept::new(samples::OF_NODE, Some(path));
-        let page = text(kept.audit_view().await).await;
+        let shown = async |path| {
+            let kept = Kept::new(samples::OF_NODE, path);
+            text(kept.audit_view().await).await
+        };
+        let page = shown(Some(path)).await;
         assert!(page.contains("Events, the latest first"), "{page}");
         let audit = Audit::open(path);
         let reason = crate::os::audit::Text::from("a test");
         audit.record(Event::done(Who::Daemon, What::StoreWentBack { reason }));
         audit.flush();
-        let page = text(kept.audit_view().await).await;
+        let page = shown(Some(path)).await;
         assert!(page.contains(">store went back<"), "{page}");
-        let none = Kept::new(samples::OF_NODE, None);
-        let page = text(none.audit_view().await).await;
+        let page = shown(None).await;
         assert!(page.contains("keeps no audit log"), "{page}");
     }
 }

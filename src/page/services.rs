@@ -17,26 +17,27 @@ pub enum Place {
 /// Whether an instance is in the answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Part {
+    /// It is, unless `[dns] when_none_usable` says otherwise, because no instance of its service is usable.
+    LastResort,
     Out,
     In,
 }
 
-/// The instances of all services. Those that are in no answer are first.
+/// The instances of all services. Those that are not usable are first.
 #[must_use]
 pub fn view(list: &ServiceList, filter: &Filter, place: Place) -> Markup {
     let instances = list.services.iter().flat_map(|service| {
         let name = name_of(service);
+        let has_usable = has_usable(service);
         let instances = service.instances.iter();
-        instances.map(move |instance| (name.clone(), instance))
-    });
-    let mut rows: Vec<(String, &InstanceRow, Part, &str)> = instances
-        .map(|(name, instance)| {
-            let (part, reason) = part_of(instance, place);
-            (name, instance, part, reason)
+        instances.map(move |instance| {
+            let (part, reason) = part_of(instance, has_usable, place);
+            (name.clone(), instance, part, reason)
         })
-        .collect();
+    });
+    let mut rows: Vec<(String, &InstanceRow, Part, &str)> = instances.collect();
     let all = rows.len();
-    let answered = rows.iter().filter(|row| row.2 == Part::In).count();
+    let usable = rows.iter().filter(|row| row.2 == Part::In).count();
     rows.retain(|(name, instance, part, reason)| {
         filter.passes(&format!(
             "{name} {} {} {} {}/{} {} {reason}",
@@ -54,7 +55,7 @@ pub fn view(list: &ServiceList, filter: &Filter, place: Place) -> Markup {
         .take(MAX_ROWS)
         .map(|(name, instance, part, reason)| row(name, instance, *part, reason))
         .collect();
-    let unanswered = without_answers(list, place);
+    let unusable = without_usable(list);
     let columns = [
         "Service",
         "In answers",
@@ -66,15 +67,16 @@ pub fn view(list: &ServiceList, filter: &Filter, place: Place) -> Markup {
     html! {
         (heading("Services"))
         p {
-            (list.services.len()) " services. " (answered) " of " (all) " ports of instances are in the answers."
+            (list.services.len()) " services. " (usable) " of " (all) " ports of instances are usable."
         }
-        @if !unanswered.is_empty() {
+        @if !unusable.is_empty() {
             p class="bad" {
-                "No instance of these services is usable: " (text(&unanswered))
-                ". The setting " code { "[dns] when_none_usable" } " of each node says what it answers."
+                "No instance of these services is usable: " (text(&unusable))
+                ". Those that are a last resort are answered all the same, unless " code { "[dns] when_none_usable" }
+                " of the node that answers is " code { "none" } "."
             }
         }
-        (table("Instances, those that are in no answer first", &columns, &shown))
+        (table("Instances, those that are not usable first", &columns, &shown))
         (left_out(rows.len()))
     }
 }
@@ -82,11 +84,13 @@ pub fn view(list: &ServiceList, filter: &Filter, place: Place) -> Markup {
 /// The maximum number of services that one sentence names.
 const MAX_NAMED: usize = 10;
 
-fn without_answers(list: &ServiceList, place: Place) -> String {
-    let has_none = |service: &&ServiceRow| {
-        let mut instances = service.instances.iter();
-        !service.instances.is_empty() && instances.all(|i| part_of(i, place).0 == Part::Out)
-    };
+fn has_usable(service: &ServiceRow) -> bool {
+    let mut instances = service.instances.iter();
+    instances.any(|instance| instance.reachable && instance.health.is_usable())
+}
+
+fn without_usable(list: &ServiceList) -> String {
+    let has_none = |service: &&ServiceRow| !service.instances.is_empty() && !has_usable(service);
     let names = list.services.iter().filter(has_none).map(name_of);
     crate::model::text::listed(names, MAX_NAMED)
 }
@@ -98,23 +102,29 @@ fn name_of(service: &ServiceRow) -> String {
     }
 }
 
-/// Whether an instance is in the answers, and why.
-fn part_of(instance: &InstanceRow, place: Place) -> (Part, &'static str) {
-    match (instance.reachable, instance.health) {
-        (false, _) => match place {
-            Place::Node => (Part::Out, "its node is not reached from this node"),
-            Place::Coordinator => (Part::Out, "its node is not connected to this coordinator"),
+/// Whether an instance is in the answers, and why. The zone decides in the same order (`dns/zone.rs`).
+fn part_of(instance: &InstanceRow, has_usable: bool, place: Place) -> (Part, &'static str) {
+    let unusable = if has_usable {
+        Part::Out
+    } else {
+        Part::LastResort
+    };
+    match (instance.health, instance.reachable) {
+        (Health::Draining, _) => (Part::Out, "it is drained, and takes no new clients"),
+        (Health::Starting, _) => (Part::Out, "it starts, and was not healthy yet"),
+        (Health::Unhealthy, _) => (unusable, "it failed its health check"),
+        (Health::Healthy | Health::Unknown, false) => match place {
+            Place::Node => (unusable, "its node is not reached from this node"),
+            Place::Coordinator => (unusable, "its node is not connected to this coordinator"),
         },
-        (true, Health::Healthy) => (Part::In, "it passed its health check"),
-        (true, Health::Unknown) => (Part::In, "it has no health check"),
-        (true, Health::Unhealthy) => (Part::Out, "it failed its health check"),
-        (true, Health::Starting) => (Part::Out, "it starts, and was not healthy yet"),
-        (true, Health::Draining) => (Part::Out, "it is drained, and takes no new clients"),
+        (Health::Healthy, true) => (Part::In, "it passed its health check"),
+        (Health::Unknown, true) => (Part::In, "it has no health check"),
     }
 }
 
 fn word_of(part: Part) -> &'static str {
     match part {
+        Part::LastResort => "last resort",
         Part::Out => "out",
         Part::In => "in",
     }
@@ -122,6 +132,7 @@ fn word_of(part: Part) -> &'static str {
 
 fn row(name: &str, instance: &InstanceRow, part: Part, reason: &str) -> Vec<Markup> {
     let tone = match part {
+        Part::LastResort => Tone::Warning,
         Part::Out => Tone::Bad,
         Part::In => Tone::Good,
     };
@@ -181,10 +192,11 @@ mod tests {
             assert!(page.contains(reason), "{reason}: {page}");
         }
         assert!(
-            page.contains("2 of 6 ports of instances are in the answers"),
+            page.contains("2 of 6 ports of instances are usable"),
             "{page}"
         );
         assert!(!page.contains("No instance of these services"), "{page}");
+        assert!(!page.contains(">last resort<"), "{page}");
     }
 
     #[test]
@@ -192,6 +204,35 @@ mod tests {
         let list = service_list("db", vec![instance_row("db-1", Health::Unhealthy)]);
         let page = view(&list, &Filter::default(), Place::Coordinator).into_string();
         assert!(page.contains("services is usable: db."), "{page}");
+    }
+
+    #[test]
+    fn where_no_instance_is_usable_those_that_are_answered_all_the_same_are_a_last_resort() {
+        let mut away = instance_row("away", Health::Healthy);
+        away.reachable = false;
+        let mut drained = instance_row("drained", Health::Draining);
+        drained.reachable = false;
+        let instances = [
+            away,
+            drained,
+            instance_row("failed", Health::Unhealthy),
+            instance_row("new", Health::Starting),
+        ];
+        let parts = instances.each_ref().map(|instance| {
+            let (part, reason) = part_of(instance, false, Place::Node);
+            (part, reason.starts_with("it is drained"))
+        });
+        let expected = [
+            (Part::LastResort, false),
+            (Part::Out, true),
+            (Part::LastResort, false),
+            (Part::Out, false),
+        ];
+        assert_eq!(parts, expected);
+        let list = service_list("db", instances.to_vec());
+        let page = view(&list, &Filter::default(), Place::Node).into_string();
+        assert_eq!(page.matches(">last resort<").count(), 2, "{page}");
+        assert!(page.contains("0 of 4 ports of instances are usable"));
     }
 
     #[test]

@@ -13,6 +13,8 @@
 //! 4 bye:   reason u8                                the sender stops or roams: its peer uses another path at once
 //! 5 call:  to 32 bytes, call                        the receiver is asked to pass the call on to this node
 //! 6 called: from 32 bytes, call                     the sender passes on the call of this node
+//! 7 ask:   after u32, zeros                         asks for the paths of the receiver to nodes with addresses above this one
+//! 8 row:   after u32, more u8, count u8 x {node u32, state u8, rtt_us u32}
 //!
 //! call:    asks u8, at u64, count u8 x address, signature 64 bytes
 //!
@@ -35,12 +37,14 @@ use crate::model::address::is_routable;
 mod bytes;
 mod calls;
 mod error;
+mod rows;
 #[cfg(test)]
 mod tests;
 
 use bytes::{Reader, Writer};
 pub use calls::{CallEnd, PeerCall};
 pub use error::PathMessageError;
+pub use rows::{MAX_ROW, RowPart, RowPath};
 
 pub use super::call::MAX_CANDIDATES;
 
@@ -54,6 +58,9 @@ pub const PROBE: usize = HEADER + ECHO_BODY;
 pub const MAX_RELAYS: usize = 8;
 /// The maximum size in bytes of a message other than a probe.
 pub const MAX_MESSAGE: usize = HEADER + larger(PATHS_BODY, calls::MAX_BODY);
+
+// A part of a row fits the buffers for other messages.
+const _: () = assert!(HEADER + rows::MAX_BODY <= MAX_MESSAGE);
 
 /// The version that is written.
 const VERSION: u8 = 1;
@@ -88,6 +95,10 @@ pub enum Message {
     Bye(ByeReason),
     /// A call by way of a common peer.
     Call(PeerCall),
+    /// Asks for the part of the receiver's row after this address.
+    AskRow(u32),
+    /// A part of the sender's row.
+    Row(RowPart),
 }
 
 /// Asks for an echo by the same path.
@@ -238,6 +249,8 @@ impl PathMessage {
             4 => Message::Bye(ByeReason::of(body.u8()?)),
             5 => Message::Call(PeerCall::read(&mut body, CallEnd::To)?),
             6 => Message::Call(PeerCall::read(&mut body, CallEnd::From)?),
+            7 => Message::AskRow(rows::read_request(&mut body)?),
+            8 => Message::Row(RowPart::read(&mut body)?),
             _ => return Err(PathMessageError::UnknownType(kind)),
         };
         if version == VERSION && !body.is_empty() {
@@ -274,6 +287,14 @@ impl PathMessage {
                     CallEnd::To(_) => 5,
                     CallEnd::From(_) => 6,
                 }
+            }
+            Message::AskRow(after) => {
+                rows::write_request(*after, &mut writer)?;
+                7
+            }
+            Message::Row(part) => {
+                part.write(&mut writer)?;
+                8
             }
         };
         let length = writer.written();

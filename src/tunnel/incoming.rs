@@ -70,6 +70,8 @@ pub(super) fn note(
             true
         }
         Message::Call(call) => probes.handle_call(call),
+        Message::AskRow(after) => probes.handle_row_asked(after),
+        Message::Row(part) => probes.handle_row(part),
     }
 }
 

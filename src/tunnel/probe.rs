@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use super::packet::{self, ICMP, ICMP6, Ip};
 use crate::model::path::{MAX_PATHS, Path};
-use crate::protocol::path_messages::{ByeReason, Echo, Paths, PeerCall, RelayOffer};
+use crate::protocol::path_messages::{ByeReason, Echo, Paths, PeerCall, RelayOffer, RowPart};
 
 const MARK: [u8; 8] = *b"meshprob";
 const IDENTIFIER: u16 = 0x6d65;
@@ -76,6 +76,10 @@ pub struct Said {
     pub bye: Option<ByeReason>,
     /// The calls that the peer asks this node to pass on, and those that it passes on to this node.
     pub calls: Vec<PeerCall>,
+    /// The peer asks for the part of this node's row after this address.
+    pub asks_row: Option<u32>,
+    /// The last part of the peer's row.
+    pub row: Option<RowPart>,
     /// The sequence number of the last list.
     seq: Option<u32>,
 }
@@ -224,12 +228,24 @@ impl Probes {
         has_room
     }
 
+    /// The peer asks for a part of this node's row. Returns false if an earlier request waits.
+    pub(super) fn handle_row_asked(&mut self, after: u32) -> bool {
+        self.said.asks_row.replace(after).is_none()
+    }
+
+    /// The peer sent a part of its row. Returns false if an earlier part waits.
+    pub(super) fn handle_row(&mut self, part: RowPart) -> bool {
+        self.said.row.replace(part).is_none()
+    }
+
     /// Takes what the peer said since the last call of this method.
     pub(super) fn take_said(&mut self) -> Said {
         Said {
             paths: self.said.paths.take(),
             bye: self.said.bye.take(),
             calls: std::mem::take(&mut self.said.calls),
+            asks_row: self.said.asks_row.take(),
+            row: self.said.row.take(),
             seq: self.said.seq,
         }
     }
@@ -405,6 +421,19 @@ mod tests {
         ip.total == packet.len()
             && header
             && packet::finish(packet::sum(&packet[ip.transport..], pseudo)) == 0
+    }
+
+    #[test]
+    fn a_peer_that_asks_for_rows_without_end_has_one_request_waiting() {
+        let mut probes = Probes::default();
+        let news = (0..100).filter(|after| probes.handle_row_asked(*after));
+        assert_eq!(news.count(), 1);
+        let news = (0..100).filter(|_| probes.handle_row(RowPart::default()));
+        assert_eq!(news.count(), 1);
+        let said = probes.take_said();
+        assert_eq!(said.asks_row, Some(99));
+        assert_eq!(said.row, Some(RowPart::default()));
+        assert_eq!(probes.take_said(), Said::default());
     }
 
     #[test]

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Empty};
 use hyper::Request;
-use hyper::body::Bytes;
-use meshd::page::calls::OF_COORDINATOR;
+use hyper::body::{Bytes, Incoming};
+use meshd::page::calls::{CHANGES, OF_COORDINATOR};
 use meshd::page::server::HEADERS;
 use meshd::protocol::JoinToken;
 
@@ -66,7 +66,7 @@ async fn a_token_shows_the_views_of_its_scopes() {
     let options = scopes.iter().flat_map(|scope| ["--scope", scope.as_str()]);
     let options: Vec<&str> = ["--name", "page"].into_iter().chain(options).collect();
     let token = create(&coordinator, &options);
-    for path in views() {
+    for path in views().filter(|path| path != CHANGES) {
         let (status, text) = get(&at, &path, &token).await;
         assert_eq!(status, 200, "{path}: {text}");
         assert!(text.starts_with("<h2 id=\"title\""), "{path}: {text}");
@@ -96,4 +96,39 @@ async fn a_page_of_another_site_does_not_reach_the_views() {
     let (status, text) = answer_to(&at, rebound).await;
     assert_eq!(status, 403, "{text}");
     assert!(text.contains("`Host`"), "{text}");
+}
+
+/// Reads a stream of events until it has another id than `last`. Returns that one.
+async fn id_after(last: Option<&str>, body: &mut Incoming) -> String {
+    let mut text = String::new();
+    loop {
+        let frame = body.frame().await.expect("it goes on");
+        let frame = frame.expect("a connection").into_data().expect("data");
+        text.push_str(std::str::from_utf8(&frame).expect("text"));
+        let mut ids = text.lines().filter_map(|line| line.strip_prefix("id: "));
+        if let Some(id) = ids.find(|id| Some(*id) != last) {
+            return id.to_owned();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_change_of_the_mesh_is_an_event_for_the_page() {
+    let coordinator = Coordinator::start();
+    let at = coordinator.token();
+    let token = create(&coordinator, &["--name", "page", "--scope", "status:read"]);
+    let mut connection = Connection::open(&at).await.expect("a connection");
+    let asked = request(&at, CHANGES, &token);
+    let events = async {
+        let response = connection.sender.send_request(asked).await;
+        let response = response.expect("an answer");
+        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        let mut body = response.into_body();
+        let first = id_after(None, &mut body).await;
+        // A join token is a record.
+        coordinator.token();
+        id_after(Some(&first), &mut body).await
+    };
+    let events = tokio::time::timeout(Duration::from_secs(30), events);
+    events.await.expect("no hang");
 }

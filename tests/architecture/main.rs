@@ -114,6 +114,7 @@ const PURE: &[&str] = &[
     "node/replica",
     "node/routing",
     "node/routing.rs",
+    "node/rows.rs",
     "node/settle.rs",
     "node/timers.rs",
     "node/transitions",
@@ -181,6 +182,8 @@ const SHELLS: &[&str] = &[
     "firewall/kernel.rs",
     "firewall/native.rs",
     "firewall/ports.rs",
+    "page/changes.rs",
+    "page/making.rs",
     "page/server.rs",
 ];
 

@@ -1,11 +1,21 @@
 //! The page: a node serves it with its API and at an address of its own, to browsers whose person has an API token.
 
+use std::time::Duration;
+
+use meshd::page::calls::CHANGES;
 use meshd::page::frame::{NODE, Section};
 use meshd::testbed::Running;
 use serde_json::{Value, json};
 
 use crate::api::{create, has_curl};
 use crate::mesh::{Mesh, write};
+
+/// Returns the faults of the page that is open.
+const ACCESSIBILITY: &str = include_str!("page/accessibility.js");
+/// The checks of axe-core, as `tests/run` unpacks them.
+const AXE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/tools/axe.min.js");
+/// Runs them in the page that is open, and returns what they found.
+const RUN_AXE: &str = "const done = arguments[arguments.length - 1]; axe.run(document, { resultTypes: ['violations'] }).then((found) => done(found.violations.map((rule) => rule.id + ': ' + rule.nodes.map((node) => node.target.join(' ')).join(', '))), (error) => done([String(error)]));";
 
 /// The address of its own at which the first node serves the page.
 const OWN: &str = "http://127.0.0.1:7448";
@@ -91,13 +101,27 @@ fn a_node_shows_its_page_to_members_with_a_token_and_its_frame_to_others() {
 
         let why = fetch(&mesh, n, &format!("{at}/page/view/why/n2"), &token);
         assert!(why.contains("From n1 to n2"), "{why}");
-        let rebound = curl(
-            &mesh,
-            n,
-            &["--include", "--header", "Host: evil.example", &url],
-        );
-        assert!(!rebound.contains("n2"), "{rebound}");
+        // The token is still in the file.
+        let rebinding = [
+            "--include",
+            "--header",
+            "@/run/headers",
+            "--header",
+            "Host: evil.example",
+            url.as_str(),
+        ];
+        let rebound = curl(&mesh, n, &rebinding);
+        assert!(rebound.starts_with("HTTP/1.1 403"), "{rebound}");
+        assert!(!rebound.contains("#why/n2"), "{rebound}");
     }
+    // Each node tells its paths to the one whose page is looked at.
+    let paths = format!("{OWN}/page/view/paths");
+    mesh.wait_until("the page shows the paths between all nodes", || {
+        let shown = fetch(&mesh, 0, &paths, &token);
+        shown.contains("3 of 3 nodes told theirs")
+    });
+    let shown = fetch(&mesh, 0, &format!("{paths}/n2%20n3"), &token);
+    assert_eq!(shown.matches("rowheader").count(), 3 + 2, "{shown}");
     let services = format!("{OWN}/page/view/services");
     mesh.wait_until("the page shows the service", || {
         let shown = fetch(&mesh, 0, &services, &token);
@@ -106,6 +130,40 @@ fn a_node_shows_its_page_to_members_with_a_token_and_its_frame_to_others() {
     // The address of its own is on this machine alone.
     let elsewhere = format!("http://{}:7448/page", mesh.addresses(0).0);
     assert!(!mesh.succeeds(1, "curl", &["-sf", "--max-time", "5", &elsewhere]));
+}
+
+/// The ids of the events that the page of the first node receives in two seconds, if the last one that it has received is `last`.
+fn ids_after(mesh: &Mesh, last: &str, token: &str) -> Vec<String> {
+    let headers = format!("Authorization: Bearer {token}\nLast-Event-ID: {last}\n");
+    let headers = write(&mesh.nodes[0].host, "/run/headers", &headers);
+    let (headers, url) = (format!("@{headers}"), format!("{OWN}{CHANGES}"));
+    let (headers, url) = (headers.as_str(), url.as_str());
+    let options = ["--no-buffer", "--max-time", "2", "--header", headers, url];
+    let events = curl(mesh, 0, &options);
+    let ids = events.lines().filter_map(|line| line.strip_prefix("id: "));
+    ids.map(str::to_owned).collect()
+}
+
+#[test]
+fn a_peer_that_is_lost_is_a_change_on_the_page_though_no_record_changes() {
+    if !has_curl() {
+        return;
+    }
+    let Some(mut mesh) = mesh() else {
+        return;
+    };
+    let token = token(&mesh);
+    let ids = ids_after(&mesh, "", &token);
+    let last = ids.last().expect("the present state").clone();
+    mesh.kill_node(2);
+    let nodes = format!("{OWN}/page/view/nodes");
+    // A peer to which nothing is sent is probed seldom.
+    let limit = Duration::from_secs(90);
+    mesh.wait_within(limit, "the page shows that the peer is lost", || {
+        let shown = fetch(&mesh, 0, &nodes, &token);
+        shown.contains(">unreachable<") || shown.contains(">connecting<")
+    });
+    assert_ne!(ids_after(&mesh, &last, &token), Vec::<String>::new());
 }
 
 /// A browser on the first node, driven over the W3C protocol WebDriver on the loopback of the node.
@@ -151,8 +209,10 @@ impl<'a> Browser<'a> {
 
     fn ask(&self, path: &str, body: &Value) -> Value {
         let url = format!("{}{path}", Self::DRIVER);
-        let body = body.to_string();
-        let answer = curl(self.mesh, 0, &["--data-raw", &body, &url]);
+        // A script may be longer than an argument.
+        let host = &self.mesh.nodes[0].host;
+        let body = write(host, "/run/webdriver.json", &body.to_string());
+        let answer = curl(self.mesh, 0, &["--data-binary", &format!("@{body}"), &url]);
         let mut answer: Value = serde_json::from_str(&answer).expect("a document");
         answer["value"].take()
     }
@@ -165,6 +225,18 @@ impl<'a> Browser<'a> {
     fn run(&self, script: &str, arguments: &Value) -> Value {
         let body = json!({"script": script, "args": arguments});
         self.of_session("/execute/sync", &body)
+    }
+
+    /// Asserts that people with a screen reader, with weak eyes or without a mouse can use what is shown. `axe` is the text of axe-core.
+    #[track_caller]
+    fn assert_accessible(&self, what: &str, axe: Option<&str>) {
+        let faults = self.run(ACCESSIBILITY, &json!([]));
+        assert_eq!(faults, json!([]), "{what}");
+        let Some(axe) = axe else { return };
+        self.run(axe, &json!([]));
+        let body = json!({"script": RUN_AXE, "args": []});
+        let found = self.of_session("/execute/async", &body);
+        assert_eq!(found, json!([]), "{what}");
     }
 
     fn open(&self, url: &str) {
@@ -216,9 +288,18 @@ fn has_browser() -> bool {
     version.is_ok()
 }
 
+/// The text of axe-core. If it is not there, this part of the test is listed as skipped.
+fn axe() -> Option<String> {
+    let text = std::fs::read_to_string(AXE).ok();
+    if text.is_none() {
+        meshd::testbed::skip_part_of_test("axe-core is not unpacked (tests/run gets it with npm)");
+    }
+    text
+}
+
 /// `MESHD_PICTURES=DIRECTORY` keeps a picture of each view.
 #[test]
-fn each_view_fits_a_narrow_screen_and_a_wide_one_and_keeps_to_its_policy() {
+fn each_view_fits_a_narrow_screen_and_a_wide_one_is_accessible_and_keeps_to_its_policy() {
     if !has_curl() || !has_browser() {
         return;
     }
@@ -226,10 +307,12 @@ fn each_view_fits_a_narrow_screen_and_a_wide_one_and_keeps_to_its_policy() {
         return;
     };
     let token = token(&mesh);
+    let axe = axe();
     let browser = Browser::start(&mesh);
     for width in [1280, 380] {
         browser.set_width(width);
         browser.open(&format!("{OWN}/page"));
+        browser.assert_accessible(&format!("the form at {width}"), axe.as_deref());
         let enter = "document.getElementById('token').value = arguments[0]; document.getElementById('enter').requestSubmit()";
         browser.run(enter, &json!([token]));
         for section in NODE.sections {
@@ -246,6 +329,8 @@ fn each_view_fits_a_narrow_screen_and_a_wide_one_and_keeps_to_its_policy() {
                 "{}",
                 section.name
             );
+            let what = format!("{} at {width}", section.name);
+            browser.assert_accessible(&what, axe.as_deref());
             browser.take_picture(&format!("{}-{width}.png", section.name));
         }
     }
@@ -261,7 +346,8 @@ fn each_view_fits_a_narrow_screen_and_a_wide_one_and_keeps_to_its_policy() {
     assert_eq!(refused.collect::<Vec<_>>(), Vec::<&String>::new());
 
     // A change of the mesh is on the screen without a person.
-    browser.show(&NODE.sections[1]);
+    let services = NODE.sections.iter().find(|of| of.name == "services");
+    browser.show(services.expect("a view"));
     let added = mesh.on(1, &["service", "add", "late", "--port", "80"]);
     assert_eq!(added.code, 0, "{added:?}");
     let is_shown = "return document.getElementById('view').textContent.includes('late')";

@@ -10,7 +10,7 @@ use crate::model::ServiceName;
 use crate::node::api::{ApiQuery, Command, Reply};
 use crate::node::changes::{ChangeRequest, ServiceChange, parse_name};
 use crate::node::disk::audit_problem;
-use crate::node::joined::{JoinedNode, guests};
+use crate::node::joined::{JoinedNode, ask_rows, guests};
 use crate::node::{metrics, report, unattended};
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::local::{NodeState, Reserve, Reserved, SCHEMA, ServiceChanged, Status};
@@ -164,6 +164,15 @@ fn answer_api(agent: &mut Agent, query: ApiQuery) {
         ApiQuery::Revision(reply) => {
             answer(agent.node(), reply, |node| node.replica.position().revision)
         }
+        ApiQuery::Records(reply) => {
+            answer(agent.node(), reply, |node| {
+                node.replica.ledger().fingerprint()
+            });
+        }
+        ApiQuery::Paths(reply) => carry_out(agent.node(), reply, |node, reply| {
+            ask_rows(node, Instant::now());
+            let _ = reply.send(Ok(report::paths_between(node)));
+        }),
         ApiQuery::Policy(reply) => answer(agent.node(), reply, report::policy_facts),
         ApiQuery::Facts(token, address, reply) => {
             let facts = agent.node();

@@ -30,12 +30,12 @@ pub(super) fn poll(node: &mut JoinedNode, now: Instant) {
     let unreached = unreached(node, now);
     // The metric of how long punches take counts those with relayed peers.
     let is_counted = |_: &PublicKey| false;
-    let (calling, members) = (&mut node.device.calling, &node.netmap.members);
+    let (calling, members) = (&mut node.device.asked.calls, &node.netmap.members);
     calling.log.retain(|id| members.contains_key(id));
     for peer in calling.punching.poll(&unreached, |_| true, is_counted, now) {
         let by = peers_to(node, &peer);
         let clocks = by_both_clocks(now);
-        if let Some(at) = node.device.calling.send(clocks) {
+        if let Some(at) = node.device.asked.calls.send(clocks) {
             call(node, &peer, (true, at), &by, now);
         }
     }
@@ -52,7 +52,7 @@ pub(super) fn poll_timeout(node: &JoinedNode, now: Instant) -> Option<Instant> {
         State::Opening { since } => Some(since + PATIENCE).filter(|at| *at > now),
         _ => None,
     });
-    let attempts = node.device.calling.punching.poll_timeout();
+    let attempts = node.device.asked.calls.punching.poll_timeout();
     openings.chain(attempts).min()
 }
 
@@ -119,7 +119,7 @@ fn peers_to(node: &JoinedNode, called: &PublicKey) -> Vec<PublicKey> {
     };
     let peers = common_peers(node).map(|peer| (chance(peer), peer.id));
     let peers: Vec<(Chance, PublicKey)> = peers.collect();
-    choose(&peers, node.device.calling.log.calls(called))
+    choose(&peers, node.device.asked.calls.log.calls(called))
 }
 
 /// Sends this node's candidates to a member over the coordinator and by the peers `by`: nobody knows which of these ways leads to it.
@@ -150,7 +150,7 @@ fn call(
         by_peers,
         "calls a node"
     );
-    let log = &mut node.device.calling.log;
+    let log = &mut node.device.asked.calls.log;
     if by_coordinator {
         log.count(CallWay::Coordinator, CallResult::Sent);
     }
@@ -200,7 +200,7 @@ pub(super) fn handle_peer_call(
                 true => CallResult::PassedOn,
                 false => CallResult::Dropped,
             };
-            node.device.calling.log.count(CallWay::Peer, result);
+            node.device.asked.calls.log.count(CallWay::Peer, result);
         }
     }
 }
@@ -219,7 +219,7 @@ fn pass_on(
     let is_known = *to != from && member.is_some_and(|member| passes_calls(node, member));
     is_known
         && !node.replica.is_out()
-        && node.device.calling.received.may_pass_on(from, now)
+        && node.device.asked.calls.received.may_pass_on(from, now)
         && send_by(node, to, CallEnd::From(from), call)
 }
 
@@ -240,7 +240,7 @@ fn handle_call_by(
     if !is_known || node.replica.is_out() {
         return;
     }
-    let calling = &mut node.device.calling;
+    let calling = &mut node.device.asked.calls;
     let result = judge(calling, (&from, &id), call, by, now);
     let way = by.map_or(CallWay::Coordinator, |_| CallWay::Peer);
     calling.log.count(way, result);
@@ -259,7 +259,7 @@ fn handle_call_by(
     let mut addresses = call.candidates.clone();
     addresses.retain(|address| mesh.is_outside(address));
     let answered_at = match steps.answer {
-        true => node.device.calling.answer(from, by_both_clocks(now)),
+        true => node.device.asked.calls.answer(from, by_both_clocks(now)),
         false => None,
     };
     // A member that asks and gets no answer does not send, so the router would be opened in vain.

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{JoinedNode, calling, relaying, routing, streaming, stun};
+use super::{JoinedNode, calling, relaying, routing, rows, streaming, stun};
 use crate::model::NodeAddress;
 use crate::node::contact::Contact;
 use crate::node::paths::{PathAction, SteerAction};
@@ -21,6 +21,7 @@ pub(super) fn poll_paths(node: &mut JoinedNode, now: Instant) -> bool {
     calling::poll(node, now);
     stun::poll(node, now);
     poll_steered(node, now);
+    node.device.asked.rows.forget_old(now);
     is_regrouped
 }
 
@@ -49,6 +50,12 @@ pub(super) fn handle_news(node: &mut JoinedNode, now: Instant) {
         }
         for call in &said.calls {
             calling::handle_peer_call(node, id, call, now);
+        }
+        if let Some(after) = said.asks_row {
+            rows::handle_asked(node, id, after, now);
+        }
+        if let Some(part) = said.row {
+            rows::handle_part(node, &id, part, now);
         }
     }
     for denial in node.device.tunnel.filter().take_first_denials() {

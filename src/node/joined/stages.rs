@@ -173,7 +173,7 @@ impl Stages for JoinedNode {
             self.device.reach.handle_network_changed(now);
             self.device.pinhole.state.handle_network_changed(now);
             self.device.streams.handle_network_changed(now);
-            self.device.calling.punching.handle_network_change();
+            self.device.asked.calls.punching.handle_network_change();
         }
         self.device.interfaces = interfaces;
         if let Some(mesh) = self.replica.ledger().mesh() {

@@ -119,7 +119,7 @@ pub(super) fn handle_written(node: &mut JoinedNode, written: Written) -> Option<
             Err(error) => tracing::warn!(%error, "cannot write the service addresses to disk"),
         },
         (StateFile::Calls, Content::Calls(calls)) => match result {
-            Ok(()) => node.device.calling.received.handle_written(&calls),
+            Ok(()) => node.device.asked.calls.received.handle_written(&calls),
             Err(error) => tracing::warn!(%error, "cannot write the times of calls to disk"),
         },
         (StateFile::Policy, Content::Policy(record)) => {
@@ -251,7 +251,7 @@ pub(super) fn write_again(node: &mut JoinedNode) {
 /// Waits until all is written. The node stops.
 pub(super) async fn flush(node: &mut JoinedNode, writes: &mut mpsc::Receiver<Written>) {
     node.disk.write_service_addresses(&node.names);
-    node.disk.write_calls(&node.device.calling);
+    node.disk.write_calls(&node.device.asked.calls);
     node.disk.write_policy(&node.device.policy);
     if timeout(FLUSH_TIMEOUT, flush_all(node, writes))
         .await

@@ -17,7 +17,7 @@ pub(super) fn add(page: &mut MetricsPage, node: &JoinedNode) {
     page.counters("stun_answers_total", help, "result", answers);
     let help = "Calls, by which nodes without a path and a common relay meet, by the way on which they passed and by what became of them.";
     let mut family = page.family("calls_total", Kind::Counter, help);
-    for (way, result, count) in node.device.calling.log.counts() {
+    for (way, result, count) in node.device.asked.calls.log.counts() {
         let labels = [("result", result.as_str()), ("way", way.as_str())];
         family.sample(&labels, count);
     }

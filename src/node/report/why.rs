@@ -115,7 +115,7 @@ fn explain(node: &JoinedNode, member: &Member) -> Why {
 
 fn last_call(node: &JoinedNode, member: &Member, now: Instant) -> Option<CallCheck> {
     let ago = |at: Instant| seconds(now.saturating_duration_since(at));
-    let last = node.device.calling.log.last(&member.id)?;
+    let last = node.device.asked.calls.log.last(&member.id)?;
     Some(CallCheck {
         sent_seconds_ago: ago(last.at),
         by_coordinator: last.by_coordinator,
@@ -127,7 +127,7 @@ fn last_call(node: &JoinedNode, member: &Member, now: Instant) -> Option<CallChe
 /// What the calls to `member` show.
 fn calls_to(node: &JoinedNode, member: &Member, now: Instant) -> Calls {
     let record = node.replica.ledger().node(&member.id);
-    let Some(last) = node.device.calling.log.last(&member.id) else {
+    let Some(last) = node.device.asked.calls.log.last(&member.id) else {
         return if record.is_some_and(|record| !record.speaks(CALLS_1)) {
             Calls::Unsupported
         } else if may_call(node) {

@@ -8,6 +8,7 @@ use super::bytes::canonical;
 use super::*;
 use crate::model::{PublicKey, SigningKey};
 use crate::protocol::call::Call;
+use crate::protocol::local::PeerState;
 use crate::records::envelope::Signature;
 
 fn address() -> impl Strategy<Value = SocketAddr> {
@@ -78,6 +79,26 @@ fn call() -> impl Strategy<Value = PeerCall> {
     )
 }
 
+fn row() -> impl Strategy<Value = RowPart> {
+    let states = [
+        PeerState::Direct,
+        PeerState::Relay,
+        PeerState::Stream,
+        PeerState::Connecting,
+        PeerState::Idle,
+        PeerState::Unreachable,
+    ];
+    let state = of(prop::sample::select(states.to_vec()));
+    let path = (any::<Ipv4Addr>(), state, of(1u32..));
+    let path = path.prop_map(|(to, state, rtt_us)| RowPath { to, state, rtt_us });
+    let part = (any::<u32>(), any::<bool>(), vec(path, 0..=MAX_ROW));
+    part.prop_map(|(after, has_more, paths)| RowPart {
+        after,
+        has_more,
+        paths,
+    })
+}
+
 fn message() -> impl Strategy<Value = PathMessage> {
     let probe = (any::<(u32, u64)>(), 0u16..1500);
     let probe = probe.prop_map(|((path, sent_us), padding)| {
@@ -105,6 +126,8 @@ fn message() -> impl Strategy<Value = PathMessage> {
         paths().prop_map(Message::Paths),
         call().prop_map(Message::Call),
         (0u8..3).prop_map(|reason| Message::Bye(ByeReason::of(reason))),
+        any::<u32>().prop_map(Message::AskRow),
+        row().prop_map(Message::Row),
     ];
     (any::<u64>(), message).prop_map(|(nonce, message)| PathMessage { nonce, message })
 }
@@ -194,10 +217,10 @@ fn no_echo_is_larger_than_the_probe_that_it_answers() {
 #[test]
 fn a_type_of_a_later_version_is_told_apart_from_a_fault() {
     let mut bytes = written(&echo());
-    bytes[0] = 7;
+    bytes[0] = 9;
     assert_eq!(
         PathMessage::parse(&bytes),
-        Err(PathMessageError::UnknownType(7))
+        Err(PathMessageError::UnknownType(9))
     );
     bytes[0] = 0;
     assert_eq!(
@@ -328,6 +351,41 @@ fn a_signed_call_is_read_as_it_was_signed_and_its_addresses_are_all_there_or_it_
         };
         assert_eq!(PathMessage::parse(&bytes), Err(refused));
     }
+}
+
+#[test]
+fn nobody_gets_more_bytes_of_a_row_than_they_sent() {
+    let of = |message| PathMessage { nonce: 1, message };
+    let request = written(&of(Message::AskRow(7)));
+    let path = RowPath {
+        to: Ipv4Addr::LOCALHOST,
+        state: Some(PeerState::Direct),
+        rtt_us: Some(u32::MAX),
+    };
+    let part = |paths: usize| RowPart {
+        after: u32::MAX,
+        has_more: true,
+        paths: vec![path; paths],
+    };
+    let largest = written(&of(Message::Row(part(MAX_ROW))));
+    assert_eq!(request.len(), largest.len());
+    assert!(largest.len() <= MAX_MESSAGE);
+    let mut short = request.clone();
+    short.pop();
+    let length = (short.len() - HEADER) as u16;
+    short[2..4].copy_from_slice(&length.to_be_bytes());
+    assert_eq!(PathMessage::parse(&short), Err(PathMessageError::Truncated));
+
+    let too_long = of(Message::Row(part(MAX_ROW + 1)));
+    assert_eq!(too_long.write(&mut [0; 4096]), None);
+    let mut announced = largest;
+    // The number of paths, after the header, `after` and `more`.
+    announced[HEADER + 5] += 1;
+    let refused = PathMessageError::TooMany {
+        found: MAX_ROW + 1,
+        most: MAX_ROW,
+    };
+    assert_eq!(PathMessage::parse(&announced), Err(refused));
 }
 
 #[test]

@@ -66,15 +66,6 @@ const SYSTEM: Document = document!("SystemList", "system");
 const WHY: Document = document!("Why", "why");
 const WHY_REQUEST: Document = document!("WhyRequest", "why-request");
 
-/// The stream of events of a node.
-const NODE_EVENTS: ApiCall = events(
-    "/v1/events",
-    "Sends an event for each new revision of the mesh, as a stream.",
-);
-
-/// The only call of a node that serves the page and not the API.
-pub const OF_NODE_WITH_PAGE_ONLY: &[ApiCall] = &[NODE_EVENTS];
-
 /// The calls of a node.
 pub const OF_NODE: &[ApiCall] = &[
     read(
@@ -126,7 +117,10 @@ pub const OF_NODE: &[ApiCall] = &[
         Scope::MetricsRead,
         "Returns the metrics in the text format of Prometheus.",
     ),
-    NODE_EVENTS,
+    events(
+        "/v1/events",
+        "Sends an event for each new revision of the mesh, as a stream.",
+    ),
     ask(
         "/v1/services",
         Scope::ServicesWrite,
