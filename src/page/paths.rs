@@ -9,7 +9,6 @@ use super::nodes::{rank, shown};
 use super::table::{Filter, MAX_ROWS, Tone, heading, left_out, mark, round_trip, table, text};
 use crate::model::Label;
 use crate::model::text::listed;
-use crate::protocol::local::PeerState;
 use crate::protocol::path_messages::RowPath;
 
 /// The maximum number of nodes of a matrix. A larger one does not fit a screen, and nobody reads it.
@@ -138,6 +137,7 @@ impl PathsBetween {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::local::PeerState;
     use crate::testbed::records::label;
 
     fn address(n: u32) -> Ipv4Addr {

@@ -202,9 +202,6 @@ impl End {
                 selector @ (Selector::Any | Selector::Guest(_) | Selector::Route(_)),
             ) => matching(&|s| selects(selector, s)),
             Self::Selector(Selector::Node(name)) => matching(&|s| s.is_node && name.is(&s.node)),
-            Self::Selector(Selector::Guest(name)) => {
-                matching(&|s| s.guest.as_ref().is_some_and(|own| name.is(own)))
-            }
             Self::Selector(Selector::Tag(tag)) => matching(&|s| s.tags.iter().any(|t| tag.is(t))),
             Self::Selector(selector) => {
                 let offers = |name: &ServiceName| selector.names(name);

@@ -21,7 +21,7 @@ pub(super) fn follow(node: &mut JoinedNode, now: Now) -> bool {
         block: &node.identity.block,
         ledger: node.replica.ledger(),
         taken: &taken,
-        native: docker.and_then(Docker::native).map(|plan| plan.range()),
+        native: block::native(&node.workloads),
     };
     let changes = node.device.guests.follow(&door, now);
     for change in &changes {

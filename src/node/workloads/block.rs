@@ -4,6 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
+use ipnet::Ipv4Net;
+
 use super::Workloads;
 use crate::firewall::Mapped;
 use crate::model::PublicKey;
@@ -24,6 +26,12 @@ pub(in crate::node) fn taken(workloads: &Workloads) -> BTreeSet<Ipv4Addr> {
     let mut taken = leased(workloads);
     taken.extend(workloads.registry.outside().instances());
     taken
+}
+
+/// The part of the block whose addresses the engine assigns, if it assigns any.
+pub(in crate::node) fn native(workloads: &Workloads) -> Option<Ipv4Net> {
+    let plan = workloads.docker.as_ref().and_then(Docker::native);
+    plan.map(|plan| plan.range())
 }
 
 /// The addresses that are leased to containers.
