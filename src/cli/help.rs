@@ -11,7 +11,7 @@ use super::Cli;
 const GROUPS: &[(&str, &[&str])] = &[
     (
         "Administration (where mesh-coordinator runs)",
-        &["init", "token", "api-token", "node", "policy"],
+        &["init", "token", "api-token", "node", "guest", "policy"],
     ),
     (
         "This node",

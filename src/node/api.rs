@@ -482,6 +482,7 @@ mod tests {
                 Some("AddService") => r#"{"name":"web","port":80,"protocol":"tcp"}"#,
                 Some("Resolve") => r#"{"name":"db.svc.mesh","type":"A"}"#,
                 Some("WhyRequest") => r#"{"to":"web-1"}"#,
+                Some("Reserve") => r#"{"holder":"one","seconds":60}"#,
                 Some("SpawnRequest") => r#"{"template":"job","image":"alpine:3.20"}"#,
                 Some(other) => panic!("{other} needs an example"),
                 None => "",

@@ -295,11 +295,8 @@ fn run(
     let Loaded { dir, identity, .. } = loaded;
     let mut device = equipped.device;
     let reach = reach_events(&mut device);
-    device
-        .asked
-        .calls
-        .received
-        .restore(state::calls::read(&dir));
+    let received = &mut device.asked.calls.received;
+    received.restore(state::calls::read(&dir));
     let names = start_names(&config, &identity, &dir);
     let resolver = NodeResolver::start(
         Arc::clone(&config),

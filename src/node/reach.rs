@@ -506,14 +506,13 @@ mod tests {
     fn an_address_is_lost_if_peers_were_told_it_and_the_host_does_not_have_it_any_more() {
         let (mut reach, start) = (reach(None), Instant::now());
         let mesh = plan();
-        let none = BTreeSet::new();
         let engine = BTreeSet::from(["docker0".to_owned()]);
         let underlay = Underlay {
             own: "mesh0",
             port: 51820,
             mesh: &mesh,
             engine: &engine,
-            guests: &none,
+            guests: &engine,
         };
         let interfaces = [
             interface("eth0", "192.168.1.10"),

@@ -348,8 +348,8 @@ impl Workloads {
             return None;
         };
         let mut mappings = mappings.into_iter();
-        let found = mappings.find(|(_, container)| IpAddr::from(*container) == own);
-        found.map(|(instance, _)| instance.into())
+        let found = mappings.find(|(_, container)| *container == own);
+        found.map(|(instance, _)| instance)
     }
 
     /// Why an instance of this node is unhealthy, draining or withdrawn, as far as that is known.

@@ -43,7 +43,6 @@ pub const HEADERS: [(&str, &str); 5] = [
 ];
 
 /// Puts the page before the other handlers of a server. `views` are the handlers of the views, behind the check of their tokens.
-#[must_use]
 pub fn with_page(program: &Program, views: Router, others: Router) -> Router {
     secured(files(program).fallback_service(views.fallback_service(others)))
 }
@@ -66,7 +65,6 @@ fn files(program: &Program) -> Router {
 }
 
 /// Adds the headers to all answers of a router.
-#[must_use]
 pub fn secured(router: Router) -> Router {
     router.layer(middleware::map_response(secure))
 }

@@ -160,7 +160,7 @@ impl LabelRule {
             name.starts_with(**start) || (below.is_some() && start.starts_with(name))
         };
         if let Some(start) = RESERVED_LABELS.iter().find(is_reserved) {
-            return Err(SettingError::Reserved(shown(), *start));
+            return Err(SettingError::Reserved(shown(), start));
         }
         Ok(match (below, text.split_once('=')) {
             (Some(prefix), _) => Self::Below(prefix.to_owned()),

@@ -15,10 +15,10 @@ pub struct Injector(pub(super) Weak<Shared>);
 impl Injector {
     /// Passes a whole packet with its checksums.
     pub fn packet(&self, packet: &[u8]) {
-        if let Some(shared) = self.0.upgrade() {
-            if !forward::to_guest(&shared, packet, Instant::now()) {
-                shared.inject(packet);
-            }
+        if let Some(shared) = self.0.upgrade()
+            && !forward::to_guest(&shared, packet, Instant::now())
+        {
+            shared.inject(packet);
         }
     }
 

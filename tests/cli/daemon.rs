@@ -12,7 +12,7 @@ pub(crate) const JOINED: &str =
 
 /// The status of a node in no mesh.
 pub(crate) const UNJOINED: &str = r#"{"schema":1,"version":"9.9.9","state":"unjoined","node":null,"interface":null,
-    "coordinator":null,"dns":null,"policy":null,"peers":[],"services":{"local":0,"mesh":0,"local_instances":0,"mesh_instances":0},"problems":[]}"#;
+    "coordinator":null,"dns":null,"policy":null,"peers":[],"routes":[],"services":{"local":0,"mesh":0,"local_instances":0,"mesh_instances":0},"problems":[]}"#;
 
 /// A listening stand-in.
 pub(crate) struct Daemon {

@@ -56,13 +56,13 @@ impl Agent {
             Command::Drain(name, is_drained, reply) => {
                 self.change_services(reply, || ServiceChange::drain(&name, is_drained));
             }
-            Command::Instances(name, reply) => {
-                let found = self.node();
-                let _ = reply.send(found.and_then(|node| report::own_instances(node, &name)));
-            }
+            Command::Instances(name, reply) => carry_out(self.node(), reply, |node, reply| {
+                let _ = reply.send(report::own_instances(node, &name));
+            }),
             Command::Reserve(name, request, reply) => {
-                let node = self.node();
-                let _ = reply.send(node.and_then(|node| reserve(node, &name, &request)));
+                carry_out(self.node(), reply, |node, reply| {
+                    let _ = reply.send(reserve(node, &name, &request));
+                })
             }
             Command::Services(reply) => answer(self.node(), reply, report::services),
             Command::Targets(reply) => answer(self.node(), reply, report::targets),
@@ -74,10 +74,9 @@ impl Agent {
             Command::Ping(ping, reply) => carry_out(self.node(), reply, |node, reply| {
                 report::ping(node, &ping, reply);
             }),
-            Command::Why(request, reply) => {
-                let why = self.node().and_then(|node| report::why(node, &request));
-                let _ = reply.send(why);
-            }
+            Command::Why(request, reply) => carry_out(self.node(), reply, |node, reply| {
+                let _ = reply.send(report::why(node, &request));
+            }),
             Command::Netcheck(reply) => answer(self.node(), reply, report::netcheck),
             Command::Guests(reply) => answer(self.node(), reply, guests::keys),
             Command::RemoveGuest(remove, reply) => carry_out(self.node(), reply, |node, reply| {

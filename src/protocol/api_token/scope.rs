@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn a_scope_of_a_later_version_is_read_and_permits_nothing() {
-        let scopes: Vec<Scope> = serde_json::from_str(r#"["drain","audit:read"]"#).expect("texts");
+        let scopes: Vec<Scope> = serde_json::from_str(r#"["drain","audit:write"]"#).expect("texts");
         assert_eq!(scopes, [Scope::Drain, Scope::Unknown]);
         assert!(!Scope::Unknown.grants(&Scope::Unknown));
     }

@@ -85,6 +85,10 @@ impl<'de> Deserialize<'de> for Header {
 /// A parsed payload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a ledger has some thousand records, for which the difference is less than a megabyte"
+)]
 pub enum Record {
     /// The domain and address plan of the mesh.
     Mesh(Mesh),
