@@ -140,7 +140,7 @@ fn a_program_spawns_lists_and_removes_containers_within_its_template() {
     let one = spawning.spawn("job", "one");
     let two = spawning.spawn("job", "two");
     assert_eq!(spawning.listed(), {
-        let mut rows = vec![(one["id"].clone(), "one"), (two["id"].clone(), "two")];
+        let mut rows = [(one["id"].clone(), "one"), (two["id"].clone(), "two")];
         rows.sort_by_key(|(id, _)| id.to_string());
         rows.iter()
             .map(|(_, name)| (*name).to_owned())
