@@ -233,7 +233,7 @@ fn the_docker_command_line_runs_follows_enters_and_removes_its_containers() {
     spawning
         .hosts
         .wait_until("its output is there", || docker(&["logs", "web"]) == "b");
-    assert_eq!(docker(&["exec", "web", "echo", "there"]), "there");
+    assert_eq!(docker(&["exec", "web", "sh", "-c", "echo there"]), "there");
     let given = spawning.output(&["exec", "-i", "web", "cat"], "in\n");
     assert_eq!(String::from_utf8_lossy(&given.stdout), "in\n", "{given:?}");
     let code = spawning.output(&["exec", "web", "sh", "-c", "exit 3"], "");
@@ -286,8 +286,7 @@ import docker
 
 client = docker.DockerClient(base_url=sys.argv[1], version="auto")
 client.api.headers["Authorization"] = "Bearer " + sys.argv[2]
-assert client.containers.run("box", ["echo", "out"], remove=True) == b"out
-"
+assert client.containers.run("box", ["sh", "-c", "echo out"], remove=True) == b"out\n"
 try:
     client.containers.run("box", ["sh", "-c", "exit 7"], remove=True)
     raise SystemExit("the exit code is lost")
@@ -295,11 +294,9 @@ except docker.errors.ContainerError as error:
     assert error.exit_status == 7, error
 job = client.containers.run("box", ["sh", "-c", "echo $A; exec sleep 600"], name="job", environment={"A": "b"}, labels={"job": "1"}, detach=True)
 assert [found.name for found in client.containers.list(filters={"label": "job=1"})] == ["job"]
-assert next(job.logs(stream=True)) == b"b
-"
+assert next(job.logs(stream=True)) == b"b\n"
 code, output = job.exec_run(["sh", "-c", "echo there; exit 3"])
-assert (code, output) == (3, b"there
-"), (code, output)
+assert (code, output) == (3, b"there\n"), (code, output)
 archive, stat = job.get_archive("/etc/passwd")
 assert stat["name"] == "passwd" and b"root:x:0:0" in b"".join(archive)
 assert client.images.pull("box", "latest").tags == ["box:latest"]
