@@ -95,4 +95,3 @@ pub(crate) fn pages() -> Vec<Page> {
     paths.extend(chapters());
     paths.iter().map(|path| Page::read(path)).collect()
 }
-
