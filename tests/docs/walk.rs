@@ -103,6 +103,11 @@ fn a_program_calls_the_api_as_the_page_says() {
 }
 
 #[test]
+fn a_browser_finds_the_views_where_the_page_says() {
+    walk("docs/howto/page.md", &["curl"]);
+}
+
+#[test]
 #[cfg(feature = "etcd")]
 fn three_coordinators_share_an_etcd_as_the_page_says() {
     walk("docs/howto/etcd.md", &["etcd"]);
