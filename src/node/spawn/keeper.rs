@@ -69,10 +69,13 @@ async fn sweep(spawner: &Spawner, audit: &Audit) -> Result<(), Failed> {
         }
     }
     for container in compare(spawner).await? {
-        spawner.engine().remove(&container).await?;
-        audit.note(&OrphanRemoved {
-            container: &container,
-        });
+        // One that the engine cannot remove keeps none of the others.
+        match spawner.engine().remove(&container).await {
+            Ok(()) => audit.note(&OrphanRemoved {
+                container: &container,
+            }),
+            Err(fault) => result = Err(fault.into()),
+        }
     }
     let label = format!("{ID_LABEL}={OF_NETWORK}");
     let networks = spawner.engine().networks_labelled(&label).await?;
