@@ -22,11 +22,13 @@ use tokio::time::{sleep, timeout};
 
 use super::api::{self, ApiQuery, Command, LocalApi};
 use super::config::{ApiSettings, PagePlace};
-use super::docker_face::{self, Face, LongAnswer};
+use super::docker_face::{self, Face};
 use super::page;
 use crate::model::PublicKey;
 use crate::os::tasks::{AbortOnDrop, Tasks};
-use crate::os::web::{ConnectionPlace, Facts, Guard, Knowledge, Places, Source, guarded};
+use crate::os::web::{
+    ConnectionPlace, Facts, Guard, Knowledge, LongAnswer, Places, Source, guarded,
+};
 use crate::page::frame::NODE;
 use crate::page::server::with_page;
 use crate::protocol::api::ApiError;

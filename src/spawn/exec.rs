@@ -113,6 +113,7 @@ mod tests {
         for (field, body) in [
             ("Privileged", r#"{"Cmd":["sh"],"Privileged":true}"#),
             ("User", r#"{"Cmd":["sh"],"User":"0"}"#),
+            ("Env", r#"{"Cmd":["sh"],"Env":["A"]}"#),
             ("Cmd", r#"{"Cmd":[]}"#),
             ("WorkingDir", r#"{"Cmd":["sh"],"WorkingDir":"../x"}"#),
             ("Later", r#"{"Cmd":["sh"],"Later":{"a":0}}"#),

@@ -235,6 +235,20 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_is_no_caller_by_its_address_although_it_has_the_tag() {
+        let mut guest = instance(&[]);
+        if let Some(subject) = &mut guest.subject {
+            subject.guest = Some(label("phone"));
+        }
+        for from in ["tag:build", "tag:*", "node:ci-1", "project:*"] {
+            assert_eq!(owner(from, &guest), None, "{from}");
+        }
+        let scopes = [Scope::Spawn(label("job"))];
+        let token = Some(Owner::Token(PublicKey([7; 32])));
+        assert_eq!(owner("tag:build", &with_token(&scopes, guest)), token);
+    }
+
+    #[test]
     fn a_token_for_another_template_grants_nothing_by_itself() {
         let other = [Scope::Spawn(label("web")), Scope::StatusRead];
         let stranger = with_token(&other, instance(&["web.shop"]));

@@ -214,9 +214,11 @@ pub(super) fn check_environment(
     if variables.len() > MAX_VARIABLES {
         return Err(Refused::field(field, too_many(MAX_VARIABLES)));
     }
+    // For a name without a value, Podman takes the value that its own service has, and with `*` those of all names that begin so.
     let is_named = |variable: &String| {
-        let name = variable.split('=').next().unwrap_or_default();
-        !name.is_empty() && name.chars().all(|c| !c.is_whitespace() && !c.is_control())
+        variable.split_once('=').is_some_and(|(name, _)| {
+            !name.is_empty() && name.chars().all(|c| !c.is_whitespace() && !c.is_control())
+        })
     };
     if !variables.iter().all(is_named) {
         return Err(Refused::field(field, "write variables as `NAME=value`"));
@@ -296,6 +298,7 @@ fn not_permitted(template: &Template, setting: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spawn::fixture::template;
 
     #[test]
     fn volumes_are_folders_of_the_container_alone() {
@@ -320,6 +323,21 @@ mod tests {
             "/..",
         ] {
             assert!(!is_volume(path), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_variable_has_a_value_of_the_caller_and_none_of_the_engine() {
+        let check = |variable: &str| {
+            let variables = [variable.to_owned()];
+            check_environment(&variables, &template(), "Env")
+        };
+        for variable in ["A=1", "A=", "a.b-c=x=y", "*=1"] {
+            assert_eq!(check(variable), Ok(()), "{variable}");
+        }
+        for variable in ["", "A", "*", "REGISTRY_*", "=1", "A B=1", "A\n=1", "A=\0"] {
+            let refused = check(variable).expect_err(variable);
+            assert!(refused.to_string().starts_with("Env: "), "{refused}");
         }
     }
 

@@ -174,6 +174,9 @@ fn caller(text: &str) -> Result<Selector, String> {
         Ok(
             Selector::Any | Selector::SameProject | Selector::Unknown | Selector::Node(Wild::Any),
         ) => Err(format!("`{text}` names nobody in particular; {example}")),
+        Ok(Selector::Guest(_) | Selector::Route(_)) => Err(format!(
+            "`{text}` has no service of the mesh, so it needs an API token with the scope of the template; {example}"
+        )),
         Ok(selector) => Ok(selector),
         Err(error) => Err(format!("{error}; {example}")),
     }

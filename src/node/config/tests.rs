@@ -508,6 +508,14 @@ fn a_setting_of_a_template_without_a_meaning_is_an_error_that_says_what_to_write
             "from: `node:*` names nobody in particular",
         ),
         (
+            r#"from = ["guest:phone"]"#,
+            "from: `guest:phone` has no service of the mesh, so it needs an API token",
+        ),
+        (
+            r#"from = ["route:office"]"#,
+            "from: `route:office` has no service of the mesh",
+        ),
+        (
             r#"from = ["runner.ci"]"#,
             "a service of a project is written `project/name`",
         ),

@@ -47,12 +47,12 @@ use self::answer::Failure;
 use self::documents::{Program, Shown};
 use self::query::Query;
 use self::routes::{Route, is_docker, route};
-pub(super) use self::streams::{LIFETIME, LongAnswer};
+pub(super) use self::streams::LIFETIME;
 use self::streams::{MAX_OF_CALLER, StreamPlace, Streams};
 use super::spawn::{Call, Spawner};
 use crate::containers::control::EngineControl;
 use crate::model::ContainerId;
-use crate::os::web::{Guard, Knowledge, Source};
+use crate::os::web::{Guard, Knowledge, LongAnswer, Source};
 use crate::protocol::web::MAX_BODY;
 use crate::spawn::Entry;
 

@@ -7,7 +7,6 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -30,20 +29,6 @@ const MAX_STREAMS: usize = 192;
 pub(in crate::node) const LIFETIME: Duration = Duration::from_secs(24 * 3600);
 /// The size of a buffer in bytes.
 const BUFFER: usize = 16 * 1024;
-
-/// A mark that the answer to a request may take as long as a stream. A clone is the same mark.
-#[derive(Debug, Clone, Default)]
-pub(in crate::node) struct LongAnswer(Arc<AtomicBool>);
-
-impl LongAnswer {
-    pub(in crate::node) fn set(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    pub(in crate::node) fn is_set(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-}
 
 /// The streams that are open. A clone refers to the same ones.
 #[derive(Debug, Clone, Default)]

@@ -11,6 +11,7 @@ use super::failed::Failed;
 use super::spawner::{Call, Spawner};
 use crate::os::audit::Who;
 use crate::os::unix_server;
+use crate::os::web::LongAnswer;
 use crate::protocol::api_token::ApiCaller;
 use crate::protocol::spawn::{Spawned, SpawnedContainer, SpawnedList};
 use crate::spawn::{Entry, Refused};
@@ -27,7 +28,17 @@ pub(in crate::node) fn router(spawner: Option<Spawner>) -> Router {
         .with_state(spawner)
 }
 
-async fn spawn(api: Api, by: By, caller: Caller, body: Bytes) -> Response {
+async fn spawn(
+    api: Api,
+    by: By,
+    caller: Caller,
+    long: Option<Extension<LongAnswer>>,
+    body: Bytes,
+) -> Response {
+    // The image may have to be downloaded.
+    if let Some(Extension(long)) = long {
+        long.set();
+    }
     let (spawner, call) = match opened(api, by, caller) {
         Ok(opened) => opened,
         Err(failed) => return failure(failed),
@@ -129,5 +140,35 @@ fn container(entry: Entry) -> SpawnedContainer {
         container: entry.container,
         created_at: entry.created_at,
         expires_at: entry.expires_at,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use hyper::service::Service as _;
+    use hyper_util::service::TowerToHyperService;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_answer_to_a_new_container_may_take_as_long_as_the_download_of_its_image() {
+        let mark = LongAnswer::default();
+        let router = TowerToHyperService::new(router(None));
+        for (method, is_long) in [("GET", false), ("POST", true)] {
+            let request = axum::http::Request::builder()
+                .method(method)
+                .uri("/v1/spawn")
+                .extension(Who::Daemon)
+                .extension(ApiCaller {
+                    token: None,
+                    subject: None,
+                })
+                .extension(mark.clone())
+                .body(Body::empty());
+            let answer = router.call(request.expect("a valid request")).await;
+            let status = answer.expect("it never fails").status().as_u16();
+            assert_eq!((status, mark.is_set()), (403, is_long), "{method}");
+        }
     }
 }

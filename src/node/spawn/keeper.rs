@@ -69,14 +69,69 @@ async fn sweep(spawner: &Spawner, audit: &Audit) -> Result<(), Failed> {
         }
     }
     for container in compare(spawner).await? {
-        spawner.engine().remove(&container).await?;
-        audit.note(&OrphanRemoved {
-            container: &container,
-        });
+        // One that the engine cannot remove keeps none of the others.
+        match spawner.engine().remove(&container).await {
+            Ok(()) => audit.note(&OrphanRemoved {
+                container: &container,
+            }),
+            Err(fault) => result = Err(fault.into()),
+        }
     }
     let label = format!("{ID_LABEL}={OF_NETWORK}");
     let networks = spawner.engine().networks_labelled(&label).await?;
     let networks: BTreeSet<String> = networks.into_iter().collect();
     spawner.remove_unused(networks).await;
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::containers::fixture::Standin;
+    use crate::node::config::{Arguments, Config};
+    use crate::node::state::StateDir;
+    use crate::os::tasks::Tasks;
+
+    fn spawner(engine: &Standin, directory: &std::path::Path) -> Spawner {
+        let text = format!(
+            "[docker]\nsocket = {:?}\n[api]\nenabled = true\n[[spawn]]\nname = \"job\"\nimages = [\"box:latest\"]\n",
+            engine.socket()
+        );
+        let file = directory.join("meshd.toml");
+        std::fs::write(&file, text).expect("writable");
+        let file = file.to_str().expect("a plain path");
+        let arguments = Arguments::try_parse_from(["meshd", "--config", file]);
+        let config = Config::load(&arguments.expect("valid arguments")).expect("it is valid");
+        let dir = StateDir::open(&directory.join("state")).expect("a new directory");
+        Spawner::open(&config, &dir, &Tasks::new("test")).expect("a template")
+    }
+
+    #[tokio::test]
+    async fn a_leftover_that_the_engine_cannot_remove_keeps_none_of_the_others() {
+        let (stuck, other) = ("a".repeat(64), "b".repeat(64));
+        let row = |id: &str| format!(r#"{{"Id":"{id}","Labels":{{"meshd.spawn":"x"}}}}"#);
+        let list = format!("[{},{}]", row(&stuck), row(&other));
+        let of = |id: &str| format!("/containers/{id}?force");
+        let (of_stuck, of_other) = (of(&stuck), of(&other));
+        let engine = Standin::new(&[
+            ("/containers/json", 200, list.as_str()),
+            (of_stuck.as_str(), 500, "{}"),
+            (of_other.as_str(), 204, ""),
+            ("/networks", 200, "[]"),
+        ]);
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let spawner = spawner(&engine, directory.path());
+        assert!(sweep(&spawner, &Audit::none()).await.is_err());
+        let asked = engine.received();
+        for start in [
+            format!("DELETE {of_stuck}"),
+            format!("DELETE {of_other}"),
+            "GET /networks?".to_owned(),
+        ] {
+            let is_asked = asked.iter().any(|(asked, _)| asked.starts_with(&start));
+            assert!(is_asked, "{start}: {asked:?}");
+        }
+    }
 }
