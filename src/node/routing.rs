@@ -12,7 +12,7 @@ use ipnet::{IpNet, Ipv4Net};
 use super::transitions::routes::RouteChange;
 use crate::model::address::is_public;
 use crate::model::text::listed;
-use crate::model::{Label, PublicKey};
+use crate::model::{Label, PublicKey, prefix};
 use crate::protocol::local::{Problem, RouteRow, RouteState};
 use crate::records::netmap::{Netmap, permitted};
 
@@ -82,6 +82,27 @@ impl Routing {
     /// The member by which each network is reached.
     pub(super) fn chosen(&self) -> &BTreeMap<Ipv4Net, PublicKey> {
         &self.chosen
+    }
+
+    /// The networks as the tunnel is to know them: each with the member by which it is reached, and without the networks in it that this
+    /// machine is in or routes to itself. The kernel never sends packets to those into the tunnel, so the member has none to send from
+    /// there, and could only pretend to be a host of them.
+    pub(super) fn through_tunnel(
+        &self,
+        interfaces: &[(String, IpNet)],
+    ) -> Vec<(Ipv4Net, PublicKey)> {
+        let interfaces = interfaces.iter().filter_map(|(_, net)| match net {
+            IpNet::V4(net) => Some(*net),
+            IpNet::V6(_) => None,
+        });
+        let near: Vec<Ipv4Net> = interfaces.chain(self.own.iter().copied()).collect();
+        let parts = self.chosen.iter().flat_map(|(network, id)| {
+            let within = near.iter().filter(|net| network.contains(*net));
+            let within: Vec<Ipv4Net> = within.copied().collect();
+            let parts = prefix::without(*network, &within).into_iter();
+            parts.map(move |part| (part, *id))
+        });
+        parts.collect()
     }
 
     /// Whether there are no networks, so that nothing depends on the ways to members.

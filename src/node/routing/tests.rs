@@ -174,6 +174,37 @@ fn the_network_that_this_machine_is_in_is_not_sent_into_the_tunnel() {
 }
 
 #[test]
+fn the_member_that_routes_to_a_wider_network_is_no_host_of_the_networks_that_this_node_has_in_it() {
+    let netmap = netmap(&[
+        ("192.168.0.0/22", &[2]),
+        ("192.168.2.0/24", &[1]),
+        ("192.168.9.0/24", &[3]),
+    ]);
+    let mut routing = Routing::default();
+    follow(&mut routing, &netmap, &[("eth0", "192.168.1.0/24")], &[]);
+    let networks: Vec<String> = routing.chosen().keys().map(ToString::to_string).collect();
+    assert_eq!(networks, ["192.168.0.0/22", "192.168.9.0/24"]);
+    let lan = (
+        "eth0".to_owned(),
+        "192.168.1.0/24".parse().expect("a literal"),
+    );
+    let through = routing.through_tunnel(&[lan]);
+    assert_eq!(
+        through,
+        [
+            (net("192.168.0.0/24"), build::id(2)),
+            (net("192.168.3.0/24"), build::id(2)),
+            (net("192.168.9.0/24"), build::id(3)),
+        ]
+    );
+    // A network inside one to which this node routes is reached by the other member as a whole.
+    let wider = self::netmap(&[("192.168.0.0/16", &[1]), ("192.168.9.0/24", &[3])]);
+    follow(&mut routing, &wider, &[], &[]);
+    let through = routing.through_tunnel(&[]);
+    assert_eq!(through, [(net("192.168.9.0/24"), build::id(3))]);
+}
+
+#[test]
 fn the_network_to_which_this_node_routes_itself_is_not_sent_to_others() {
     let netmap = netmap(&[(LAN, &[1, 2]), ("192.168.9.0/24", &[1])]);
     let mut routing = Routing::default();
