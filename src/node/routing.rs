@@ -14,7 +14,7 @@ use crate::model::address::is_public;
 use crate::model::text::listed;
 use crate::model::{Label, PublicKey, prefix};
 use crate::protocol::local::{Problem, RouteRow, RouteState};
-use crate::records::netmap::{Netmap, permitted};
+use crate::records::netmap::{Member, Netmap, permitted};
 
 /// The maximum number of networks that a problem names.
 const MAX_NAMED: usize = 8;
@@ -273,18 +273,21 @@ fn hindrance(network: Ipv4Net, netmap: &Netmap, input: &RoutingInput<'_>) -> Opt
     }
     let others = netmap.members.values();
     let mut others = others.filter(|member| member.id != input.own);
-    let member = others.find(|member| takes_endpoints(network, &member.endpoints))?;
+    let member = others.find(|member| takes_endpoints(network, member))?;
     Some(Hindrance::Endpoint(member.name.clone()))
 }
 
 /// Whether a member would not be reached any more if packets to `network` went into the tunnel. Private addresses of a member that has
-/// others too are those of its local network: from there it is not reached anyway.
-fn takes_endpoints(network: Ipv4Net, endpoints: &[SocketAddr]) -> bool {
+/// others too, or that others saw at a router, are those of its local network: from there it is not reached anyway.
+fn takes_endpoints(network: Ipv4Net, member: &Member) -> bool {
     let is_in =
         |endpoint: &SocketAddr| matches!(endpoint.ip(), IpAddr::V4(ip) if network.contains(&ip));
-    let mut taken = endpoints.iter().filter(|endpoint| is_in(endpoint));
-    let is_all = !endpoints.is_empty() && endpoints.iter().all(is_in);
-    is_all || taken.any(|endpoint| is_public(endpoint.ip()))
+    let endpoints = member.endpoints.iter().chain(&member.at_router.observed);
+    let mut taken = endpoints.clone().filter(|endpoint| is_in(endpoint));
+    let is_public_taken = taken.any(|endpoint| is_public(endpoint.ip()));
+    let mut others = endpoints.clone().filter(|endpoint| !is_in(endpoint));
+    let is_all = endpoints.count() > 0 && others.next().is_none();
+    is_all || is_public_taken
 }
 
 #[cfg(test)]

@@ -245,6 +245,22 @@ fn a_network_that_would_take_the_tunnel_s_own_datagrams_is_left_out() {
 }
 
 #[test]
+fn a_member_behind_a_router_routes_to_its_local_network_and_is_reached_at_the_router() {
+    let hindered = |network: &str| {
+        let mut netmap = netmap(&[(network, &[2])]);
+        if let Some(member) = netmap.members.get_mut(&build::id(2)) {
+            member.endpoints = vec!["192.168.1.10:51820".parse().expect("a literal")];
+            member.at_router.observed = vec!["203.0.113.7:4000".parse().expect("a literal")];
+        }
+        let mut routing = Routing::default();
+        follow(&mut routing, &netmap, &[], &[]);
+        routing.chosen().is_empty()
+    };
+    assert!(!hindered(LAN));
+    assert!(hindered("203.0.113.0/24"));
+}
+
+#[test]
 fn an_offer_without_permission_is_a_problem_that_names_the_line_that_is_missing() {
     let routing = Routing::new(vec![net(LAN).into(), net("192.168.2.0/24").into()]);
     let mut netmap = netmap(&[]);
