@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::policy::Policy;
-use crate::records::netmap::{Member, Rules};
+use crate::records::netmap::Rules;
 use crate::testbed::records as build;
 
 const LAN: &str = "192.168.1.0/24";
