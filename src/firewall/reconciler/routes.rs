@@ -2,7 +2,7 @@
 
 use ipnet::Ipv4Net;
 
-use super::Work;
+use super::{NO_TABLE, Work};
 use crate::firewall::FirewallState;
 use crate::firewall::docker_user::{self, IPTABLES};
 use crate::firewall::error::KernelError;
@@ -23,6 +23,8 @@ impl<K: Kernel> Work<K> {
         match self.set_route_rules(state.prefix, routes).await {
             // Without the program there are no rules that it made.
             Ok(()) | Err(KernelError::NotInstalled(_)) => {}
+            // Nor are there any in a kernel without the table.
+            Err(KernelError::Failed(_, why)) if why.contains(NO_TABLE) => {}
             Err(error) if routes.is_empty() => {
                 tracing::debug!(%error, "cannot look for rules of networks to which this node routed");
             }
