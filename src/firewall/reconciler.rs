@@ -505,8 +505,14 @@ impl<K: Kernel> Work<K> {
             Ok(true) => format!("forwarding is off for {not_forwarding}"),
             Err(error) => error.to_string(),
         };
+        let unreached = match state.outside.routes.as_slice() {
+            [] => "containers cannot be reached: this machine does not forward packets",
+            _ => {
+                "neither containers nor the networks behind this node can be reached: this machine does not forward packets"
+            }
+        };
         problems.push(problem(
-            "containers cannot be reached: this machine does not forward packets",
+            unreached,
             why,
             &format!(
                 "run `sysctl -w net.ipv4.ip_forward=1 net.ipv4.conf.{not_forwarding}.forwarding=1`, and put `net.ipv4.ip_forward = 1` into a file of /etc/sysctl.d"

@@ -111,6 +111,21 @@ pub fn common(one: IpNet, other: IpNet) -> Option<IpNet> {
     other.contains(&one).then_some(one)
 }
 
+/// The networks that together have the addresses of `network` that are in none of `others`.
+#[must_use]
+pub fn without(network: Ipv4Net, others: &[Ipv4Net]) -> Vec<Ipv4Net> {
+    if others.iter().any(|other| other.contains(&network)) {
+        return Vec::new();
+    }
+    if !others.iter().any(|other| network.contains(other)) {
+        return vec![network];
+    }
+    // A network with another one inside is no single address, so it has halves.
+    let halves = network.subnets(network.prefix_len().saturating_add(1));
+    let halves = halves.into_iter().flatten();
+    halves.flat_map(|half| without(half, others)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,5 +206,29 @@ mod tests {
         assert_eq!(common(narrow, wide), Some(narrow));
         assert_eq!(common(narrow, narrow), Some(narrow));
         assert_eq!(common(narrow, other), None);
+    }
+
+    #[test]
+    fn a_network_without_others_has_all_its_addresses_but_theirs() {
+        let v4 = |text: &str| text.parse::<Ipv4Net>().expect("a literal");
+        let left = |network: &str, others: &[&str]| -> Vec<String> {
+            let others: Vec<Ipv4Net> = others.iter().map(|other| v4(other)).collect();
+            let left = without(v4(network), &others);
+            left.iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(left("10.0.0.0/22", &[]), ["10.0.0.0/22"]);
+        assert_eq!(left("10.0.0.0/22", &["10.1.0.0/24"]), ["10.0.0.0/22"]);
+        assert_eq!(
+            left("10.0.0.0/22", &["10.0.1.0/24"]),
+            ["10.0.0.0/24", "10.0.2.0/23"]
+        );
+        assert_eq!(
+            left("10.0.0.0/22", &["10.0.1.0/24", "10.0.2.0/23"]),
+            ["10.0.0.0/24"]
+        );
+        assert!(left("10.0.0.0/22", &["10.0.0.0/22"]).is_empty());
+        assert!(left("10.0.0.0/22", &["10.0.0.0/8"]).is_empty());
+        assert_eq!(left("10.0.0.0/31", &["10.0.0.0/32"]), ["10.0.0.1/32"]);
+        assert_eq!(left("10.0.0.0/8", &["10.9.9.9/32"]).len(), 24);
     }
 }

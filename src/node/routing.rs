@@ -12,9 +12,9 @@ use ipnet::{IpNet, Ipv4Net};
 use super::transitions::routes::RouteChange;
 use crate::model::address::is_public;
 use crate::model::text::listed;
-use crate::model::{Label, PublicKey};
+use crate::model::{Label, PublicKey, prefix};
 use crate::protocol::local::{Problem, RouteRow, RouteState};
-use crate::records::netmap::{Netmap, permitted};
+use crate::records::netmap::{Member, Netmap, permitted};
 
 /// The maximum number of networks that a problem names.
 const MAX_NAMED: usize = 8;
@@ -82,6 +82,27 @@ impl Routing {
     /// The member by which each network is reached.
     pub(super) fn chosen(&self) -> &BTreeMap<Ipv4Net, PublicKey> {
         &self.chosen
+    }
+
+    /// The networks as the tunnel is to know them: each with the member by which it is reached, and without the networks in it that this
+    /// machine is in or routes to itself. The kernel never sends packets to those into the tunnel, so the member has none to send from
+    /// there, and could only pretend to be a host of them.
+    pub(super) fn through_tunnel(
+        &self,
+        interfaces: &[(String, IpNet)],
+    ) -> Vec<(Ipv4Net, PublicKey)> {
+        let interfaces = interfaces.iter().filter_map(|(_, net)| match net {
+            IpNet::V4(net) => Some(*net),
+            IpNet::V6(_) => None,
+        });
+        let near: Vec<Ipv4Net> = interfaces.chain(self.own.iter().copied()).collect();
+        let parts = self.chosen.iter().flat_map(|(network, id)| {
+            let within = near.iter().filter(|net| network.contains(*net));
+            let within: Vec<Ipv4Net> = within.copied().collect();
+            let parts = prefix::without(*network, &within).into_iter();
+            parts.map(move |part| (part, *id))
+        });
+        parts.collect()
     }
 
     /// Whether there are no networks, so that nothing depends on the ways to members.
@@ -252,18 +273,21 @@ fn hindrance(network: Ipv4Net, netmap: &Netmap, input: &RoutingInput<'_>) -> Opt
     }
     let others = netmap.members.values();
     let mut others = others.filter(|member| member.id != input.own);
-    let member = others.find(|member| takes_endpoints(network, &member.endpoints))?;
+    let member = others.find(|member| takes_endpoints(network, member))?;
     Some(Hindrance::Endpoint(member.name.clone()))
 }
 
 /// Whether a member would not be reached any more if packets to `network` went into the tunnel. Private addresses of a member that has
-/// others too are those of its local network: from there it is not reached anyway.
-fn takes_endpoints(network: Ipv4Net, endpoints: &[SocketAddr]) -> bool {
+/// others too, or that others saw at a router, are those of its local network: from there it is not reached anyway.
+fn takes_endpoints(network: Ipv4Net, member: &Member) -> bool {
     let is_in =
         |endpoint: &SocketAddr| matches!(endpoint.ip(), IpAddr::V4(ip) if network.contains(&ip));
-    let mut taken = endpoints.iter().filter(|endpoint| is_in(endpoint));
-    let is_all = !endpoints.is_empty() && endpoints.iter().all(is_in);
-    is_all || taken.any(|endpoint| is_public(endpoint.ip()))
+    let endpoints = member.endpoints.iter().chain(&member.at_router.observed);
+    let mut taken = endpoints.clone().filter(|endpoint| is_in(endpoint));
+    let is_public_taken = taken.any(|endpoint| is_public(endpoint.ip()));
+    let mut others = endpoints.clone().filter(|endpoint| !is_in(endpoint));
+    let is_all = endpoints.count() > 0 && others.next().is_none();
+    is_all || is_public_taken
 }
 
 #[cfg(test)]

@@ -377,7 +377,9 @@ impl Workloads {
         problems.extend(self.docker.iter().flat_map(Docker::problems));
         // Without containers the guards alone are worth having, but nobody needs to install anything for them.
         let has_engine = self.docker.as_ref().is_some_and(Docker::is_followed);
-        let has_outside = self.registry.has_outside(block);
+        let applied = self.firewall.applied_state();
+        let has_routes = applied.is_some_and(|state| !state.outside.routes.is_empty());
+        let has_outside = has_routes || self.registry.has_outside(block);
         if has_engine || has_outside || self.firewall.is_contested() {
             problems.extend(self.firewall.problems());
         }

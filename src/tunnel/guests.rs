@@ -229,6 +229,20 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_routes_to_no_network_even_if_a_member_claims_its_key() {
+        let Setting {
+            mut table, anna, ..
+        } = setting();
+        let network: IpNet = "192.168.2.0/24".parse().expect("a literal");
+        table.set_routes([(network, anna.public_key)].into());
+        assert!(
+            table
+                .owner("192.168.2.7".parse().expect("a literal"))
+                .is_none()
+        );
+    }
+
+    #[test]
     fn a_packet_of_a_node_is_special_only_if_it_is_for_a_guest() {
         let Setting { table, node, .. } = setting();
         let of = |destination| decided(&table, &node, &packet(NODE, destination, 80));

@@ -1,7 +1,10 @@
 //! From the TUN device to the peers.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
+
+use ipnet::IpNet;
 
 use super::checking;
 use super::drops::DropReason;
@@ -134,7 +137,15 @@ impl Outbound {
             return shared.drops.add(DropReason::Reserved);
         }
         // The kernel follows a route for the tunnel's own datagrams too, which would be sealed again and again.
-        if !table.routed.networks.is_empty() && is_of_tunnel(shared, sockets.port(), packet, &ip) {
+        if !table.routed.networks.is_empty()
+            && is_of_tunnel(
+                &shared.local_addresses.load(),
+                &table.own_networks,
+                sockets.port(),
+                packet,
+                &ip,
+            )
+        {
             return shared.drops.add(DropReason::Looped);
         }
         if !checking::passes_out((shared, table), (packet, &ip), memo, now) {
@@ -248,13 +259,16 @@ fn answer_locally(
     }
 }
 
-/// Whether a packet is a datagram of this tunnel: this node sends it from `port`, at which only the tunnel is.
-fn is_of_tunnel(shared: &Shared, port: u16, packet: &[u8], ip: &Ip) -> bool {
+/// Whether a packet is a datagram of this tunnel: this node sends it from `port`, at which only the tunnel is. Its source is the address
+/// of this node in the mesh, one of `local`, if the kernel chooses it by the route. A datagram that answers a peer keeps the address of the
+/// machine to which the peer sends, which is in none of the networks `own` of this node.
+fn is_of_tunnel(local: &[IpAddr], own: &[IpNet], port: u16, packet: &[u8], ip: &Ip) -> bool {
     let source = packet
         .get(ip.transport..)
         .and_then(<[u8]>::first_chunk::<2>);
     let is_own_port = source.is_some_and(|source| u16::from_be_bytes(*source) == port);
-    ip.protocol == UDP && is_own_port && shared.local_addresses.load().contains(&ip.source)
+    let is_of_node = || local.contains(&ip.source) || !own.iter().any(|n| n.contains(&ip.source));
+    ip.protocol == UDP && is_own_port && is_of_node()
 }
 
 /// Tells the sender of `packet`, through the device, that the policy denies it.
@@ -271,5 +285,32 @@ fn refuse(shared: &Shared, packet: &[u8], ip: &Ip, reason: Reason) {
     let mut error = [0; MAX_ERROR];
     if let Some(length) = icmp_errors::answer(packet, ip, reason, &mut error) {
         shared.inject(&error[..length]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::super::local_service::write_datagram;
+    use super::*;
+
+    #[test]
+    fn a_datagram_of_the_tunnel_is_known_by_its_port_whichever_address_of_this_node_it_has() {
+        let local: [IpAddr; 1] = ["10.0.1.1".parse().expect("a literal")];
+        let own: [IpNet; 1] = ["10.0.1.0/24".parse().expect("a literal")];
+        let is_of_tunnel = |source: &str| {
+            let source: SocketAddr = source.parse().expect("a literal");
+            let destination = SocketAddr::from(([192, 168, 1, 7], 51820));
+            let mut packet = Vec::new();
+            write_datagram(source, destination, b"hello", &mut packet).expect("one family");
+            let ip = Ip::parse(&packet).expect("a whole packet");
+            is_of_tunnel(&local, &own, 51820, &packet, &ip)
+        };
+        assert!(is_of_tunnel("10.0.1.1:51820"));
+        assert!(is_of_tunnel("172.16.0.9:51820"));
+        assert!(!is_of_tunnel("10.0.1.1:4000"));
+        // A container is free to use this port.
+        assert!(!is_of_tunnel("10.0.1.9:51820"));
     }
 }

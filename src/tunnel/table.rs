@@ -112,7 +112,8 @@ impl Table {
     /// once, the last peer counts.
     pub(super) fn set_routes(&mut self, networks: Arc<[(IpNet, [u8; 32])]>) {
         let peers = networks.iter().filter_map(|(network, key)| {
-            let current = self.by_key.get(key)?;
+            // A member may claim the key of a guest, and no guest routes.
+            let current = self.by_key.get(key).filter(|peer| !peer.is_guest)?;
             Some((*network, Arc::clone(self.sending_peer(current))))
         });
         let peers = AllowedIps::new(peers);

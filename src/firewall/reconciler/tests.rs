@@ -508,6 +508,47 @@ async fn each_problem_has_its_remedy() {
 }
 
 #[tokio::test]
+async fn rules_for_networks_that_a_killed_meshd_left_are_removed_if_they_are_not_wanted() {
+    let kernel = docker();
+    let rule = |network: &str| {
+        format!(
+            "-A DOCKER-USER -m conntrack --ctorigsrc 10.210.0.0/16 --ctorigdst {network} -m comment --comment meshd-route -j ACCEPT"
+        )
+    };
+    let (kept, left) = (rule("192.168.1.0/24"), rule("192.168.2.0/24"));
+    kernel.with(|m| m.rules.extend([kept.clone(), left.clone()]));
+    let mut wanted = state();
+    wanted.outside.routes = vec!["192.168.1.0/24".parse().expect("a literal")];
+    let firewall = Firewall::on(kernel.clone());
+    firewall.set(wanted);
+    firewall.wait_until_applied().await;
+    kernel.with(|m| assert!(m.rules.contains(&kept) && !m.rules.contains(&left)));
+    firewall.stop().await;
+    // The same if no network is wanted at all.
+    kernel.with(|m| m.rules.push(left.clone()));
+    let firewall = Firewall::on(kernel.clone());
+    firewall.set(state());
+    firewall.wait_until_applied().await;
+    kernel.with(|m| assert!(!m.rules.contains(&left) && !m.rules.contains(&kept)));
+}
+
+#[tokio::test]
+async fn a_node_without_an_engine_routes_on_a_kernel_without_the_tables_of_iptables() {
+    let kernel = FakeKernel::default();
+    kernel.with(|m| m.rules = vec![NO_TABLE.into()]);
+    let mut wanted = state();
+    wanted.bridges.clear();
+    wanted.mappings.clear();
+    wanted.outside.routes = vec!["192.168.1.0/24".parse().expect("a literal")];
+    let firewall = Firewall::on(kernel.clone());
+    firewall.set(wanted);
+    firewall.wait_until_applied().await;
+    assert!(firewall.is_active());
+    assert_eq!(firewall.problems(), []);
+    assert!(kernel.with(|m| m.forwards));
+}
+
+#[tokio::test]
 async fn the_chain_that_docker_lost_is_made_again() {
     let kernel = docker();
     kernel.with(|m| m.rules = vec!["-N DOCKER".into()]);

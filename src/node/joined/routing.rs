@@ -52,10 +52,10 @@ fn choose(node: &mut JoinedNode) -> bool {
 /// Sets in the tunnel which peer routes to which network. A peer may have got another key although its networks did not change.
 fn set_routes(node: &JoinedNode) {
     let members = &node.netmap.members;
-    let chosen = node.device.routing.chosen().iter();
-    let routes = chosen.filter_map(|(network, id)| {
-        let member = members.get(id)?;
-        Some((IpNet::V4(*network), member.wireguard_key.0))
+    let routes = node.device.routing.through_tunnel(&networks(node));
+    let routes = routes.into_iter().filter_map(|(network, id)| {
+        let member = members.get(&id)?;
+        Some((IpNet::V4(network), member.wireguard_key.0))
     });
     let routes: Vec<(IpNet, [u8; 32])> = routes.collect();
     node.device.tunnel.filter().set_routes(&routes);

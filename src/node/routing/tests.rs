@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::policy::Policy;
-use crate::records::netmap::{Member, Rules};
+use crate::records::netmap::Rules;
 use crate::testbed::records as build;
 
 const LAN: &str = "192.168.1.0/24";
@@ -174,6 +174,37 @@ fn the_network_that_this_machine_is_in_is_not_sent_into_the_tunnel() {
 }
 
 #[test]
+fn the_member_that_routes_to_a_wider_network_is_no_host_of_the_networks_that_this_node_has_in_it() {
+    let netmap = netmap(&[
+        ("192.168.0.0/22", &[2]),
+        ("192.168.2.0/24", &[1]),
+        ("192.168.9.0/24", &[3]),
+    ]);
+    let mut routing = Routing::default();
+    follow(&mut routing, &netmap, &[("eth0", "192.168.1.0/24")], &[]);
+    let networks: Vec<String> = routing.chosen().keys().map(ToString::to_string).collect();
+    assert_eq!(networks, ["192.168.0.0/22", "192.168.9.0/24"]);
+    let lan = (
+        "eth0".to_owned(),
+        "192.168.1.0/24".parse().expect("a literal"),
+    );
+    let through = routing.through_tunnel(&[lan]);
+    assert_eq!(
+        through,
+        [
+            (net("192.168.0.0/24"), build::id(2)),
+            (net("192.168.3.0/24"), build::id(2)),
+            (net("192.168.9.0/24"), build::id(3)),
+        ]
+    );
+    // A network inside one to which this node routes is reached by the other member as a whole.
+    let wider = self::netmap(&[("192.168.0.0/16", &[1]), ("192.168.9.0/24", &[3])]);
+    follow(&mut routing, &wider, &[], &[]);
+    let through = routing.through_tunnel(&[]);
+    assert_eq!(through, [(net("192.168.9.0/24"), build::id(3))]);
+}
+
+#[test]
 fn the_network_to_which_this_node_routes_itself_is_not_sent_to_others() {
     let netmap = netmap(&[(LAN, &[1, 2]), ("192.168.9.0/24", &[1])]);
     let mut routing = Routing::default();
@@ -211,6 +242,22 @@ fn a_network_that_would_take_the_tunnel_s_own_datagrams_is_left_out() {
     ));
     assert!(hindered("10.1.0.0/16", &["10.1.0.5:51820"]));
     assert!(!hindered("10.1.0.0/16", &["10.2.0.5:51820"]));
+}
+
+#[test]
+fn a_member_behind_a_router_routes_to_its_local_network_and_is_reached_at_the_router() {
+    let hindered = |network: &str| {
+        let mut netmap = netmap(&[(network, &[2])]);
+        if let Some(member) = netmap.members.get_mut(&build::id(2)) {
+            member.endpoints = vec!["192.168.1.10:51820".parse().expect("a literal")];
+            member.at_router.observed = vec!["203.0.113.7:4000".parse().expect("a literal")];
+        }
+        let mut routing = Routing::default();
+        follow(&mut routing, &netmap, &[], &[]);
+        routing.chosen().is_empty()
+    };
+    assert!(!hindered(LAN));
+    assert!(hindered("203.0.113.0/24"));
 }
 
 #[test]
