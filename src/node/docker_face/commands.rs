@@ -16,8 +16,9 @@ use crate::spawn::{Entry, exec};
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 struct Start {
-    detach: bool,
-    tty: bool,
+    // Null is false.
+    detach: Option<bool>,
+    tty: Option<bool>,
 }
 
 /// Prepares a command in a container of the caller.
@@ -55,14 +56,15 @@ pub(super) async fn start(asked: Asked, id: &ExecId) -> Result<Response, Failure
         };
         serde_json::from_slice(&asked.body).map_err(unreadable)?
     };
-    let described = own(&asked, id).await?;
-    if start.detach {
+    let (_, described) = own(&asked, id).await?;
+    if start.detach.unwrap_or_default() {
         let tty = described.process.tty;
         asked.engine().exec_start_detached(id, tty).await?;
         return Ok(answer::started());
     }
     let place = asked.stream()?;
-    let engine = asked.engine().exec_start(id, start.tty).await?;
+    let tty = start.tty.unwrap_or_default();
+    let engine = asked.engine().exec_start(id, tty).await?;
     let kind = engine.content_type.clone();
     let Connection { upgrade, .. } = asked.connection;
     Ok(match upgrade {
@@ -78,17 +80,15 @@ pub(super) async fn start(asked: Asked, id: &ExecId) -> Result<Response, Failure
 /// Describes a command in a container of the caller.
 pub(super) async fn inspect(asked: &Asked, id: &ExecId) -> Result<Response, Failure> {
     asked.query(&[])?;
-    let described = own(asked, id).await?;
+    let (_, described) = own(asked, id).await?;
     Ok(answer::json(&documents::exec(id.as_str(), &described)))
 }
 
-/// The command, if it is in a container of the caller.
-async fn own(asked: &Asked, id: &ExecId) -> Result<ExecDescribed, Failure> {
+/// The command with its container, if it is in a container of the caller.
+async fn own(asked: &Asked, id: &ExecId) -> Result<(Entry, ExecDescribed), Failure> {
     let missing = || Failure::not_found("there is no such command in a container of this caller");
     let described = asked.engine().exec_inspect(id).await?;
     let described = described.ok_or_else(missing)?;
-    match asked.own(described.container.as_str()) {
-        Ok(_) => Ok(described),
-        Err(_) => Err(missing()),
-    }
+    let entry = asked.holds(&described.container).ok_or_else(missing)?;
+    Ok((entry, described))
 }

@@ -200,6 +200,11 @@ impl Asked {
         Ok((entry, id))
     }
 
+    /// The container of the caller with this id. A name does not count: a caller may give its container the id of another one as its name.
+    fn holds(&self, id: &ContainerId) -> Option<Entry> {
+        holds(&self.spawner, &self.call, id)
+    }
+
     /// A place for a stream, whose answer may take long.
     fn stream(&self) -> Result<StreamPlace, Failure> {
         let Connection {
@@ -213,6 +218,12 @@ impl Asked {
         long.set();
         Ok(place)
     }
+}
+
+/// The container with this id, if it is one of the caller.
+fn holds(spawner: &Spawner, call: &Call, id: &ContainerId) -> Option<Entry> {
+    let found = spawner.find(call, id.as_str()).ok();
+    found.filter(|entry| entry.container.as_ref() == Some(id))
 }
 
 /// A container as its caller knows it.

@@ -370,6 +370,20 @@ async fn a_caller_sees_its_containers_and_its_images_alone() {
 }
 
 #[tokio::test]
+async fn a_container_named_like_the_id_of_another_one_opens_no_command_in_that() {
+    let node = Node::new();
+    let path = format!("/containers/create?name={}", "b".repeat(64));
+    let body = r#"{"Image":"box","Cmd":["true"]}"#;
+    assert_eq!(node.send(RUNNER, "POST", &path, body).await.0, 201);
+    let describe = format!("/exec/{FOREIGN_EXEC}/json");
+    let start = format!("/exec/{FOREIGN_EXEC}/start");
+    assert_eq!(node.send(RUNNER, "GET", &describe, "").await.0, 404);
+    assert_eq!(node.send(RUNNER, "POST", &start, "{}").await.0, 404);
+    let of_start = |asked: &String| asked.ends_with("/start");
+    assert!(!node.asked().iter().any(of_start), "{:?}", node.asked());
+}
+
+#[tokio::test]
 async fn a_refusal_has_the_form_of_docker_and_the_engine_learns_nothing_of_it() {
     let node = Node::new();
     let create = "/v1.43/containers/create";
