@@ -56,20 +56,20 @@ pub(super) async fn start(asked: Asked, id: &ExecId) -> Result<Response, Failure
         };
         serde_json::from_slice(&asked.body).map_err(unreadable)?
     };
-    let (_, described) = own(&asked, id).await?;
+    let (entry, described) = own(&asked, id).await?;
     if start.detach.unwrap_or_default() {
         let tty = described.process.tty;
         asked.engine().exec_start_detached(id, tty).await?;
         return Ok(answer::started());
     }
-    let place = asked.stream()?;
+    let place = asked.stream_of(&entry)?;
     let tty = start.tty.unwrap_or_default();
     let engine = asked.engine().exec_start(id, tty).await?;
     let kind = engine.content_type.clone();
-    let Connection { upgrade, .. } = asked.connection;
+    let Connection { upgrade, long, .. } = asked.connection;
     Ok(match upgrade {
         Some(caller) => {
-            connect(caller, engine, place);
+            connect(caller, engine, place, long);
             answer::upgraded(kind.as_deref())
         }
         // Such a caller only reads.

@@ -12,6 +12,7 @@
 //! | `images` | the calls about images |
 //! | `events` | the events of the caller's containers |
 //! | `streams` | output and attached containers: buffers of a fixed size, and how many a caller may have |
+//! | `permission` | ends streams whose caller may not have them any more |
 //! | `documents` | writes what the caller gets to see |
 //! | `answer` | the answers, and failures in Docker's form |
 //!
@@ -27,11 +28,14 @@ mod commands;
 mod documents;
 mod events;
 mod images;
+mod permission;
 mod query;
 mod routes;
 mod streams;
 
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Request, State};
@@ -45,6 +49,7 @@ use hyper::upgrade::OnUpgrade;
 
 use self::answer::Failure;
 use self::documents::{Program, Shown};
+use self::permission::Lost;
 use self::query::Query;
 use self::routes::{Route, is_docker, route};
 pub(super) use self::streams::{LIFETIME, LongAnswer};
@@ -52,6 +57,7 @@ use self::streams::{MAX_OF_CALLER, StreamPlace, Streams};
 use super::spawn::{Call, Spawner};
 use crate::containers::control::EngineControl;
 use crate::model::ContainerId;
+use crate::os::tasks::Tasks;
 use crate::os::web::{Guard, Knowledge, Source};
 use crate::protocol::web::MAX_BODY;
 use crate::spawn::Entry;
@@ -122,6 +128,7 @@ async fn respond<K: Knowledge>(
     face.spawner.granted(&call)?;
     let route = route(parts.method.as_str(), parts.uri.path())?;
     let upgrade = upgrade_of(&mut parts);
+    let lost = lost_of(face, &call, source, &parts.headers);
     let body = to_bytes(body, MAX_BODY).await;
     let too_long = |_| {
         Failure::bad_request("the body of the request is too long or broken; 64 KiB are the most")
@@ -135,10 +142,26 @@ async fn respond<K: Knowledge>(
             streams: face.streams.clone(),
             source,
             long,
+            lost,
             upgrade,
         },
     };
     dispatch(asked, route).await
+}
+
+/// What makes the check of a stream of the caller.
+fn lost_of<K: Knowledge>(
+    face: &Face<K>,
+    call: &Call,
+    source: IpAddr,
+    headers: &HeaderMap,
+) -> Arc<dyn Fn() -> Lost + Send + Sync> {
+    let (face, call) = (face.clone(), call.clone());
+    let proof = permission::proof_of(headers);
+    Arc::new(move || -> Lost {
+        let lost = permission::lost(face.clone(), call.clone(), source, proof.clone());
+        Box::pin(lost)
+    })
 }
 
 async fn dispatch(asked: Asked, route: Route) -> Result<Response, Failure> {
@@ -172,6 +195,8 @@ struct Connection {
     streams: Streams,
     source: IpAddr,
     long: LongAnswer,
+    /// Returns what ends when the caller may not make this call any more.
+    lost: Arc<dyn Fn() -> Lost + Send + Sync>,
     /// The connection after the answer, if the caller asked for one that carries bytes in both directions.
     upgrade: Option<OnUpgrade>,
 }
@@ -205,18 +230,30 @@ impl Asked {
         holds(&self.spawner, &self.call, id)
     }
 
-    /// A place for a stream, whose answer may take long.
+    /// A place for a stream of the caller's container `entry`, whose answer may take long.
+    fn stream_of(&self, entry: &Entry) -> Result<StreamPlace, Failure> {
+        self.stream_within(Some(permission::left_of(entry)))
+    }
+
+    /// A place for a stream of no container, whose answer may take long.
     fn stream(&self) -> Result<StreamPlace, Failure> {
+        self.stream_within(None)
+    }
+
+    fn stream_within(&self, left: Option<Duration>) -> Result<StreamPlace, Failure> {
         let Connection {
             streams,
             source,
             long,
+            lost,
             ..
         } = &self.connection;
         let place = streams.take(*source);
         let place = place.ok_or_else(|| Failure::too_many_streams(MAX_OF_CALLER))?;
         long.set();
-        Ok(place)
+        let watch = permission::watch(lost(), left, long.clone());
+        let watch = Tasks::current().spawn_child("permission of a stream", watch);
+        Ok(place.watched(watch.abort_on_drop()))
     }
 }
 
