@@ -9,6 +9,7 @@
 //! | `query` | reads the parameters and filters |
 //! | `calls` | the calls about containers |
 //! | `commands` | the calls about commands in containers |
+//! | `prepared` | how many commands wait to be started |
 //! | `images` | the calls about images |
 //! | `events` | the events of the caller's containers |
 //! | `streams` | output and attached containers: buffers of a fixed size, and how many a caller may have |
@@ -29,6 +30,7 @@ mod documents;
 mod events;
 mod images;
 mod permission;
+mod prepared;
 mod query;
 mod routes;
 mod streams;
@@ -50,6 +52,7 @@ use hyper::upgrade::OnUpgrade;
 use self::answer::Failure;
 use self::documents::{Program, Shown};
 use self::permission::Lost;
+use self::prepared::Prepared;
 use self::query::Query;
 use self::routes::{Route, is_docker, route};
 pub(super) use self::streams::{LIFETIME, LongAnswer};
@@ -74,6 +77,7 @@ pub(super) struct Face<K> {
     guard: Guard<K>,
     spawner: Spawner,
     streams: Streams,
+    prepared: Prepared,
 }
 
 impl<K: Knowledge> Face<K> {
@@ -83,6 +87,7 @@ impl<K: Knowledge> Face<K> {
             guard,
             spawner,
             streams: Streams::default(),
+            prepared: Prepared::default(),
         }
     }
 }
@@ -135,6 +140,7 @@ async fn respond<K: Knowledge>(
     };
     let asked = Asked {
         spawner: face.spawner.clone(),
+        prepared: face.prepared.clone(),
         call,
         query: parts.uri.query().map(str::to_owned),
         body: body.map_err(too_long)?,
@@ -184,6 +190,7 @@ async fn dispatch(asked: Asked, route: Route) -> Result<Response, Failure> {
 /// A request whose caller may make it.
 struct Asked {
     spawner: Spawner,
+    prepared: Prepared,
     call: Call,
     query: Option<String>,
     body: Bytes,

@@ -423,6 +423,28 @@ async fn a_stream_that_nobody_reads_is_cut_once_its_address_belongs_to_another_c
 }
 
 #[tokio::test]
+async fn commands_that_nobody_starts_are_not_prepared_without_an_end() {
+    let node = Node::new();
+    node.create().await;
+    let path = "/containers/job/exec";
+    let body = r#"{"Cmd":["id"]}"#;
+    // The bound of the calls of one address is below it, so the clock has to go on for the last ones.
+    let mut refused = None;
+    for _ in 0..200 {
+        let (status, answer) = node.send(RUNNER, "POST", path, body).await;
+        if status == 429 && answer.contains("prepared") {
+            refused = Some(answer);
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(refused.is_some(), "all are prepared");
+    let asked = node.asked();
+    let prepared = asked.iter().filter(|asked| asked.ends_with("/exec"));
+    assert_eq!(prepared.count(), prepared::MAX_OF_CONTAINER);
+}
+
+#[tokio::test]
 async fn a_refusal_has_the_form_of_docker_and_the_engine_learns_nothing_of_it() {
     let node = Node::new();
     let create = "/v1.43/containers/create";
