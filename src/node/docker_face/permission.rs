@@ -23,7 +23,8 @@ use crate::spawn::Entry;
 
 /// The time between two looks.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
-/// After how many looks in a row without a caller its stream ends. An address is missing for a moment if its node starts again.
+/// After how many looks in a row at which the address gives no template its stream ends. A service is missing for a moment if its node
+/// starts again.
 const PATIENCE: u32 = 20;
 /// How long the engine has to remove a container whose time is over. Its streams end properly then.
 const EXPIRY_GRACE: Duration = Duration::from_secs(5);
@@ -57,12 +58,18 @@ pub(super) async fn lost<K: Knowledge>(
         match face.guard.check_again(source, &proof).await {
             Ok(caller) => {
                 let by = call.by.clone();
-                let granted = face.spawner.granted(&Call { by, caller });
-                let is_same = granted.is_ok_and(|granted| granted == before);
-                if !is_same {
+                let now = Call { by, caller };
+                // Unlike the next call, this one notes no refusal.
+                if face.spawner.owned(&now).is_err() {
+                    unknown += 1;
+                    continue;
+                }
+                let granted = face.spawner.granted(&now);
+                if granted.is_ok_and(|granted| granted == before) {
+                    unknown = 0;
+                } else {
                     return;
                 }
-                unknown = 0;
             }
             Err(error) if has_token && is_refusal(error.code) => return,
             Err(_) => unknown += 1,

@@ -184,7 +184,7 @@ impl Node {
 
 fn router(engine: &Standin, directory: &std::path::Path, known: Known) -> Router {
     let text = format!(
-        "[docker]\nsocket = {:?}\n[api]\nenabled = true\n[[spawn]]\nname = \"job\"\nfrom = [\"ci/runner\"]\nimages = [\"box:latest\"]\ncommand = true\nnetwork = \"none\"\n",
+        "[docker]\nsocket = {:?}\n[api]\nenabled = true\n[[spawn]]\nname = \"job\"\nfrom = [\"ci/runner\", \"ci/other\"]\nimages = [\"box:latest\"]\ncommand = true\nnetwork = \"none\"\n",
         engine.socket()
     );
     let file = directory.join("meshd.toml");
