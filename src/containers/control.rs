@@ -37,8 +37,8 @@ const MAX_LINE: usize = 1 << 20;
 const PULL_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long the engine may take to create or start a container. A disk that is busy with a download takes its time.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long the stream of events may take to begin. Podman sends nothing before the first event.
-const EVENTS_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
+/// How long events, and output that is followed, may take to begin. Podman sends nothing before the first event or line.
+const FOLLOW_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 /// The header with the name, the size and the kind of a file in an answer with its content.
 const PATH_STAT: &str = "x-docker-container-path-stat";
 /// The maximum length of that header.
@@ -332,7 +332,12 @@ impl EngineControl {
     /// The engine is not reachable or refuses.
     pub async fn logs(&self, id: &ContainerId, wanted: &LogsWanted) -> Result<Stream, EngineFault> {
         let path = format!("/containers/{id}/logs?{}", wanted.query());
-        open(self.requests.socket()?, Method::GET, &path, ANSWER_TIMEOUT).await
+        let head = if wanted.follow {
+            FOLLOW_TIMEOUT
+        } else {
+            ANSWER_TIMEOUT
+        };
+        open(self.requests.socket()?, Method::GET, &path, head).await
     }
 
     /// Attaches to a container.
@@ -426,7 +431,7 @@ impl EngineControl {
         let filters = encoded(r#"{"type":["container"]}"#);
         let mut path = format!("/events?filters={filters}");
         push_times(&mut path, since, until);
-        let stream = open(self.requests.socket()?, Method::GET, &path, EVENTS_TIMEOUT).await?;
+        let stream = open(self.requests.socket()?, Method::GET, &path, FOLLOW_TIMEOUT).await?;
         let lines = NdjsonReader::new(MAX_LINE);
         Ok(Events { stream, lines })
     }

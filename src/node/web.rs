@@ -187,12 +187,23 @@ async fn connection(tcp: TcpStream, source: IpAddr, router: Router, place: Conne
         .serve_connection(TokioIo::new(tcp), service)
         .with_upgrades();
     let mut served = pin!(served);
-    let mut ended = timeout(TIME_LIMIT, served.as_mut()).await;
-    if ended.is_err() && long.is_set() {
-        ended = timeout(docker_face::LIFETIME, served).await;
-    }
-    if let Ok(Err(error)) = ended {
-        tracing::debug!(%error, "a connection of the API ended");
+    let limited = async {
+        let ended = timeout(TIME_LIMIT, served.as_mut()).await;
+        if ended.is_err() && long.is_set() {
+            timeout(docker_face::LIFETIME, served.as_mut()).await
+        } else {
+            ended
+        }
+    };
+    tokio::select! {
+        ended = limited => {
+            if let Ok(Err(error)) = ended {
+                tracing::debug!(%error, "a connection of the API ended");
+            }
+        }
+        () = long.has_to_end() => {
+            tracing::debug!("a connection of the API was ended, since its caller may not have it any more");
+        }
     }
     drop(place);
 }

@@ -20,6 +20,9 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
+/// The maximum size of the head of an answer, and of what is read of its body before somebody takes it, in bytes.
+const MAX_BUFFER: usize = 64 * 1024;
+
 /// Why there is no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HttpError {
@@ -190,7 +193,9 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let request = request.into_hyper()?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+    let (mut sender, connection) = http1::Builder::new()
+        .max_buf_size(MAX_BUFFER)
+        .handshake(TokioIo::new(stream))
         .await
         .map_err(broken)?;
     let mut connection = Connection::new(async move {
@@ -235,7 +240,9 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let request = request.into_hyper()?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+    let (mut sender, connection) = http1::Builder::new()
+        .max_buf_size(MAX_BUFFER)
+        .handshake(TokioIo::new(stream))
         .await
         .map_err(broken)?;
     let mut connection = Connection::new(async move {

@@ -32,11 +32,8 @@ impl Agent {
             Command::Ready(reply) => drop(reply.send(Ok(not_ready(self)))),
             Command::Join(join, reply) => self.begin_join(join, reply, ended.clone()),
             Command::Leave(reply) => Box::pin(self.leave(reply)).await,
-            Command::Unattended(problem) => {
-                if !matches!(self.phase, Phase::Up(..)) {
-                    self.join_problem = Some(problem);
-                }
-            }
+            Command::Unattended(_) if matches!(self.phase, Phase::Up(..)) => {}
+            Command::Unattended(problem) => self.join_problem = Some(problem),
             Command::RotateKey(reply) => carry_out(self.node(), reply, |node, reply| {
                 node.change(ChangeRequest::Key(reply));
             }),

@@ -57,6 +57,15 @@ impl Failure {
         }
     }
 
+    pub(super) fn too_many_commands(most: usize) -> Self {
+        Self {
+            status: 429,
+            message: format!(
+                "{most} commands of this container are prepared and not started, which are the most; start one of them"
+            ),
+        }
+    }
+
     pub(super) fn message(&self) -> &str {
         &self.message
     }

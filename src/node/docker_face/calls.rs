@@ -109,10 +109,10 @@ pub(super) async fn container(
         Action::Stop => stop(&asked, &id).await,
         Action::Kill => kill(&asked, &id).await,
         Action::Remove => remove(&asked, name, &id).await,
-        Action::Wait => wait(&asked, &id).await,
-        Action::Logs => logs(&asked, &id).await,
-        Action::Attach => attach(asked, &id).await,
-        Action::Archive => archive(&asked, &id).await,
+        Action::Wait => wait(&asked, &entry, &id).await,
+        Action::Logs => logs(&asked, &entry, &id).await,
+        Action::Attach => attach(asked, &entry, &id).await,
+        Action::Archive => archive(&asked, &entry, &id).await,
         Action::Exec => commands::create(&asked, &entry, &id).await,
     }
 }
@@ -178,7 +178,7 @@ async fn remove(asked: &Asked, name: &str, id: &ContainerId) -> Result<Response,
     Ok(answer::done())
 }
 
-async fn wait(asked: &Asked, id: &ContainerId) -> Result<Response, Failure> {
+async fn wait(asked: &Asked, entry: &Entry, id: &ContainerId) -> Result<Response, Failure> {
     let query = asked.query(&["condition"])?;
     let until = match query.text("condition").unwrap_or("not-running") {
         "not-running" => WaitUntil::NotRunning,
@@ -189,7 +189,7 @@ async fn wait(asked: &Asked, id: &ContainerId) -> Result<Response, Failure> {
             return Err(Failure::bad_request(text));
         }
     };
-    let place = asked.stream()?;
+    let place = asked.stream_of(entry)?;
     // The client starts the container when the head of this answer arrives, so the engine has to wait already.
     let waiting = asked.engine().begin_wait(id, until).await?;
     let text = async move {
@@ -199,7 +199,7 @@ async fn wait(asked: &Asked, id: &ContainerId) -> Result<Response, Failure> {
     Ok(answer::json_stream(body_later(text, place)))
 }
 
-async fn logs(asked: &Asked, id: &ContainerId) -> Result<Response, Failure> {
+async fn logs(asked: &Asked, entry: &Entry, id: &ContainerId) -> Result<Response, Failure> {
     let query = asked.query(&[
         "stdout",
         "stderr",
@@ -222,7 +222,7 @@ async fn logs(asked: &Asked, id: &ContainerId) -> Result<Response, Failure> {
         let text = "no output is chosen; send stdout=1, stderr=1 or both";
         return Err(Failure::bad_request(text));
     }
-    let place = asked.stream()?;
+    let place = asked.stream_of(entry)?;
     let stream = asked.engine().logs(id, &wanted).await?;
     let kind = stream.content_type().map(str::to_owned);
     Ok(answer::output(kind.as_deref(), body_of(stream, place)))
@@ -237,7 +237,7 @@ fn tail(query: &Query) -> Result<Option<u64>, Failure> {
     Ok(query.number("tail")?.and_then(|n| u64::try_from(n).ok()))
 }
 
-async fn attach(asked: Asked, id: &ContainerId) -> Result<Response, Failure> {
+async fn attach(asked: Asked, entry: &Entry, id: &ContainerId) -> Result<Response, Failure> {
     let query = asked.query(&["stdin", "stdout", "stderr", "logs", "stream", "detachKeys"])?;
     let wanted = AttachWanted {
         stdin: query.flag("stdin"),
@@ -246,13 +246,13 @@ async fn attach(asked: Asked, id: &ContainerId) -> Result<Response, Failure> {
         logs: query.flag("logs"),
         stream: query.flag("stream"),
     };
-    let place = asked.stream()?;
+    let place = asked.stream_of(entry)?;
     let engine = asked.engine().attach(id, wanted).await?;
     let kind = engine.content_type.clone();
-    let Connection { upgrade, .. } = asked.connection;
+    let Connection { upgrade, long, .. } = asked.connection;
     Ok(match upgrade {
         Some(caller) => {
-            connect(caller, engine, place);
+            connect(caller, engine, place, long);
             answer::upgraded(kind.as_deref())
         }
         // Such a caller only reads.
@@ -260,13 +260,13 @@ async fn attach(asked: Asked, id: &ContainerId) -> Result<Response, Failure> {
     })
 }
 
-async fn archive(asked: &Asked, id: &ContainerId) -> Result<Response, Failure> {
+async fn archive(asked: &Asked, entry: &Entry, id: &ContainerId) -> Result<Response, Failure> {
     let query = asked.query(&["path"])?;
     let Some(path) = query.text("path") else {
         let text = "the parameter path is missing; send the path of a file or folder";
         return Err(Failure::bad_request(text));
     };
-    let place = asked.stream()?;
+    let place = asked.stream_of(entry)?;
     let archive = asked.engine().archive(id, path).await?;
     let body = body_of(archive.content, place);
     Ok(answer::archive(archive.stat.as_deref(), body))

@@ -5,9 +5,10 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::answer::{self, Failure};
+use super::prepared::MAX_OF_CONTAINER;
 use super::streams::{body_of_switched, connect};
 use super::{Asked, Connection, documents};
-use crate::containers::control::{ExecDescribed, ExecId};
+use crate::containers::control::{EngineFault, ExecDescribed, ExecId};
 use crate::model::ContainerId;
 use crate::node::spawn::Failed;
 use crate::spawn::{Entry, exec};
@@ -16,8 +17,9 @@ use crate::spawn::{Entry, exec};
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 struct Start {
-    detach: bool,
-    tty: bool,
+    // Null is false.
+    detach: Option<bool>,
+    tty: Option<bool>,
 }
 
 /// Prepares a command in a container of the caller.
@@ -39,7 +41,11 @@ pub(super) async fn create(
     let wanted = exec::read(&asked.body, &granted.template).map_err(Failed::Refused);
     let noted = |failed: &Failed| asked.spawner.note_failed(&asked.call, "exec", failed);
     let wanted = wanted.inspect_err(noted)?;
+    if !asked.prepared.has_place(id) {
+        return Err(Failure::too_many_commands(MAX_OF_CONTAINER));
+    }
     let created = asked.engine().exec_create(id, &wanted.body()).await?;
+    asked.prepared.insert(id, created.clone());
     asked.spawner.note_exec(&asked.call, entry, &wanted.command);
     Ok(answer::created(&json!({"Id": created.as_str()})))
 }
@@ -55,19 +61,24 @@ pub(super) async fn start(asked: Asked, id: &ExecId) -> Result<Response, Failure
         };
         serde_json::from_slice(&asked.body).map_err(unreadable)?
     };
-    let described = own(&asked, id).await?;
-    if start.detach {
+    let (entry, described) = own(&asked, id).await?;
+    if start.detach.unwrap_or_default() {
         let tty = described.process.tty;
-        asked.engine().exec_start_detached(id, tty).await?;
+        let started = asked.engine().exec_start_detached(id, tty).await;
+        note_start(&asked, &described, id, &started);
+        started?;
         return Ok(answer::started());
     }
-    let place = asked.stream()?;
-    let engine = asked.engine().exec_start(id, start.tty).await?;
+    let place = asked.stream_of(&entry)?;
+    let tty = start.tty.unwrap_or_default();
+    let started = asked.engine().exec_start(id, tty).await;
+    note_start(&asked, &described, id, &started);
+    let engine = started?;
     let kind = engine.content_type.clone();
-    let Connection { upgrade, .. } = asked.connection;
+    let Connection { upgrade, long, .. } = asked.connection;
     Ok(match upgrade {
         Some(caller) => {
-            connect(caller, engine, place);
+            connect(caller, engine, place, long);
             answer::upgraded(kind.as_deref())
         }
         // Such a caller only reads.
@@ -75,20 +86,45 @@ pub(super) async fn start(asked: Asked, id: &ExecId) -> Result<Response, Failure
     })
 }
 
+/// Notes that a command does not wait to be started any more. One that conflicts with the state of its container still does.
+fn note_start<T>(
+    asked: &Asked,
+    described: &ExecDescribed,
+    id: &ExecId,
+    started: &Result<T, EngineFault>,
+) {
+    if !matches!(started, Err(EngineFault::Rejected(409, _))) {
+        asked.prepared.remove(&described.container, id);
+    }
+}
+
 /// Describes a command in a container of the caller.
 pub(super) async fn inspect(asked: &Asked, id: &ExecId) -> Result<Response, Failure> {
     asked.query(&[])?;
-    let described = own(asked, id).await?;
+    let (_, described) = own(asked, id).await?;
     Ok(answer::json(&documents::exec(id.as_str(), &described)))
 }
 
-/// The command, if it is in a container of the caller.
-async fn own(asked: &Asked, id: &ExecId) -> Result<ExecDescribed, Failure> {
+/// The command with its container, if that is one of the caller.
+async fn own(asked: &Asked, id: &ExecId) -> Result<(Entry, ExecDescribed), Failure> {
     let missing = || Failure::not_found("there is no such command in a container of this caller");
     let described = asked.engine().exec_inspect(id).await?;
     let described = described.ok_or_else(missing)?;
-    match asked.own(described.container.as_str()) {
-        Ok(_) => Ok(described),
-        Err(_) => Err(missing()),
+    let entry = asked.holds(&described.container).ok_or_else(missing)?;
+    Ok((entry, described))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_is_read_with_null_for_false_and_with_fields_that_have_no_effect() {
+        let read = |text: &str| serde_json::from_str::<Start>(text);
+        let start = read(r#"{"Detach":true,"Tty":null,"ConsoleSize":[40,120],"Later":{}}"#);
+        let start = start.expect("a start");
+        assert_eq!((start.detach, start.tty), (Some(true), None));
+        assert!(read(r#"{"Detach":"x"}"#).is_err());
+        assert!(read(r#"{"Detach":false,"Detach":true}"#).is_err());
     }
 }

@@ -11,7 +11,7 @@ use super::answer::{self, Failure};
 use super::documents::{self, Shown};
 use super::query::Filters;
 use super::streams::StreamPlace;
-use super::{Asked, shown};
+use super::{Asked, holds, shown};
 use crate::containers::control::{ContainerEvent, Events};
 use crate::model::ContainerId;
 use crate::node::spawn::{Call, Spawner};
@@ -80,7 +80,7 @@ impl Followed {
 
     /// The container of an event, if it is one of the caller.
     fn own(&mut self, event: &ContainerEvent) -> Option<Shown> {
-        if let Ok(entry) = self.spawner.find(&self.call, event.id.as_str()) {
+        if let Some(entry) = holds(&self.spawner, &self.call, &event.id) {
             let shown = shown(&entry);
             if self.remembered.len() >= MAX_REMEMBERED {
                 self.remembered.clear();

@@ -9,9 +9,11 @@
 //! | `query` | reads the parameters and filters |
 //! | `calls` | the calls about containers |
 //! | `commands` | the calls about commands in containers |
+//! | `prepared` | how many commands wait to be started |
 //! | `images` | the calls about images |
 //! | `events` | the events of the caller's containers |
 //! | `streams` | output and attached containers: buffers of a fixed size, and how many a caller may have |
+//! | `permission` | ends streams whose caller may not have them any more |
 //! | `documents` | writes what the caller gets to see |
 //! | `answer` | the answers, and failures in Docker's form |
 //!
@@ -27,11 +29,15 @@ mod commands;
 mod documents;
 mod events;
 mod images;
+mod permission;
+mod prepared;
 mod query;
 mod routes;
 mod streams;
 
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Request, State};
@@ -45,6 +51,8 @@ use hyper::upgrade::OnUpgrade;
 
 use self::answer::Failure;
 use self::documents::{Program, Shown};
+use self::permission::Lost;
+use self::prepared::Prepared;
 use self::query::Query;
 use self::routes::{Route, is_docker, route};
 pub(super) use self::streams::LIFETIME;
@@ -52,6 +60,7 @@ use self::streams::{MAX_OF_CALLER, StreamPlace, Streams};
 use super::spawn::{Call, Spawner};
 use crate::containers::control::EngineControl;
 use crate::model::ContainerId;
+use crate::os::tasks::Tasks;
 use crate::os::web::{Guard, Knowledge, LongAnswer, Source};
 use crate::protocol::web::MAX_BODY;
 use crate::spawn::Entry;
@@ -68,6 +77,7 @@ pub(super) struct Face<K> {
     guard: Guard<K>,
     spawner: Spawner,
     streams: Streams,
+    prepared: Prepared,
 }
 
 impl<K: Knowledge> Face<K> {
@@ -77,6 +87,7 @@ impl<K: Knowledge> Face<K> {
             guard,
             spawner,
             streams: Streams::default(),
+            prepared: Prepared::default(),
         }
     }
 }
@@ -122,12 +133,14 @@ async fn respond<K: Knowledge>(
     face.spawner.granted(&call)?;
     let route = route(parts.method.as_str(), parts.uri.path())?;
     let upgrade = upgrade_of(&mut parts);
+    let lost = lost_of(face, &call, source, &parts.headers);
     let body = to_bytes(body, MAX_BODY).await;
     let too_long = |_| {
         Failure::bad_request("the body of the request is too long or broken; 64 KiB are the most")
     };
     let asked = Asked {
         spawner: face.spawner.clone(),
+        prepared: face.prepared.clone(),
         call,
         query: parts.uri.query().map(str::to_owned),
         body: body.map_err(too_long)?,
@@ -135,10 +148,26 @@ async fn respond<K: Knowledge>(
             streams: face.streams.clone(),
             source,
             long,
+            lost,
             upgrade,
         },
     };
     dispatch(asked, route).await
+}
+
+/// What makes the check of a stream of the caller.
+fn lost_of<K: Knowledge>(
+    face: &Face<K>,
+    call: &Call,
+    source: IpAddr,
+    headers: &HeaderMap,
+) -> Arc<dyn Fn() -> Lost + Send + Sync> {
+    let (face, call) = (face.clone(), call.clone());
+    let proof = permission::proof_of(headers);
+    Arc::new(move || -> Lost {
+        let lost = permission::lost(face.clone(), call.clone(), source, proof.clone());
+        Box::pin(lost)
+    })
 }
 
 async fn dispatch(asked: Asked, route: Route) -> Result<Response, Failure> {
@@ -161,6 +190,7 @@ async fn dispatch(asked: Asked, route: Route) -> Result<Response, Failure> {
 /// A request whose caller may make it.
 struct Asked {
     spawner: Spawner,
+    prepared: Prepared,
     call: Call,
     query: Option<String>,
     body: Bytes,
@@ -172,6 +202,8 @@ struct Connection {
     streams: Streams,
     source: IpAddr,
     long: LongAnswer,
+    /// Returns what ends when the caller may not make this call any more.
+    lost: Arc<dyn Fn() -> Lost + Send + Sync>,
     /// The connection after the answer, if the caller asked for one that carries bytes in both directions.
     upgrade: Option<OnUpgrade>,
 }
@@ -200,19 +232,42 @@ impl Asked {
         Ok((entry, id))
     }
 
-    /// A place for a stream, whose answer may take long.
+    /// The container of the caller with this id. A name does not count: a caller may give its container the id of another one as its name.
+    fn holds(&self, id: &ContainerId) -> Option<Entry> {
+        holds(&self.spawner, &self.call, id)
+    }
+
+    /// A place for a stream of the caller's container `entry`, whose answer may take long.
+    fn stream_of(&self, entry: &Entry) -> Result<StreamPlace, Failure> {
+        self.stream_within(Some(permission::left_of(entry)))
+    }
+
+    /// A place for a stream of no container, whose answer may take long.
     fn stream(&self) -> Result<StreamPlace, Failure> {
+        self.stream_within(None)
+    }
+
+    fn stream_within(&self, left: Option<Duration>) -> Result<StreamPlace, Failure> {
         let Connection {
             streams,
             source,
             long,
+            lost,
             ..
         } = &self.connection;
         let place = streams.take(*source);
         let place = place.ok_or_else(|| Failure::too_many_streams(MAX_OF_CALLER))?;
         long.set();
-        Ok(place)
+        let watch = permission::watch(lost(), left, long.clone());
+        let watch = Tasks::current().spawn_child("permission of a stream", watch);
+        Ok(place.watched(watch.abort_on_drop()))
     }
+}
+
+/// The container with this id, if it is one of the caller.
+fn holds(spawner: &Spawner, call: &Call, id: &ContainerId) -> Option<Entry> {
+    let found = spawner.find(call, id.as_str()).ok();
+    found.filter(|entry| entry.container.as_ref() == Some(id))
 }
 
 /// A container as its caller knows it.

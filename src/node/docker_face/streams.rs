@@ -1,7 +1,8 @@
 //! Bytes that go on: output of containers, and attached containers and commands.
 //!
 //! A stream has a buffer of a fixed size in each direction, and reads no more before that is written. A caller that does not read ends its
-//! connection (see `node::web`). A caller may have some streams at once, and all callers together some more.
+//! connection (see `node::web`), and so does one that may not have the stream any more (see `permission`). A caller may have some streams at
+//! once, and all callers together some more.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -19,7 +20,8 @@ use tokio::time::timeout;
 
 use crate::containers::control::{Stream, SwitchedStream};
 use crate::model::address::link_of;
-use crate::os::tasks::Tasks;
+use crate::os::tasks::{AbortOnDrop, Tasks};
+use crate::os::web::LongAnswer;
 
 /// The maximum number of streams of one caller. A `docker run` in the foreground has two.
 pub(super) const MAX_OF_CALLER: usize = 24;
@@ -39,6 +41,8 @@ pub(super) struct Streams(Arc<Mutex<HashMap<IpAddr, usize>>>);
 pub(super) struct StreamPlace {
     streams: Streams,
     caller: IpAddr,
+    /// The task that looks whether the caller may still have the stream.
+    watch: Option<AbortOnDrop>,
 }
 
 impl Streams {
@@ -56,6 +60,7 @@ impl Streams {
         Some(StreamPlace {
             streams: self.clone(),
             caller,
+            watch: None,
         })
     }
 
@@ -65,8 +70,17 @@ impl Streams {
     }
 }
 
+impl StreamPlace {
+    /// The same place, with a task that ends with it.
+    pub(super) fn watched(mut self, watch: AbortOnDrop) -> Self {
+        self.watch = Some(watch);
+        self
+    }
+}
+
 impl Drop for StreamPlace {
     fn drop(&mut self) {
+        drop(self.watch.take());
         let mut counts = self.streams.counts();
         if let Some(count) = counts.get_mut(&self.caller) {
             *count = count.saturating_sub(1);
@@ -135,13 +149,22 @@ where
     Body::from_stream(parts)
 }
 
-/// Connects the caller with the engine, once the answer was sent.
-pub(super) fn connect(caller: OnUpgrade, engine: SwitchedStream, place: StreamPlace) {
+/// Connects the caller with the engine, once the answer was sent, until the connection has to end.
+pub(super) fn connect(
+    caller: OnUpgrade,
+    engine: SwitchedStream,
+    place: StreamPlace,
+    long: LongAnswer,
+) {
     Tasks::current().spawn_child("attached stream", async move {
         if let Ok(caller) = caller.await {
-            let relayed = relay(TokioIo::new(caller), engine.io);
-            if timeout(LIFETIME, relayed).await.is_err() {
-                tracing::debug!("an attached stream has reached the end of its time");
+            let relayed = timeout(LIFETIME, relay(TokioIo::new(caller), engine.io));
+            let is_whole = tokio::select! {
+                ended = relayed => ended.is_ok(),
+                () = long.has_to_end() => false,
+            };
+            if !is_whole {
+                tracing::debug!("an attached stream was ended before the engine ended it");
             }
         }
         drop(place);
@@ -222,7 +245,8 @@ mod tests {
         let service = service_fn(move |mut request: hyper::Request<Incoming>| {
             let given = given.lock().expect("nobody panics with it").take();
             let (switched, place) = given.expect("there is one request");
-            connect(hyper::upgrade::on(&mut request), switched, place);
+            let long = LongAnswer::default();
+            connect(hyper::upgrade::on(&mut request), switched, place, long);
             async { Ok::<_, Infallible>(answer::upgraded(None)) }
         });
         let (caller, server) = duplex(1024);

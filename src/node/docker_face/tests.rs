@@ -1,10 +1,13 @@
 //! Tests of the whole way of a request, with a stand-in for the engine.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use axum::routing::get;
 use clap::Parser as _;
 use hyper::service::Service as _;
 use hyper_util::service::TowerToHyperService;
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use super::*;
 use crate::containers::fixture::Standin;
@@ -30,18 +33,20 @@ const FOREIGN_EXEC: &str = "ffffffffffffffffffffffffffffffffffffffffffffffffffff
 const RUNNER: [u8; 4] = [10, 210, 1, 9];
 const STRANGER: [u8; 4] = [10, 210, 1, 10];
 
-/// A node that knows who has the address of the service.
+/// A node that knows who has the address of the service. Another service has it once that is set.
 #[derive(Debug, Clone)]
-struct Known;
+struct Known(Arc<AtomicBool>);
 
 impl Knowledge for Known {
     async fn facts(&self, _: Option<PublicKey>, address: IpAddr) -> Result<Facts, ApiError> {
+        let is_other = self.0.load(Ordering::Relaxed);
+        let service = if is_other { "other.ci" } else { "runner.ci" };
         let runner = Subject {
             addresses: vec![RUNNER.into()],
             node: label("ci-1"),
             tags: vec![],
             services: vec![Offered {
-                service: ServiceName::parse("runner.ci").expect("a literal"),
+                service: ServiceName::parse(service).expect("a literal"),
                 ports: vec![],
                 allow: vec![],
             }],
@@ -66,6 +71,8 @@ impl Knowledge for Known {
 struct Node {
     engine: Standin,
     router: Router,
+    /// Whether another service has the address of the caller.
+    is_other: Arc<AtomicBool>,
     _directory: tempfile::TempDir,
 }
 
@@ -116,30 +123,46 @@ impl Node {
             .collect();
         let engine = Standin::new(&answers);
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let router = router(&engine, directory.path());
+        let is_other = Arc::new(AtomicBool::new(false));
+        let known = Known(Arc::clone(&is_other));
+        let router = router(&engine, directory.path(), known);
         Self {
             engine,
             router,
+            is_other,
             _directory: directory,
         }
     }
 
     /// Sends a request. Returns the status and the body.
     async fn send(&self, from: [u8; 4], method: &str, path: &str, body: &str) -> (u16, String) {
+        let long = LongAnswer::default();
+        let answer = self.open(from, method, path, body, long).await;
+        let status = answer.status().as_u16();
+        let body = to_bytes(answer.into_body(), 1 << 20).await;
+        let body = body.expect("the engine sends all").to_vec();
+        (status, String::from_utf8(body).expect("text"))
+    }
+
+    /// Sends a request. `long` is the mark of its connection.
+    async fn open(
+        &self,
+        from: [u8; 4],
+        method: &str,
+        path: &str,
+        body: &str,
+        long: LongAnswer,
+    ) -> Response {
         let request = axum::http::Request::builder()
             .method(method)
             .uri(path)
             .header("host", "10.210.1.1:7447")
             .extension(Source(IpAddr::from(from)))
-            .extension(LongAnswer::default())
+            .extension(long)
             .body(Body::from(body.to_owned()));
         let router = TowerToHyperService::new(self.router.clone());
         let answer = router.call(request.expect("a valid request")).await;
-        let answer = answer.expect("it never fails");
-        let status = answer.status().as_u16();
-        let body = to_bytes(answer.into_body(), 1 << 20).await;
-        let body = body.expect("the engine sends all").to_vec();
-        (status, String::from_utf8(body).expect("text"))
+        answer.expect("it never fails")
     }
 
     /// Creates a container of the name `job`.
@@ -159,9 +182,9 @@ impl Node {
     }
 }
 
-fn router(engine: &Standin, directory: &std::path::Path) -> Router {
+fn router(engine: &Standin, directory: &std::path::Path, known: Known) -> Router {
     let text = format!(
-        "[docker]\nsocket = {:?}\n[api]\nenabled = true\n[[spawn]]\nname = \"job\"\nfrom = [\"ci/runner\"]\nimages = [\"box:latest\"]\ncommand = true\nnetwork = \"none\"\n",
+        "[docker]\nsocket = {:?}\n[api]\nenabled = true\n[[spawn]]\nname = \"job\"\nfrom = [\"ci/runner\", \"ci/other\"]\nimages = [\"box:latest\"]\ncommand = true\nnetwork = \"none\"\n",
         engine.socket()
     );
     let file = directory.join("meshd.toml");
@@ -171,7 +194,7 @@ fn router(engine: &Standin, directory: &std::path::Path) -> Router {
     let config = Config::load(&arguments.expect("valid arguments")).expect("it is valid");
     let dir = StateDir::open(&directory.join("state")).expect("a new directory");
     let spawner = Spawner::open(&config, &dir, &Tasks::new("test")).expect("a template");
-    let guard = Guard::new(Known, OF_NODE, openapi::PATH_OF_NODE, Audit::none());
+    let guard = Guard::new(known, OF_NODE, openapi::PATH_OF_NODE, Audit::none());
     let own = Router::new().route("/v1/status", get(|| async { "own" }));
     beside(own, Some(Face::new(guard, spawner)))
 }
@@ -367,6 +390,58 @@ async fn a_caller_sees_its_containers_and_its_images_alone() {
     }
     let of_other = |asked: &String| asked.contains(&other) || asked.ends_with("/start");
     assert!(!node.asked().iter().any(of_other), "{:?}", node.asked());
+}
+
+#[tokio::test]
+async fn a_container_named_like_the_id_of_another_one_opens_no_command_in_that() {
+    let node = Node::new();
+    let path = format!("/containers/create?name={}", "b".repeat(64));
+    let body = r#"{"Image":"box","Cmd":["true"]}"#;
+    assert_eq!(node.send(RUNNER, "POST", &path, body).await.0, 201);
+    let describe = format!("/exec/{FOREIGN_EXEC}/json");
+    let start = format!("/exec/{FOREIGN_EXEC}/start");
+    assert_eq!(node.send(RUNNER, "GET", &describe, "").await.0, 404);
+    assert_eq!(node.send(RUNNER, "POST", &start, "{}").await.0, 404);
+    let of_start = |asked: &String| asked.ends_with("/start");
+    assert!(!node.asked().iter().any(of_start), "{:?}", node.asked());
+}
+
+#[tokio::test]
+async fn a_stream_that_nobody_reads_is_cut_once_its_address_belongs_to_another_caller() {
+    let node = Node::new();
+    node.create().await;
+    let long = LongAnswer::default();
+    let path = "/containers/job/archive?path=/etc";
+    let opened = node.open(RUNNER, "GET", path, "", long.clone()).await;
+    assert_eq!(opened.status().as_u16(), 200);
+    let looks = Duration::from_secs(3);
+    assert!(timeout(looks, long.has_to_end()).await.is_err());
+    node.is_other.store(true, Ordering::Relaxed);
+    let cut = timeout(Duration::from_secs(60), long.has_to_end()).await;
+    assert!(cut.is_ok(), "the stream goes on");
+    drop(opened);
+}
+
+#[tokio::test]
+async fn commands_that_nobody_starts_are_not_prepared_without_an_end() {
+    let node = Node::new();
+    node.create().await;
+    let path = "/containers/job/exec";
+    let body = r#"{"Cmd":["id"]}"#;
+    // The bound of the calls of one address is below it, so the clock has to go on for the last ones.
+    let mut refused = None;
+    for _ in 0..200 {
+        let (status, answer) = node.send(RUNNER, "POST", path, body).await;
+        if status == 429 && answer.contains("prepared") {
+            refused = Some(answer);
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(refused.is_some(), "all are prepared");
+    let asked = node.asked();
+    let prepared = asked.iter().filter(|asked| asked.ends_with("/exec"));
+    assert_eq!(prepared.count(), prepared::MAX_OF_CONTAINER);
 }
 
 #[tokio::test]

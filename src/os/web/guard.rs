@@ -116,6 +116,40 @@ impl<K: Knowledge> Guard<K> {
         checked.map_err(|refusal| self.note(asked, source, refusal))
     }
 
+    /// Checks whether the caller of a call about spawned containers, which goes on, may still make it. Returns the caller as it is now. No
+    /// limit counts this, and a refusal is not noted.
+    ///
+    /// # Errors
+    /// The call is not permitted any more, or the facts are not known.
+    pub async fn check_again(
+        &self,
+        source: IpAddr,
+        headers: &HeaderMap,
+    ) -> Result<ApiCaller, ApiError> {
+        if !headers.contains_key(AUTHORIZATION) {
+            let facts = self.knowledge.facts(None, source).await?;
+            let subject = facts.place.caller.ok_or_else(no_proof)?;
+            return Ok(ApiCaller {
+                token: None,
+                subject: Some(subject),
+            });
+        }
+        let token = token_of(headers)?;
+        let certificate = token.certificate();
+        let facts = self.knowledge.facts(Some(certificate.id), source).await?;
+        let wall = UnixSeconds::from_system(clock::now().wall);
+        let permitted = permit(&token, &Scope::AnyTemplate, &facts.place, wall);
+        permitted.map_err(|refused| ApiError::new(refused.code(), refused.to_string()))?;
+        let shown = ShownToken {
+            id: certificate.id,
+            scopes: certificate.scopes.clone(),
+        };
+        Ok(ApiCaller {
+            token: Some(shown),
+            subject: facts.place.caller,
+        })
+    }
+
     /// Checks a request for a call that needs a scope. Returns the caller for the handler.
     async fn check(
         &self,

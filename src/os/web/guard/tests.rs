@@ -268,6 +268,36 @@ async fn more_than_fifty_calls_at_once_with_one_token_have_to_wait() {
     assert!(statuses.contains(&429), "{statuses:?}");
 }
 
+#[tokio::test]
+async fn a_call_that_goes_on_is_checked_again_and_a_revoked_token_is_refused_then() {
+    let spawn = certificate(&[Scope::Spawn(label("job"))]);
+    let token = sign(spawn.clone());
+    let expired = sign(ApiCertificate {
+        expires_at: UnixSeconds(1),
+        ..spawn
+    });
+    let guard = |revoked: Vec<PublicKey>| {
+        let known = Known { revoked };
+        Guard::new(known, OF_NODE, openapi::PATH_OF_NODE, Audit::none())
+    };
+    let (runner, stranger) = (IpAddr::from(RUNNER), IpAddr::from([10, 210, 1, 10]));
+    let of = |token: &str| request("GET", "/v1/spawn", token).headers().clone();
+    let good = guard(vec![]);
+    // It counts for no limit.
+    for _ in 0..100 {
+        assert!(good.check_again(runner, &of(&token)).await.is_ok());
+    }
+    assert!(good.check_again(stranger, &of(&token)).await.is_err());
+    assert!(good.check_again(runner, &of(&expired)).await.is_err());
+    let revoked = guard(vec![PublicKey([7; 32])]);
+    let refused = revoked.check_again(runner, &of(&token)).await;
+    let refused = refused.expect_err("it is revoked");
+    assert_eq!(refused.code, ErrorCode::Unauthorized);
+    let bare = HeaderMap::new();
+    assert!(good.check_again(runner, &bare).await.is_ok());
+    assert!(good.check_again(stranger, &bare).await.is_err());
+}
+
 /// A token that somebody stole, at each place and in each form in which it is not to work.
 #[tokio::test]
 async fn of_1000_calls_with_a_stolen_token_none_is_accepted() {
