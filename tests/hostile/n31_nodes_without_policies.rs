@@ -144,7 +144,7 @@ fn apply_policies_beside_an_old_node(
     assert_eq!(mesh.admin(&["policy", "show"]).stdout, "");
     let forced = apply(mesh, FIRST, &["--force"]);
     assert_eq!(forced.code, 0, "{forced:?}");
-    assert!(forced.stderr.contains("policies: n3"), "{forced:?}");
+    assert!(forced.stderr.contains("policies like it: n3"), "{forced:?}");
 
     // It sends what the policy denies, so only the receiver can enforce it.
     for n in OTHERS {
