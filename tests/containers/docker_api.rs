@@ -42,7 +42,7 @@ network = "own"
 labels = ["job"]
 "#;
 
-/// Where the docker command line of the caller's node has its configuration.
+/// Where the clients of Docker on the caller's node have their configuration.
 const CLIENT_CONFIG: &str = "/run/docker-config";
 
 struct Spawning {
@@ -279,13 +279,13 @@ fn the_docker_command_line_runs_follows_enters_and_removes_its_containers() {
     assert!(refused.contains("alpine:3.20"), "{refused}");
 }
 
-/// What a program with Docker's library for Python does, with the addresses of the API and the token as its arguments.
+/// What a program with Docker's library for Python does, with the address of the API as its argument. The library takes the token from the
+/// configuration of the docker command line.
 const PYTHON: &str = r#"
 import sys
 import docker
 
 client = docker.DockerClient(base_url=sys.argv[1], version="auto")
-client.api.headers["Authorization"] = "Bearer " + sys.argv[2]
 assert client.containers.run("box", ["sh", "-c", "echo out"], remove=True) == b"out\n"
 try:
     client.containers.run("box", ["sh", "-c", "exit 7"], remove=True)
@@ -324,10 +324,10 @@ fn the_library_for_python_runs_follows_enters_and_removes_its_containers() {
         return;
     };
     let host = spawning.hosts.nodes[CALLER].host();
-    let mut python = host.command("python3").expect("a host");
-    python.args(["-c", PYTHON]);
+    let mut python = host.command("env").expect("a host");
+    python.arg(format!("DOCKER_CONFIG={CLIENT_CONFIG}"));
+    python.args(["python3", "-c", PYTHON]);
     python.arg(format!("tcp://{}", spawning.address));
-    python.arg(&spawning.token);
     let output = python.output().expect("a program");
     assert!(output.status.success(), "{output:?}");
 }
