@@ -46,7 +46,7 @@ fuzz_target!(|bytes: &[u8]| {
                     containers.handle_inspected(&inspected, now);
                 }
             }
-            let leases = containers.leases();
+            let leases = containers.leases.stored();
             let distinct: BTreeSet<_> = leases.values().collect();
             assert_eq!(distinct.len(), leases.len());
             assert!(
