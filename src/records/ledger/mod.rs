@@ -20,7 +20,7 @@
 //!
 //! Two ledgers that received the same records are in the same state, even if the order was different. The order decides only
 //! between nodes that claim one block, one name or the last use of a token, and between tokens that claim one node without its proof:
-//! the first one gets it.
+//! the first one gets it. Of a node that has more records than its bounds permit, the first ones are held.
 //!
 //! The ledger never reads a clock, and it never drops a revocation. It keeps the memberships of removed nodes, because a token
 //! could admit too many nodes if the ledger forgot some of them. It drops a membership only when its token is revoked.
