@@ -277,6 +277,15 @@ impl<'a> Browser<'a> {
     }
 }
 
+impl Drop for Browser<'_> {
+    /// Ends the browser, which outlives its driver otherwise.
+    fn drop(&mut self) {
+        let session = format!("{}/session/{}", Self::DRIVER, self.session);
+        let arguments = ["-sf", "-o", "/dev/null", "-X", "DELETE", &session];
+        self.mesh.succeeds(0, "curl", &arguments);
+    }
+}
+
 /// Whether chromedriver is installed. If it is not, the test is listed as skipped.
 fn has_browser() -> bool {
     let version = std::process::Command::new("chromedriver")
