@@ -57,8 +57,7 @@ pub(super) struct JoinContext {
 /// The input of an attempt.
 pub(super) struct Attempt {
     pub context: JoinContext,
-    /// The token as text.
-    pub token: String,
+    pub token: JoinToken,
     /// The requested name.
     pub name: Option<Label>,
     /// The name if none is requested. It may be replaced by a suggested one.
@@ -71,9 +70,7 @@ pub(super) struct Attempt {
 /// # Errors
 /// The reason, in one line for the user.
 pub(super) async fn run(attempt: Attempt) -> Result<Admitted, ApiError> {
-    let context = &attempt.context;
-    let token = JoinToken::parse(&attempt.token)
-        .map_err(|e| ApiError::new(ErrorCode::BadRequest, e.to_string()))?;
+    let (context, token) = (&attempt.context, &attempt.token);
     tunnel::try_open(&context.interface, context.listen_port)
         .map_err(|error| ApiError::new(super::device::code_of(&error), error.to_string()))?;
     let mut notes = Vec::new();
@@ -84,9 +81,9 @@ pub(super) async fn run(attempt: Attempt) -> Result<Admitted, ApiError> {
     let mut tries = 0;
     let mut oldest = Duration::MAX;
     loop {
-        let pending = prepare(&context.dir, &token, &name, oldest)?;
-        let result = match try_first(context, &token, &pending).await {
-            Ok(()) => request_membership(context, &pending, &way_of(&token)).await,
+        let pending = prepare(&context.dir, token, &name, oldest)?;
+        let result = match try_first(context, token, &pending).await {
+            Ok(()) => request_membership(context, &pending, &way_of(token)).await,
             Err(failed) => Err(failed),
         };
         match result {

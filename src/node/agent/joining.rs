@@ -16,6 +16,7 @@ use crate::node::joining::{self, Admitted, Attempt, JoinContext};
 use crate::node::state::StateError;
 use crate::os::audit::{Event, What, Who};
 use crate::os::tasks::{TaskHandle, Tasks};
+use crate::protocol::JoinToken;
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::local::{Join, Joined, Problem, SCHEMA};
 use crate::services::registry::{Registry, StoredServices};
@@ -47,25 +48,23 @@ impl Agent {
         reply: Reply<Joined>,
         ended: mpsc::Sender<JoinEnded>,
     ) {
+        // The request is read before a join that continues after a restart is ended. A mistake in it ends nothing.
+        let (token, name) = match read(&join) {
+            Ok(read) => read,
+            Err(error) => return drop(reply.send(Err(error))),
+        };
         if let Some(text) = refusal(self) {
             let _ = reply.send(Err(ApiError::new(ErrorCode::Conflict, text)));
             return;
         }
-        let name = match join.name.as_deref().map(Label::parse).transpose() {
-            Ok(name) => name.or_else(|| self.config.name.clone()),
-            Err(error) => {
-                let error = ApiError::new(ErrorCode::BadRequest, error.to_string());
-                return drop(reply.send(Err(error)));
-            }
-        };
         let host = nix::unistd::gethostname()
             .ok()
             .and_then(|name| name.into_string().ok())
             .unwrap_or_default();
         let attempt = Attempt {
             context: join_context(self),
-            token: join.token,
-            name,
+            token,
+            name: name.or_else(|| self.config.name.clone()),
             fallback: Label::from_host_name(&host),
         };
         let limit = Duration::try_from_secs_f64(join.timeout_seconds.clamp(1.0, 600.0))
@@ -198,6 +197,17 @@ impl Agent {
     }
 }
 
+/// The token and the name of a request to join.
+///
+/// # Errors
+/// One of them is malformed.
+fn read(join: &Join) -> Result<(JoinToken, Option<Label>), ApiError> {
+    let bad = |why: String| ApiError::new(ErrorCode::BadRequest, why);
+    let token = JoinToken::parse(&join.token).map_err(|error| bad(error.to_string()))?;
+    let name = join.name.as_deref().map(Label::parse).transpose();
+    Ok((token, name.map_err(|error| bad(error.to_string()))?))
+}
+
 /// The reason why no join can begin now. None if one can begin. A join that continues after a restart is ended. With
 /// the same token the new join continues it, otherwise the node departs for it.
 fn refusal(agent: &mut Agent) -> Option<String> {
@@ -264,4 +274,67 @@ fn reply_when_accepted(node: &mut JoinedNode, mut joined: Joined, reply: Reply<J
         }));
         let _ = reply.send(Ok(joined));
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+    use std::path::Path;
+
+    use clap::Parser as _;
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::model::{PublicKey, SigningKey};
+    use crate::node::config::{Arguments, Config};
+    use crate::node::state::StateDir;
+    use crate::protocol::token::SpkiPin;
+
+    /// A node that is in no mesh, with its state below `directory`.
+    async fn agent(directory: &Path) -> Agent {
+        let file = directory.join("meshd.toml");
+        std::fs::write(&file, "").expect("writable");
+        let file = file.to_str().expect("a plain path");
+        let arguments = Arguments::try_parse_from(["meshd", "--config", file]);
+        let config = Config::load(&arguments.expect("valid arguments")).expect("it is valid");
+        let dir = StateDir::open(&directory.join("state")).expect("a new directory");
+        let agent = Agent::start(Arc::new(config), dir).await;
+        agent.expect("it starts without a mesh")
+    }
+
+    fn token() -> String {
+        let token = JoinToken {
+            urls: vec!["https://192.0.2.1:7443".parse().expect("a literal")],
+            pin: SpkiPin([1; 32]),
+            mesh_key: PublicKey([1; 32]),
+            key: SigningKey::from_seed(&[1; 32]),
+        };
+        token.to_string()
+    }
+
+    #[tokio::test]
+    async fn a_request_that_cannot_be_read_ends_no_join_that_continues_after_a_restart() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let mut agent = agent(directory.path()).await;
+        let (ended, _events) = mpsc::channel(1);
+        agent.join_problem = Some(interrupted().into());
+        agent.start_join(None, ended.clone(), pending());
+        for (token, name) in [("mesh1_mistyped".to_owned(), None), (token(), Some("a.b"))] {
+            let join = Join {
+                token,
+                name: name.map(str::to_owned),
+                timeout_seconds: 1.0,
+            };
+            let (reply, answer) = oneshot::channel();
+            agent.begin_join(join, reply, ended.clone());
+            let refused = answer.await.expect("an answer").expect_err("refused");
+            assert_eq!(refused.code, ErrorCode::BadRequest);
+            assert!(agent.join_problem.is_some(), "the join goes on");
+        }
+        let Phase::Joining(joining) = &agent.phase else {
+            panic!("the join has ended")
+        };
+        tokio::task::yield_now().await;
+        assert!(joining.reply.is_none() && !joining.task.is_finished());
+    }
 }
