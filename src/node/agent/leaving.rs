@@ -143,7 +143,11 @@ impl Agent {
                 false
             }
         };
-        let pending = self.dir.pending().ok().flatten();
+        let pending = match self.dir.pending() {
+            Ok(pending) => pending,
+            // A coordinator may have admitted this node, so there may be something to leave.
+            Err(error) => return drop(reply.send(Err(error.into()))),
+        };
         let granted = pending.as_ref().is_some_and(|pending| pending.asked);
         if !was_joining && !granted {
             let _ = reply.send(Err(ApiError::new(
@@ -304,4 +308,38 @@ fn send_departure(node: &JoinedNode, departure: &Envelope) -> impl Future<Output
     let peers = peers.map(|peer| (peer.id, peer.block.node_v4()));
     let peers = peers.take(MAX_DEPARTURE_PEERS).collect();
     node.connections.gossip.hand_over(departure, peers)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::node::config::{Arguments, Config};
+
+    #[tokio::test]
+    async fn a_join_that_cannot_be_read_is_not_reported_as_nothing_to_leave() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let file = directory.path().join("meshd.toml");
+        std::fs::write(&file, "").expect("writable");
+        let file = file.to_str().expect("a plain path");
+        let arguments = Arguments::try_parse_from(["meshd", "--config", file]);
+        let config = Config::load(&arguments.expect("valid arguments")).expect("it is valid");
+        let dir = StateDir::open(&directory.path().join("state")).expect("a new directory");
+        let pending = dir.path("pending.json");
+        let agent = Agent::start(Arc::new(config), dir).await;
+        let mut agent = agent.expect("it starts without a mesh");
+        let mut leave = || {
+            let (reply, mut answer) = oneshot::channel();
+            agent.leave_join(reply);
+            let refused = answer.try_recv().expect("an answer");
+            refused.expect_err("there is no join").message
+        };
+        assert!(leave().contains("nothing to leave"));
+        std::fs::create_dir(&pending).expect("its own directory");
+        let why = leave();
+        assert!(why.contains("pending.json"), "{why}");
+    }
 }
