@@ -9,14 +9,16 @@ mod services;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Instant, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use axum::routing::get;
+use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::sleep;
 
 use super::api::{Command, Reply};
 use super::config::MetricsSettings;
@@ -38,6 +40,9 @@ const MAX_NAMED: usize = 1000;
 /// The value of the label `path` for peers without one.
 const NO_PATH: &str = "none";
 
+/// The pause between two attempts to listen.
+const LISTEN_RETRY_PAUSE: Duration = Duration::from_secs(2);
+
 /// The calls about metrics and health.
 pub(super) fn router(commands: mpsc::Sender<Command>) -> Router {
     Router::new()
@@ -47,17 +52,25 @@ pub(super) fn router(commands: mpsc::Sender<Command>) -> Router {
         .with_state(commands)
 }
 
-/// Serves `router` until the program ends. If the address cannot be bound, it returns after a line in the log.
-pub(super) async fn serve(listen: SocketAddr, router: Router) -> std::io::Result<()> {
-    let listener = match tokio::net::TcpListener::bind(listen).await {
-        Ok(listener) => listener,
-        Err(error) => {
-            tracing::warn!(%listen, %error, "no metrics are served; set [metrics] listen");
-            return Ok(());
+/// Serves `router` until the program ends. It waits until the address can be bound: a mesh address of this node exists only after the
+/// node has joined.
+pub(super) async fn serve(listen: SocketAddr, router: Router) {
+    let mut is_reported = false;
+    let listener = loop {
+        match TcpListener::bind(listen).await {
+            Ok(listener) => break listener,
+            Err(error) if !is_reported => {
+                is_reported = true;
+                tracing::warn!(%listen, %error, "no metrics are served yet, and meshd tries again; if another program has the address, set another [metrics] listen");
+            }
+            Err(_) => {}
         }
+        sleep(LISTEN_RETRY_PAUSE).await;
     };
+    if is_reported {
+        tracing::info!(%listen, "metrics are served now");
+    }
     metrics::serve(listener, router).await;
-    Ok(())
 }
 
 type Commands = State<mpsc::Sender<Command>>;
@@ -362,8 +375,32 @@ fn unix_seconds(at: Instant, now: Now) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use tokio::net::TcpStream;
+    use tokio::time::timeout;
+
     use super::*;
     use crate::model::NodeAddress;
+    use crate::os::tasks::Tasks;
+
+    #[tokio::test]
+    async fn metrics_are_served_as_soon_as_their_address_is_free() {
+        let taken = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let listen = taken.local_addr().expect("it is bound");
+        let serving = serve(listen, Router::new());
+        let _task = Tasks::current()
+            .spawn_child("metrics", serving)
+            .abort_on_drop();
+        // The task finds that the port is taken.
+        tokio::task::yield_now().await;
+        drop(taken);
+        let is_served = async {
+            while TcpStream::connect(listen).await.is_err() {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let is_served = timeout(Duration::from_secs(30), is_served).await;
+        is_served.expect("it listens in the end");
+    }
 
     #[test]
     fn a_peer_counts_for_the_kind_of_its_path_unless_it_does_not_answer() {

@@ -250,11 +250,10 @@ async fn run(config: Config) -> Result<(), ApiError> {
     let serve_locally = async move { api::serve(listener, &path, api, discovery).await };
     tasks.spawn("local API", serve_locally);
     if let Some(listen) = config.metrics.listen {
-        // This task may end, since meshd runs without metrics if their port is taken.
         let discovery = config.metrics.discovery;
         let discovery = discovery.then(|| discovery::open_router(commands.clone()));
         let router = metrics::router(commands.clone()).merge(discovery.unwrap_or_default());
-        tasks.spawn_finite("metrics", metrics::serve(listen, router));
+        tasks.spawn("metrics", metrics::serve(listen, router));
     }
     if let Some(file) = config.token_file.clone() {
         tasks.spawn_finite("unattended join", unattended::run(file, commands));
