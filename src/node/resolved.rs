@@ -1,7 +1,8 @@
 //! Configures systemd-resolved to resolve names of the mesh with the DNS address, for as long as meshd runs.
 //!
 //! The settings belong to the tunnel's link. systemd-resolved drops them when it restarts, and when the link is
-//! deleted. So they are set again whenever systemd-resolved appears on the bus, and reverted when meshd stops.
+//! deleted. So they are set again whenever systemd-resolved appears on the bus, and reverted when meshd stops. Settings
+//! that systemd-resolved refuses are set again at an interval.
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
@@ -20,7 +21,7 @@ const NAME: &str = "org.freedesktop.resolve1";
 const PATH: &str = "/org/freedesktop/resolve1";
 const MANAGER: &str = "org.freedesktop.resolve1.Manager";
 
-/// The interval at which a missing bus is tried again.
+/// The interval at which a missing bus is tried again, and settings that were refused.
 const RETRY_INTERVAL: Duration = Duration::from_secs(15);
 /// The time limit for reverting the settings.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
@@ -127,7 +128,7 @@ async fn keep(
     }
 }
 
-/// Configures systemd-resolved whenever it appears, until the bus connection ends.
+/// Configures systemd-resolved whenever it appears, and again while it refuses, until the bus connection ends.
 async fn follow(link: u32, split: &SplitDns, state: &Mutex<State>) -> zbus::Result<()> {
     let connection = Connection::system().await?;
     let bus = DBusProxy::new(&connection).await?;
@@ -147,8 +148,18 @@ async fn follow(link: u32, split: &SplitDns, state: &Mutex<State>) -> zbus::Resu
         if *lock(state) != new {
             tracing::info!(?new, "split DNS with systemd-resolved");
         }
+        let is_refused = matches!(new, State::Refused(_));
         *lock(state) = new;
-        let Some(change) = changes.next().await else {
+        let change = if is_refused {
+            // No notification tells that somebody has permitted the settings in the meantime.
+            match tokio::time::timeout(RETRY_INTERVAL, changes.next()).await {
+                Ok(change) => change,
+                Err(_) => continue,
+            }
+        } else {
+            changes.next().await
+        };
+        let Some(change) = change else {
             return Ok(());
         };
         present = change.args()?.new_owner.is_some();

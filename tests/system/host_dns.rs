@@ -4,6 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use meshd::protocol::local::{Checkup, ContainerResolver, NetworkKind};
@@ -217,20 +218,29 @@ fn a_doctor_looks_inside_a_containers_network_by_its_own_resolv_conf() {
 /// The calls that a stand-in for systemd-resolved recorded.
 type Calls = Arc<Mutex<Vec<String>>>;
 
-struct Recorder(Calls);
+struct Recorder {
+    calls: Calls,
+    /// Whether it refuses the settings, as without a rule of polkit.
+    refuses: Arc<AtomicBool>,
+}
 
 impl Recorder {
     fn note(&self, text: String) {
-        self.0.lock().expect("no panic").push(text);
+        self.calls.lock().expect("no panic").push(text);
     }
 }
 
 #[zbus::interface(name = "org.freedesktop.resolve1.Manager")]
 impl Recorder {
     #[zbus(name = "SetLinkDNS")]
-    fn set_link_dns(&self, link: i32, servers: Vec<(i32, Vec<u8>)>) {
+    fn set_link_dns(&self, link: i32, servers: Vec<(i32, Vec<u8>)>) -> zbus::fdo::Result<()> {
+        if self.refuses.load(Ordering::Relaxed) {
+            let why = "there is no rule".to_owned();
+            return Err(zbus::fdo::Error::AccessDenied(why));
+        }
         self.note(format!("SetLinkDNS {servers:?}"));
         self.note(format!("link {link}"));
+        Ok(())
     }
 
     #[zbus(name = "SetLinkDomains")]
@@ -295,7 +305,7 @@ impl Drop for Bus {
 }
 
 #[test]
-fn systemd_resolved_is_configured_again_after_a_restart_and_reverted_at_the_end() {
+fn systemd_resolved_is_configured_again_after_a_refusal_and_a_restart_and_reverted_at_the_end() {
     let Some(mut mesh) = Mesh::start(1) else {
         return;
     };
@@ -304,16 +314,20 @@ fn systemd_resolved_is_configured_again_after_a_restart_and_reverted_at_the_end(
         return;
     };
     mesh.wait_until("the bus listens", || directory.path().join("bus").exists());
-    let calls = Calls::default();
+    let (calls, refuses) = (Calls::default(), Arc::new(AtomicBool::new(true)));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
         .build()
         .expect("a runtime");
+    let recorder = || Recorder {
+        calls: Arc::clone(&calls),
+        refuses: Arc::clone(&refuses),
+    };
     let serve = || {
         let builder = zbus::connection::Builder::address(bus.address.as_str())
             .name("org.freedesktop.resolve1")
-            .serve_at("/org/freedesktop/resolve1", Recorder(Arc::clone(&calls)));
+            .serve_at("/org/freedesktop/resolve1", recorder());
         runtime
             .block_on(builder.build())
             .expect("a name on the bus")
@@ -345,6 +359,12 @@ fn systemd_resolved_is_configured_again_after_a_restart_and_reverted_at_the_end(
     assert_eq!(split(&mesh).as_deref(), Some("none"));
 
     let resolved = serve();
+    mesh.wait_until("status shows that resolved refuses", || {
+        let problems = mesh.status(0).problems;
+        let refused = "systemd-resolved does not send queries for names of the mesh to this node";
+        problems.iter().any(|problem| problem.what == refused)
+    });
+    refuses.store(false, Ordering::Relaxed);
     mesh.wait_until("resolved is told", || noted("FlushCaches") == 1);
     for call in [
         "SetLinkDNS [(2, [10, 210, 0, 53])]",
