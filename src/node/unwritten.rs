@@ -22,6 +22,10 @@ pub enum Part {
     OldKey,
     /// The record of the policy in force.
     Policy,
+    /// Which service has which service address.
+    ServiceAddresses,
+    /// The time of the last call of each member.
+    Calls,
 }
 
 impl Part {
@@ -55,6 +59,14 @@ impl Part {
             Self::Policy => (
                 "the policy in force is not written to disk",
                 "after a restart an earlier policy could be in force until the coordinator or a peer sends the present one",
+            ),
+            Self::ServiceAddresses => (
+                "the service addresses of this node are not written to disk",
+                "after a restart of meshd services could get other service addresses",
+            ),
+            Self::Calls => (
+                "the times of the last calls of members are not written to disk",
+                "after a restart meshd would follow a call of the last hour once more",
             ),
         }
     }
@@ -120,7 +132,7 @@ mod tests {
     fn a_part_that_the_disk_refuses_is_a_problem_until_it_is_written() {
         let mut unwritten = Unwritten::default();
         let full = || Err("No space left on device");
-        for part in [Part::Position, Part::Records, Part::Leases, Part::OldKey] {
+        for part in [Part::Position, Part::Records, Part::Calls, Part::OldKey] {
             unwritten.note(part, full());
             unwritten.note(part, full());
             assert!(unwritten.has(part));

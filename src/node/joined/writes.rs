@@ -114,14 +114,18 @@ pub(super) fn handle_written(node: &mut JoinedNode, written: Written) -> Option<
                 node.disk.write_leases(docker);
             }
         }
-        (StateFile::ServiceAddresses, Content::ServiceAddresses(addresses)) => match result {
-            Ok(()) => node.names.handle_written(&addresses),
-            Err(error) => tracing::warn!(%error, "cannot write the service addresses to disk"),
-        },
-        (StateFile::Calls, Content::Calls(calls)) => match result {
-            Ok(()) => node.device.asked.calls.received.handle_written(&calls),
-            Err(error) => tracing::warn!(%error, "cannot write the times of calls to disk"),
-        },
+        (StateFile::ServiceAddresses, Content::ServiceAddresses(addresses)) => {
+            if result.is_ok() {
+                node.names.handle_written(&addresses);
+            }
+            node.disk.note(Part::ServiceAddresses, result);
+        }
+        (StateFile::Calls, Content::Calls(calls)) => {
+            if result.is_ok() {
+                node.device.asked.calls.received.handle_written(&calls);
+            }
+            node.disk.note(Part::Calls, result);
+        }
         (StateFile::Policy, Content::Policy(record)) => {
             let is_written = result.is_ok();
             node.disk.note(Part::Policy, result);
