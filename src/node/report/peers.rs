@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use crate::model::text::listed;
 use crate::model::{Label, Path};
 use crate::node::contact::{self, Contact};
 use crate::node::joined::JoinedNode;
@@ -12,6 +13,9 @@ use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::local::{PeerState, PeerStatus, Problem};
 use crate::records::netmap::Member;
 use crate::tunnel::PeerStatus as TunnelPeer;
+
+/// The maximum number of peers that a problem names.
+const MAX_NAMED: usize = 5;
 
 /// The status of each peer, in the order of their names.
 pub(super) fn peers(node: &JoinedNode, now: Instant) -> Vec<PeerStatus> {
@@ -188,20 +192,21 @@ pub(super) fn unreached(node: &JoinedNode) -> Vec<Problem> {
 
 /// The problem of paths that are too narrow for the packets that IPv6 has to be able to send.
 pub(super) fn narrow_paths(node: &JoinedNode) -> Option<Problem> {
-    let narrow: Vec<String> = node
-        .netmap
-        .members
-        .values()
-        .filter(|member| member.id != node.id())
-        .map(|member| (member.name.as_str(), node.paths.limit(&member.id)))
-        .filter(|(_, limit)| *limit < LEAST_IPV6)
+    let peers = others(node).into_iter();
+    too_narrow(peers.map(|member| (member.name.as_str(), node.paths.limit(&member.id))))
+}
+
+/// The problem of those of `peers` whose paths carry fewer bytes than IPv6 requires. Each peer has its name and that number.
+fn too_narrow<'a>(peers: impl Iterator<Item = (&'a str, u16)>) -> Option<Problem> {
+    let narrow = peers.filter(|(_, limit)| *limit < LEAST_IPV6);
+    let narrow: Vec<String> = narrow
         .map(|(name, limit)| format!("{name} ({limit} bytes)"))
         .collect();
     (!narrow.is_empty()).then(|| Problem {
         what: "large IPv6 packets to some peers may be lost".into(),
         why: format!(
             "IPv6 requires that packets of {LEAST_IPV6} bytes pass, and the paths to these peers are narrower: {}",
-            narrow.join(", ")
+            listed(&narrow, MAX_NAMED)
         ),
         fix: "raise the MTU of the path to at least 1360, or let fragments of UDP datagrams pass"
             .into(),
@@ -214,4 +219,22 @@ pub(super) fn seconds(duration: Duration) -> f64 {
 
 pub(super) fn milliseconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn narrow_paths_are_one_problem_that_names_some_peers_and_counts_the_others() {
+        let names: Vec<String> = (0..100).map(|n| format!("node-{n}")).collect();
+        let with = |limit: u16| too_narrow(names.iter().map(move |name| (name.as_str(), limit)));
+        assert_eq!(with(LEAST_IPV6), None);
+        let problem = with(LEAST_IPV6 - 1).expect("they are too narrow");
+        let end = format!(
+            ": node-0 ({0} bytes), node-1 ({0} bytes), node-2 ({0} bytes), node-3 ({0} bytes), node-4 ({0} bytes), 95 more",
+            LEAST_IPV6 - 1
+        );
+        assert!(problem.why.ends_with(&end), "{problem:?}");
+    }
 }
