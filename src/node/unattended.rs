@@ -115,6 +115,10 @@ fn problem_of(file: &Path, failure: &JoinFailure) -> Problem {
                 ErrorCode::Unreachable => {
                     "nothing, if the coordinator starts again; otherwise check that it runs and that this host reaches it".to_owned()
                 }
+                ErrorCode::Busy => {
+                    "nothing, since meshd tries again; if it stays so, look at the log of mesh-coordinator"
+                        .to_owned()
+                }
                 _ => "correct that".to_owned(),
             };
             (error.message.clone(), fix)
@@ -254,7 +258,11 @@ mod tests {
             (ErrorCode::Forbidden, MIN_PAUSE, "meshctl token create"),
             (ErrorCode::BadRequest, MIN_PAUSE, "meshctl token create"),
             (ErrorCode::Unreachable, MIN_PAUSE, "coordinator"),
-            (ErrorCode::Busy, MIN_PAUSE, "correct that"),
+            (
+                ErrorCode::Busy,
+                MIN_PAUSE,
+                "nothing, since meshd tries again",
+            ),
             (ErrorCode::Configuration, MIN_HOST_PAUSE, "correct that"),
         ] {
             let next = Attempts::default().handle_failure(file, &refused(code, "no"));
