@@ -23,7 +23,7 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(30);
 /// The pause after a round in which a departure could not be sent. It doubles with each further one.
 const MIN_PAUSE: Duration = Duration::from_secs(5);
 const MAX_PAUSE: Duration = Duration::from_secs(600);
-/// An older departure is dropped. By then an administrator has removed the node.
+/// An older departure is dropped if no coordinator accepts it. By then an administrator has removed the node.
 const MAX_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// The task that sends departures to a coordinator. Dropping this value ends the task.
@@ -54,23 +54,26 @@ async fn run(dir: StateDir, wake: Arc<Notify>) {
     let mut pause = MIN_PAUSE;
     loop {
         for departing in dir.departing() {
-            let now = UnixSeconds::from_system(clock::wall());
             let id = departing.id();
-            if now > departing.since.plus(MAX_AGE) {
-                tracing::warn!(
-                    node = id.short(),
-                    "no coordinator accepted a departure within 30 days; it is dropped"
-                );
-                dir.remove_departing(&id);
-            } else if timeout(ATTEMPT_TIMEOUT, deposit_departure(&departing))
-                .await
-                .unwrap_or(false)
-            {
-                tracing::info!(
-                    node = id.short(),
-                    "a coordinator has stored the departure; name and addresses are free"
-                );
-                dir.remove_departing(&id);
+            let attempt = timeout(ATTEMPT_TIMEOUT, deposit_departure(&departing));
+            let is_stored = attempt.await.unwrap_or(false);
+            let now = UnixSeconds::from_system(clock::wall());
+            match after(is_stored, departing.since, now) {
+                Outcome::Stored => {
+                    tracing::info!(
+                        node = id.short(),
+                        "a coordinator has stored the departure; name and addresses are free"
+                    );
+                    dir.remove_departing(&id);
+                }
+                Outcome::TooOld => {
+                    tracing::warn!(
+                        node = id.short(),
+                        "no coordinator accepted a departure within 30 days; it is dropped"
+                    );
+                    dir.remove_departing(&id);
+                }
+                Outcome::Kept => {}
             }
         }
         if dir.departing().is_empty() {
@@ -81,6 +84,26 @@ async fn run(dir: StateDir, wake: Arc<Notify>) {
         } else {
             pause = (pause * 2).min(MAX_PAUSE);
         }
+    }
+}
+
+/// What becomes of a departure after an attempt to send it.
+#[derive(Debug, PartialEq, Eq)]
+enum Outcome {
+    Stored,
+    Kept,
+    TooOld,
+}
+
+/// The outcome for a departure that was signed at `since`. It is sent at least once, however old it seems: the clock of this machine may have
+/// been wrong when it was signed, and may have been set since.
+fn after(is_stored: bool, since: UnixSeconds, now: UnixSeconds) -> Outcome {
+    if is_stored {
+        Outcome::Stored
+    } else if now > since.plus(MAX_AGE) {
+        Outcome::TooOld
+    } else {
+        Outcome::Kept
     }
 }
 
@@ -114,4 +137,25 @@ async fn deposit_departure(departing: &Departing) -> bool {
         }
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_departure_is_dropped_only_if_it_is_old_and_no_coordinator_has_stored_it() {
+        let signed = UnixSeconds(1_000);
+        let old = UnixSeconds(1_001).plus(MAX_AGE);
+        for (is_stored, now, outcome) in [
+            (true, signed, Outcome::Stored),
+            (false, signed, Outcome::Kept),
+            (false, signed.plus(MAX_AGE), Outcome::Kept),
+            (false, old, Outcome::TooOld),
+            // The clock stood in 1970 when the departure was signed.
+            (true, old, Outcome::Stored),
+        ] {
+            assert_eq!(after(is_stored, signed, now), outcome, "{now:?}");
+        }
+    }
 }
