@@ -151,8 +151,9 @@ impl RelayStreams {
         self.offered = offered;
     }
 
-    /// Whether this node relays. While it does not, it takes no streams.
-    pub(super) fn set_relaying(&self, is_relaying: bool) {
+    /// Sets whether this node relays. While it does not, it takes no streams, and others need no address of it.
+    pub(super) fn set_relaying(&mut self, is_relaying: bool) {
+        self.is_unnamed &= is_relaying;
         self.members.send_if_modified(|known| {
             let is_new = known.is_relaying != is_relaying;
             known.is_relaying = is_relaying;
