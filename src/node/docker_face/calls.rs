@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use super::answer::{self, Failure};
 use super::query::Query;
 use super::routes::Action;
-use super::streams::{body_later, body_of, body_of_switched, connect};
-use super::{Asked, Connection, PROGRAM, commands, documents, shown};
+use super::streams::{body_later, body_of};
+use super::{Asked, PROGRAM, commands, documents, shown};
 use crate::containers::control::{AttachWanted, Labelled, LogsWanted, WaitUntil};
 use crate::model::ContainerId;
 use crate::spawn::Entry;
@@ -248,16 +248,7 @@ async fn attach(asked: Asked, entry: &Entry, id: &ContainerId) -> Result<Respons
     };
     let place = asked.stream_of(entry)?;
     let engine = asked.engine().attach(id, wanted).await?;
-    let kind = engine.content_type.clone();
-    let Connection { upgrade, long, .. } = asked.connection;
-    Ok(match upgrade {
-        Some(caller) => {
-            connect(caller, engine, place, long);
-            answer::upgraded(kind.as_deref())
-        }
-        // Such a caller only reads.
-        None => answer::output(kind.as_deref(), body_of_switched(engine, place)),
-    })
+    Ok(asked.connection.attach(engine, place))
 }
 
 async fn archive(asked: &Asked, entry: &Entry, id: &ContainerId) -> Result<Response, Failure> {

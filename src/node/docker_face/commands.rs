@@ -6,8 +6,7 @@ use serde_json::json;
 
 use super::answer::{self, Failure};
 use super::prepared::MAX_OF_CONTAINER;
-use super::streams::{body_of_switched, connect};
-use super::{Asked, Connection, documents};
+use super::{Asked, documents};
 use crate::containers::control::{EngineFault, ExecDescribed, ExecId};
 use crate::model::ContainerId;
 use crate::node::spawn::Failed;
@@ -74,16 +73,7 @@ pub(super) async fn start(asked: Asked, id: &ExecId) -> Result<Response, Failure
     let started = asked.engine().exec_start(id, tty).await;
     note_start(&asked, &described, id, &started);
     let engine = started?;
-    let kind = engine.content_type.clone();
-    let Connection { upgrade, long, .. } = asked.connection;
-    Ok(match upgrade {
-        Some(caller) => {
-            connect(caller, engine, place, long);
-            answer::upgraded(kind.as_deref())
-        }
-        // Such a caller only reads.
-        None => answer::output(kind.as_deref(), body_of_switched(engine, place)),
-    })
+    Ok(asked.connection.attach(engine, place))
 }
 
 /// Notes that a command does not wait to be started any more. One that conflicts with the state of its container still does.

@@ -56,9 +56,9 @@ use self::prepared::Prepared;
 use self::query::Query;
 use self::routes::{Route, is_docker, route};
 pub(super) use self::streams::LIFETIME;
-use self::streams::{MAX_OF_CALLER, StreamPlace, Streams};
+use self::streams::{MAX_OF_CALLER, StreamPlace, Streams, body_of_switched, connect};
 use super::spawn::{Call, Spawner};
-use crate::containers::control::EngineControl;
+use crate::containers::control::{EngineControl, SwitchedStream};
 use crate::model::ContainerId;
 use crate::os::tasks::Tasks;
 use crate::os::web::{Guard, Knowledge, LongAnswer, Source};
@@ -261,6 +261,21 @@ impl Asked {
         let watch = permission::watch(lost(), left, long.clone());
         let watch = Tasks::current().spawn_child("permission of a stream", watch);
         Ok(place.watched(watch.abort_on_drop()))
+    }
+}
+
+impl Connection {
+    /// Passes on what the engine sends on an attached stream, and what the caller sends if its connection carries bytes in both directions.
+    fn attach(self, engine: SwitchedStream, place: StreamPlace) -> Response {
+        let kind = engine.content_type.clone();
+        match self.upgrade {
+            Some(caller) => {
+                connect(caller, engine, place, self.long);
+                answer::upgraded(kind.as_deref())
+            }
+            // Such a caller only reads.
+            None => answer::output(kind.as_deref(), body_of_switched(engine, place)),
+        }
     }
 }
 
