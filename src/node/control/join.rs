@@ -18,32 +18,32 @@ const ANSWER_LIMITS: Limits = Limits {
     time: Duration::from_secs(15),
 };
 
-/// Why a join did not happen.
+/// The reason why there is no answer to a request to join.
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
-    /// No connection.
+    /// There is no connection to the coordinator.
     #[error(transparent)]
     Dial(#[from] DialError),
-    /// The coordinator says no.
+    /// The coordinator refuses.
     #[error(transparent)]
     Refused(#[from] ApiError),
-    /// The connection ended in the middle; whether the node was admitted is not known, and asking again is safe.
+    /// The connection ended before the answer was complete. The coordinator may have admitted the node. Asking again is safe.
     #[error(
         "the coordinator at {url} did not answer: {why}; run the same `meshctl join` again, the token is not lost"
     )]
     Broken {
-        /// Where.
+        /// The URL of the coordinator.
         url: CoordinatorUrl,
-        /// What went wrong.
+        /// The reason, in one line.
         why: String,
     },
 }
 
-/// Asks the coordinators of `urls`, in a random order, until one answers: all are equal, and asking another again what
-/// one may have granted is safe.
+/// Asks the coordinators of `urls` for a membership, in a random order, until one grants or refuses it. A request that one may have granted
+/// already can safely be sent to another.
 ///
 /// # Errors
-/// A refusal ends the search; a coordinator that cannot be reached, breaks off or cannot say now does not.
+/// A coordinator refuses, or none of them answers now.
 pub async fn join(
     urls: &[CoordinatorUrl],
     pin: SpkiPin,
@@ -52,8 +52,8 @@ pub async fn join(
     ask_any(urls, pin, PATH, request).await
 }
 
-/// Asks the coordinators of `urls` whether they would grant `request`. Nothing is spent. None, if they are of a version
-/// that cannot say.
+/// Asks the coordinators of `urls` whether they would grant `request`. The token loses no use by this. Returns `None` if the coordinator is of a
+/// version without this call.
 ///
 /// # Errors
 /// As for [`join`].
@@ -88,14 +88,29 @@ async fn ask_any<T: DeserializeOwned>(
             Err(JoinError::Refused(refusal)) if !is_passing(&refusal) => {
                 return Err(refusal.into());
             }
-            // Of several failures one that tells more than that nobody answers is told.
-            Err(JoinError::Dial(_)) if last.is_some() => {}
-            Err(error) => last = Some(error),
+            Err(error) => last = Some(to_report(last, error)),
         }
     }
     Err(last.unwrap_or_else(|| {
         ApiError::new(ErrorCode::BadRequest, "the token names no coordinator").into()
     }))
+}
+
+/// Returns the failure, out of two, that the user reads.
+fn to_report(first: Option<JoinError>, second: JoinError) -> JoinError {
+    match first {
+        Some(first) if priority(&first) > priority(&second) => first,
+        _ => second,
+    }
+}
+
+/// The priority of a failure in a report: lowest if no coordinator is reached, and highest if one may have admitted the node.
+fn priority(error: &JoinError) -> u8 {
+    match error {
+        JoinError::Dial(DialError::Unresolved { .. } | DialError::Unreachable { .. }) => 0,
+        JoinError::Dial(DialError::NotACoordinator { .. } | DialError::Pin { .. }) => 1,
+        JoinError::Refused(_) | JoinError::Broken { .. } => 2,
+    }
 }
 
 /// Whether another coordinator may answer otherwise.
@@ -132,5 +147,37 @@ fn broken(url: &CoordinatorUrl, why: impl std::fmt::Display) -> JoinError {
     JoinError::Broken {
         url: url.clone(),
         why: message(&why.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::os::dial::Obstacle;
+
+    #[test]
+    fn the_most_specific_failure_is_reported_whatever_the_order_of_the_coordinators() {
+        let url: CoordinatorUrl = "https://192.0.2.1:7443".parse().expect("a literal");
+        let unreached = || {
+            JoinError::Dial(DialError::Unreachable {
+                url: url.clone(),
+                why: "no route".to_owned(),
+                obstacle: Obstacle::Other,
+            })
+        };
+        let other_key = || JoinError::Dial(DialError::Pin { url: url.clone() });
+        let cut_off = || broken(&url, "cut off");
+        let rising: [&dyn Fn() -> JoinError; 3] = [&unreached, &other_key, &cut_off];
+        for (at, more) in rising.iter().enumerate() {
+            for less in &rising[..=at] {
+                let expected = more().to_string();
+                let one_way = to_report(Some(less()), more());
+                let other_way = to_report(Some(more()), less());
+                assert_eq!(one_way.to_string(), expected);
+                assert_eq!(other_way.to_string(), expected);
+            }
+        }
+        let only = to_report(None, unreached());
+        assert_eq!(only.to_string(), unreached().to_string());
     }
 }
