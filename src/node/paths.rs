@@ -3,11 +3,11 @@
 //!
 //! [`Paths`] joins the state machines of [`crate::path`]. Its input is the state of the peers in the tunnel, its outputs are
 //! [`PathAction`]s that the caller carries out on the tunnel. The state is read when a machine has something to do
-//! ([`Paths::poll_timeout`]) and when the tunnel tells that there is news. The machines that look at all peers are polled at
+//! ([`Paths::poll_timeout`]) and when the tunnel reports that the state of a peer has changed. The machines for all peers are polled at
 //! most once in [`POLL_INTERVAL`]; the paths of a single peer are polled at once.
 //!
-//! The paths of a peer that speaks of them are chosen here. The path to any other peer is the one by which it was heard last,
-//! and while such a peer is silent, its endpoints are tried in turn.
+//! The paths of a peer that sends messages about paths are chosen here. The path to any other peer is the one of its last packet,
+//! and while no packet comes from such a peer, its endpoints are tried in turn.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -141,7 +141,7 @@ impl Paths {
         self.steered.paths_mut().handle_network_changed(now);
     }
 
-    /// The tunnel tells that there is news of peers: the state of all is read soon.
+    /// The tunnel reports that the state of peers has changed. The state of all peers is read soon.
     pub fn handle_news(&mut self, now: Instant) {
         let soon = self.polled.map_or(now, |at| now.max(at + POLL_INTERVAL));
         self.next = self.next.map(|next| next.min(soon));
@@ -324,7 +324,7 @@ impl Paths {
         self.steered.paths_mut().handle_consent(id, paths, now);
     }
 
-    /// A peer says how far the relays are that it can use.
+    /// A peer has sent the round trips to the relays that it can use.
     pub fn handle_relays(
         &mut self,
         id: &PublicKey,

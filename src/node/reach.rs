@@ -238,7 +238,7 @@ impl Reach {
     }
 
     /// A witness saw this node's packets come from `seen`. An address of the mesh is left out, because such packets came through the
-    /// tunnel. The port that the router maps is left out too, because it says nothing about the ports that the router gives to other
+    /// tunnel. The port that the router maps is left out too, because the router may give other ports to other
     /// flows.
     pub(super) fn handle_seen(
         &mut self,
@@ -254,8 +254,8 @@ impl Reach {
         }
     }
 
-    /// Whether a peer that is reached directly says from where this node's packets come. A peer in the same network sees a private
-    /// address, and says nothing about the address that others see.
+    /// Whether a peer that is reached directly has reported from which public address this node's packets come. A peer in the same network
+    /// sees a private address, which other peers cannot use.
     pub(super) fn is_told_by_peers(&self, is_reached: impl Fn(&PublicKey) -> bool) -> bool {
         let mut words = self.observed.words();
         words.any(|(witness, seen, _)| match witness {

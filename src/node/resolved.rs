@@ -151,7 +151,7 @@ async fn follow(link: u32, split: &SplitDns, state: &Mutex<State>) -> zbus::Resu
         let is_refused = matches!(new, State::Refused(_));
         *lock(state) = new;
         let change = if is_refused {
-            // No notification tells that somebody has permitted the settings in the meantime.
+            // There is no notification when the settings are permitted in the meantime.
             match tokio::time::timeout(RETRY_INTERVAL, changes.next()).await {
                 Ok(change) => change,
                 Err(_) => continue,

@@ -1,5 +1,5 @@
-//! What other nodes tell of their paths. This node asks them only while somebody looks at the paths between all nodes, and each member may
-//! ask this node now and then. Pure.
+//! The paths of other nodes, from their reports. This node asks for the reports only while a user looks at the paths between all nodes. The
+//! reports that it sends to each member are limited. Pure.
 //!
 //! A row comes in parts. Each part is an answer to a request, and the next request follows it. A request or a part that is lost ends the
 //! row, and it is asked for from the beginning.
@@ -13,13 +13,13 @@ use crate::protocol::path_messages::{RowPart, RowPath};
 
 /// The age at which a row is asked for again.
 const FRESH: Duration = Duration::from_secs(10);
-/// How long a node may take to tell its whole row.
+/// How long a node may take to send its whole row.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// The age at which a row is no longer shown.
 const MAX_AGE: Duration = Duration::from_secs(60);
 /// The maximum number of nodes that are asked at once. The others are asked the next time.
 const MAX_ASKED: usize = 64;
-/// The maximum number of paths of one row. A node that tells more tells nothing.
+/// The maximum number of paths of one row. A longer row is dropped.
 const MAX_PATHS: usize = 1024;
 /// How many parts of its row this node sends to one member. A row of 200 paths has five.
 const ANSWERS_TO_ONE: Rate = Rate {

@@ -20,7 +20,7 @@ pub(super) enum Timer {
     Names,
     /// The policy is compiled for changes of members that waited.
     Policy,
-    /// Guests expire, and are heard or not.
+    /// Guests expire, and their last packets are noted.
     Guests,
     /// Containers become ready, or their engine has not reported in time.
     Containers,

@@ -25,7 +25,7 @@ const MAX_EXCLUDED: usize = 64;
 const DEFAULT_LIMIT: RelayLimit = RelayLimit {
     bits_per_second: 200_000_000,
 };
-/// The least that a relay may be set to: less is of no use, and `offer = false` says so.
+/// The lowest limit of a relay. A lower one is of no use; `offer = false` is the setting for a node that does not relay.
 const MIN_LIMIT: u64 = 64_000;
 
 /// Which addresses this node offers to its peers.

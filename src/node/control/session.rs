@@ -130,7 +130,7 @@ impl Session {
         }
     }
 
-    /// The other side was heard without a message, for example by a ping.
+    /// The other side has sent something that is no message, for example a ping.
     #[must_use]
     pub fn handle_alive(&self) -> Vec<Output> {
         if self.is_open {

@@ -1,8 +1,8 @@
-//! Ends a stream whose caller may not have it any more: its token was revoked or has expired, nobody or somebody else has its address now,
+//! Ends a stream whose caller may not have it any more: its token was revoked or has expired, its address is free or belongs to another caller now,
 //! or the time of the container is over.
 //!
 //! The check runs beside the stream and cuts the connection, so it does not depend on what the caller reads. An engine may keep a
-//! container, locked, for as long as somebody reads a copy out of it, and could not remove it at the end of its time.
+//! container, locked, for as long as a client reads a copy out of it, and could not remove it at the end of its time.
 
 use std::net::IpAddr;
 use std::pin::Pin;

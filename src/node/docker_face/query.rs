@@ -1,7 +1,7 @@
 //! The query of a request of Docker's API. Pure.
 //!
 //! Clients send parameters that have no effect, such as `platform=`. So a parameter that a call does not have is accepted if its value
-//! says nothing, and refused otherwise: a caller learns what it does not get.
+//! is empty or false, and refused otherwise: a caller learns that it would have no effect.
 
 use std::collections::BTreeMap;
 
@@ -58,7 +58,7 @@ impl Query {
                         return Err(BadQuery::Twice(name));
                     }
                 }
-                None if says_nothing(&value) => {}
+                None if has_no_effect(&value) => {}
                 None => return Err(BadQuery::Unsupported(name)),
             }
         }
@@ -112,8 +112,8 @@ impl Query {
     }
 }
 
-/// Whether a value asks for nothing.
-fn says_nothing(value: &str) -> bool {
+/// Whether a value has the same effect as no value.
+fn has_no_effect(value: &str) -> bool {
     matches!(
         value,
         "" | "0" | "false" | "False" | "null" | "None" | "[]" | "{}"

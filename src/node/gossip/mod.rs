@@ -187,7 +187,7 @@ impl Gossip {
         }));
     }
 
-    /// Hands this node's departure to `peers`, all at once. Gives how many have received it in time.
+    /// Hands this node's departure to `peers`, all at once. Returns how many of them have received it in time.
     pub(super) fn hand_over(
         &self,
         departure: &Envelope,

@@ -1,15 +1,15 @@
 //! The places from which the datagrams of a guest come. Pure.
 //!
 //! A device has one place, and moves to another one now and then. If two devices have the configuration of one guest and are on at the same
-//! time, its datagrams come from two places in turns. Then both lose packets, or somebody has a key that is not meant for him.
+//! time, its datagrams come from two places in turns. Then both lose packets, or a stranger has the key of the guest.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-/// So many returns to the place before the last one, within [`WINDOW`], are those of two devices.
+/// After this number of returns to the place before the last one, within [`WINDOW`], there are two devices.
 const RETURNS: usize = 4;
-/// Both devices are heard several times in this time, since the configuration has a keepalive of 25 s.
+/// Both devices send several times in this time, since the configuration has a keepalive of 25 s.
 const WINDOW: Duration = Duration::from_secs(180);
 
 /// The last two places of a guest.

@@ -26,7 +26,7 @@ const MAX_REQUEST: u64 = 4096;
 /// Why a request is not followed.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
-    /// The file may have been written by somebody other than meshd.
+    /// The file may have been written by another user than that of meshd.
     #[error("{0} is not followed: {1}")]
     Untrusted(PathBuf, &'static str),
     /// The text is not a request.

@@ -31,7 +31,7 @@ pub(super) fn follow(node: &mut JoinedNode, now: Now) -> bool {
     block::set_guests(&mut node.workloads, addresses)
 }
 
-/// Looks which guests were heard, and which have expired.
+/// Notes the last packets of the guests, and removes the guests that have expired.
 pub(super) fn poll(node: &mut JoinedNode, now: Now) {
     let Device { tunnel, guests, .. } = &mut node.device;
     let last = |key: &WireGuardKey| -> Option<LastHeard> {

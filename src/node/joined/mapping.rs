@@ -11,7 +11,7 @@ use crate::protocol::path_messages::{CandidateKind, Paths};
 use crate::records::netmap::Member;
 use crate::tunnel::PathReport;
 
-/// A peer that was heard within this time can be asked to try what the router gave.
+/// A peer whose last packet is not older than this can be asked to try the mapped port.
 pub(super) const HEARD_WITHIN: Duration = Duration::from_secs(180);
 
 /// Asks the router and peers, where that is due.

@@ -124,7 +124,7 @@ fn send_paths(node: &mut JoinedNode, peer: &PublicKey, punch: bool, now: Instant
         relays,
         ..node.device.reach.message(punch)
     };
-    // An answer takes the path by which the peer was heard: the one in use may not work any more.
+    // An answer is sent by the path of the peer's last packet: the path in use may not work any more.
     let path = node.paths.steered().last_heard(peer).filter(|_| !punch);
     messages::send_paths(node, peer, message, path.as_ref());
 }

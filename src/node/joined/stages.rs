@@ -241,7 +241,7 @@ fn set_policy(node: &JoinedNode) {
     filter.set_policy(Arc::clone(table), tried.cloned());
 }
 
-/// The paths by which a member says that it may be reached.
+/// The paths that the record of a member offers.
 fn steered(member: &Member) -> SteeredPeer {
     let endpoints = member.endpoints.iter();
     let of = |endpoint: &SocketAddr, evidence| Candidate {

@@ -1,4 +1,4 @@
-//! STUN: asks servers where no peer tells this node its address, and takes over what they answer.
+//! STUN: asks servers for this node's public address while no peer reports it, and takes over their answers.
 
 use std::net::SocketAddr;
 use std::time::Instant;

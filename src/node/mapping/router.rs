@@ -24,7 +24,7 @@ use crate::path::mapping::{
     Answer, Choice, Finding, Granted, LIFETIME, Protocol, Refusal, Request, choose,
 };
 
-/// The first datagram is waited for as long as RFC 6886 section 3.1 says, and repeated once.
+/// The answer to the first datagram is awaited for the time of RFC 6886 section 3.1. Then the datagram is sent once more.
 const TIMEOUTS: TimeoutConfig = TimeoutConfig {
     initial_timeout: Duration::from_millis(250),
     max_retries: 1,

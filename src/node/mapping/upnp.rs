@@ -19,8 +19,8 @@ use crate::path::mapping::{LIFETIME, Protocol, Refusal, Request};
 /// The port and the multicast group of discovery (UPnP Device Architecture 1.1 section 1.3.2).
 const DISCOVERY_PORT: u16 = 1900;
 const DISCOVERY_GROUP: Ipv4Addr = Ipv4Addr::new(239, 255, 255, 250);
-/// How long the gateway may take to describe itself, and then whoever is in the group. A router takes some time to make a
-/// description of many kilobytes.
+/// How long the gateway may take to describe itself. If it does not, all devices in the group are asked, which have the second time. A router
+/// takes some time to make a description of many kilobytes.
 const SEARCH_TIMEOUTS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
 /// How long the answer to one request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
@@ -101,7 +101,7 @@ impl Device {
         })
     }
 
-    /// Maps `port`, or another one if somebody has it.
+    /// Maps `port`, or another one if another device has it.
     pub(super) async fn map(self, mut port: u16) -> Result<Lease, Refusal> {
         let mut seconds = u32::try_from(LIFETIME.as_secs()).unwrap_or(0);
         let mut taken = 0;

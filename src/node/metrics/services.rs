@@ -50,7 +50,7 @@ fn by_health<'a>(services: impl Iterator<Item = &'a Service>) -> BTreeMap<String
     healths
 }
 
-/// The usable and the unusable instances of each service. The flag says whether this node reaches the node that serves.
+/// The usable and the unusable instances of each service. The flag is whether this node reaches the node of the instance.
 fn by_use<'a>(services: impl Iterator<Item = (&'a Service, bool)>) -> BTreeMap<String, Usable> {
     let mut uses: BTreeMap<String, Usable> = BTreeMap::new();
     for (service, is_reached) in services {

@@ -2,7 +2,7 @@
 //!
 //! A relay is a member that offers to relay in its echoes. It leads to a peer if the peer names it in its record, or else it may
 //! lead there. Which relays are tried for a peer depends on the round trips of both ends ([`shared_relays`]): a peer that is
-//! reached through a relay says in its messages how far its relays are.
+//! reached through a relay sends the round trips to its relays.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -116,7 +116,7 @@ impl Relays {
         self.remove(id);
     }
 
-    /// A peer says how far the relays are that it can use. Returns whether that counts.
+    /// A peer has sent the round trips to the relays that it can use. Returns whether they are taken over.
     pub(super) fn handle_hints(
         &mut self,
         peer: &PublicKey,
@@ -299,7 +299,7 @@ mod tests {
         assert!(relays.handle_hints(&id(1), hints.clone(), now));
         let all_far = |_| 30;
         assert_eq!(chosen(&mut relays, &[5], all_far), [6, 7, 9].map(node));
-        // What a peer says is taken at most once a second, and only if it is new.
+        // The round trips of a peer are taken over at most once a second, and only if they have changed.
         let later = now + HINT_INTERVAL;
         assert!(!relays.handle_hints(&id(1), Vec::new(), now + ms(999)));
         assert!(!relays.handle_hints(&id(1), hints, later));

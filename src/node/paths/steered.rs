@@ -1,9 +1,9 @@
 //! The peers whose paths are chosen here, and the relays that lead to them. Pure.
 //!
-//! The members that this node hears on direct paths are also those for which this node relays. This node forwards nothing by a
-//! path that failed: such a datagram would reach nobody, and could spoil the next punch at the member's router.
+//! This node relays for the members whose packets reach it on direct paths. It forwards nothing by a path that failed: such a datagram
+//! would be lost, and could spoil the next punch at the member's router.
 //!
-//! A relay that was started again accepts no tag of before. So when packets through a relay are not answered, the relay itself
+//! A relay that was started again accepts no tag from before its start. So when packets through a relay are not answered, the relay itself
 //! is asked. Its echo has the new tag, and if there is no echo, a handshake shows the relay that its session is a new one. The
 //! peers that did not answer through it are then tried again.
 
@@ -20,7 +20,7 @@ use crate::path::peer::{Action, PeerPaths, Report, State};
 use crate::protocol::path_messages::ByeReason;
 use crate::tunnel::{PathReport, UsableRelay};
 
-/// A direct path by which a member was heard within this time is one of its paths.
+/// A direct path counts as a path of a member for this time after the last packet on it.
 const HEARD_WITHIN: Duration = Duration::from_secs(180);
 
 /// A peer whose paths are chosen here.
@@ -124,7 +124,7 @@ impl Steered {
         }
     }
 
-    /// A peer says how far the relays are that it can use.
+    /// A peer has sent the round trips to the relays that it can use.
     pub(super) fn handle_relays(
         &mut self,
         id: &PublicKey,

@@ -1,11 +1,11 @@
-//! The paths between all nodes, as each node tells its own.
+//! The paths between all nodes, from the reports of the nodes.
 
 use std::time::Instant;
 
 use crate::node::joined::{JoinedNode, own_row};
 use crate::page::paths::PathsBetween;
 
-/// The paths of this node, and those of which others told lately.
+/// The paths of this node, and those that other nodes have reported lately.
 pub(in crate::node) fn paths_between(node: &JoinedNode) -> PathsBetween {
     let now = Instant::now();
     let members = &node.netmap.members;

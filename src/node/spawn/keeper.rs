@@ -1,5 +1,5 @@
 //! The task that removes spawned containers: those whose time is over, and those that no entry of the ledger has. It also forgets the
-//! entries whose container somebody else removed, as the engine does with one that ends and was to be removed then.
+//! entries whose container was removed otherwise, for example by the engine when a container with `AutoRemove` ends.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};

@@ -17,13 +17,13 @@ pub(in crate::node) struct GuestChange {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::node) enum GuestTurn {
-    /// This node lets it in, until then if it expires.
+    /// This node accepts packets of the guest, until the given time if the guest expires.
     Added(Option<UnixSeconds>),
     /// The administrator removed it, or it has another door now.
     Removed,
     /// Its time is over.
     Expired,
-    /// It was heard for the first time, or after three minutes or more. Its packets came from there.
+    /// A packet of the guest was received, the first one or the first one after three minutes or more. It came from the given address.
     Seen(Option<SocketAddr>),
 }
 

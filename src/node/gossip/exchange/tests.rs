@@ -47,7 +47,7 @@ impl End {
         }
     }
 
-    /// Takes all steps; gives what it sends.
+    /// Takes all steps, and returns the messages that it sends.
     fn run(&mut self) -> Vec<PeerMessage> {
         let mut sent = Vec::new();
         while let Some(step) = self.steps.pop_front() {
@@ -92,7 +92,7 @@ impl End {
     }
 }
 
-/// Lets the two talk; gives how many messages that took.
+/// Exchanges all messages of the two, and returns their number.
 fn talk(dialler: &mut End, dialled: &mut End) -> Result<usize, Broken> {
     let mut count = 0;
     loop {
