@@ -123,16 +123,18 @@ pub(super) async fn resume(
     way: Way,
 ) -> Result<Admitted, ApiError> {
     let mut pause = Duration::from_secs(1);
+    let mut logged = String::new();
     loop {
-        match request_membership(&context, &pending, &way).await {
+        let error = match request_membership(&context, &pending, &way).await {
             Ok(admitted) => return Ok(admitted),
-            Err(Failed::Join(error)) if is_undecided(&error) => {
-                tracing::debug!(%error, "an interrupted join is not completed yet");
-            }
-            Err(Failed::Join(JoinError::Dial(error))) => {
-                tracing::debug!(%error, "an interrupted join is not completed yet");
-            }
+            Err(Failed::Join(error @ JoinError::Dial(_))) => error.to_string(),
+            Err(Failed::Join(error)) if is_undecided(&error) => error.to_string(),
             Err(failed) => return Err(failed.into()),
+        };
+        // An obstacle that lasts is logged once.
+        if error != logged {
+            tracing::warn!(%error, "an interrupted join is not completed yet");
+            logged = error;
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(MAX_PAUSE);

@@ -234,7 +234,8 @@ fn interrupted() -> Problem {
         what: "a join that was interrupted is not finished yet".to_owned(),
         why: "a coordinator may have admitted this node, and no coordinator has answered since meshd started"
             .to_owned(),
-        fix: "nothing, if a coordinator is reachable soon; `meshctl leave` ends the join".to_owned(),
+        fix: "nothing, if a coordinator is reachable soon; the log of meshd has the reason of the last failure; `meshctl leave` ends the join"
+            .to_owned(),
     }
 }
 
