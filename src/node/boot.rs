@@ -167,7 +167,8 @@ impl Equipped {
         let (identity, addresses) = (&loaded.identity, loaded.scope.addresses);
         let network = HostNetwork::open().map_err(|e| internal(&e))?;
         let survey = network.survey().await.map_err(|e| internal(&e))?;
-        let interfaces = host::interfaces();
+        let interfaces = host::interfaces()
+            .map_err(|error| internal(&format!("cannot list the interfaces: {error}")))?;
         let mtu = config
             .tunnel
             .mtu

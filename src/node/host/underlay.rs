@@ -1,6 +1,7 @@
 //! The network below the tunnel: its MTU, this machine's addresses in it, and its DNS servers.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
@@ -30,12 +31,11 @@ pub struct Interface {
 }
 
 /// Returns all addresses of interfaces that are up.
-#[must_use]
-pub fn interfaces() -> Vec<Interface> {
-    let Ok(found) = nix::ifaddrs::getifaddrs() else {
-        return Vec::new();
-    };
-    let found: Vec<_> = found.collect();
+///
+/// # Errors
+/// The system returns an error, for example because meshd may open no more files.
+pub fn interfaces() -> io::Result<Vec<Interface>> {
+    let found: Vec<_> = nix::ifaddrs::getifaddrs()?.collect();
     // The kernel lists the link layer of an interface as one of its addresses.
     let tunnels: BTreeSet<String> = found
         .iter()
@@ -45,7 +45,7 @@ pub fn interfaces() -> Vec<Interface> {
         })
         .map(|entry| entry.interface_name.clone())
         .collect();
-    found
+    let interfaces = found
         .into_iter()
         .filter(|entry| entry.flags.contains(nix::net::if_::InterfaceFlags::IFF_UP))
         .filter_map(|entry| {
@@ -64,7 +64,8 @@ pub fn interfaces() -> Vec<Interface> {
                 net,
             })
         })
-        .collect()
+        .collect();
+    Ok(interfaces)
 }
 
 /// The MTU of the tunnel device: the MTU of the narrowest interface with a usable address, less the tunnel's overhead.

@@ -163,7 +163,11 @@ impl Stages for JoinedNode {
     }
 
     fn list_interfaces(&mut self) {
-        let interfaces = host::interfaces();
+        // Without descriptors left, the system returns an error. That is no change of the network.
+        let interfaces = host::interfaces().unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot list the addresses of this machine; those of the last list are kept");
+            self.device.interfaces.clone()
+        });
         let own = self.device.tunnel.interface();
         let listed = routable(&interfaces, own);
         if listed != routable(&self.device.interfaces, own) {

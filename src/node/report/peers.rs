@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use crate::model::text::listed;
 use crate::model::{Label, Path};
 use crate::node::contact::{self, Contact};
+use crate::node::host::interfaces;
 use crate::node::joined::JoinedNode;
 use crate::os::clock;
 use crate::path::mtu::LEAST_IPV6;
@@ -153,10 +154,11 @@ pub(in crate::node) fn others(node: &JoinedNode) -> Vec<&Member> {
 pub(in crate::node) fn not_ready(node: &JoinedNode) -> Option<String> {
     let [own, _] = node.identity.addresses();
     let device = node.device.tunnel.interface();
+    let interfaces = interfaces().unwrap_or_else(|_| node.device.interfaces.clone());
     contact::Readiness {
         removed: node.replica.is_removed(),
         copied: node.replica.link().is_duplicate(),
-        tunnel: crate::node::host::interfaces()
+        tunnel: interfaces
             .iter()
             .any(|i| i.name == device && i.address == own),
         dns: node.resolver.dns.is_none() || node.names.zone().load().addresses.is_some(),
