@@ -483,11 +483,14 @@ impl StateDir {
             Err(error) => error.to_string(),
         };
         let aside = self.path("services.json.damaged");
-        let _ = std::fs::rename(self.path("services.json"), &aside);
-        (
-            T::default(),
-            Some(format!("{damage}; the file is kept as {}", aside.display())),
-        )
+        let kept = match std::fs::rename(self.path("services.json"), &aside) {
+            Ok(()) => format!("the file is kept as {}", aside.display()),
+            Err(error) => format!(
+                "copy the file now, since the next change of these services replaces it: it cannot be renamed to {}: {error}",
+                aside.display()
+            ),
+        };
+        (T::default(), Some(format!("{damage}; {kept}")))
     }
 
     /// Writes the services that were added with `meshctl service add`.
@@ -597,5 +600,24 @@ mod tests {
             assert!(!newcomers.vouches_for(&member));
             assert!(!newcomers.is_written(), "the file is replaced");
         }
+    }
+
+    #[test]
+    fn damaged_services_are_kept_aside_unless_the_file_cannot_be_renamed() {
+        let parent = tempfile::tempdir().expect("a temporary directory");
+        let dir = StateDir::open(&parent.path().join("state")).expect("a new directory");
+        let (path, aside) = (dir.path("services.json"), dir.path("services.json.damaged"));
+        let read = || {
+            file::write_atomic(&path, b"{", 0o600).expect("ours");
+            let (services, damage) = dir.services::<BTreeMap<String, String>>();
+            assert!(services.is_empty());
+            damage.expect("it is damaged")
+        };
+        assert!(read().contains("the file is kept as"));
+        assert!(!path.exists() && aside.exists());
+        std::fs::remove_file(&aside).expect("ours");
+        std::fs::create_dir(&aside).expect("ours");
+        assert!(read().contains("copy the file now"));
+        assert!(path.exists(), "it is where it was");
     }
 }
