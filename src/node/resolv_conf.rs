@@ -75,6 +75,10 @@ impl Drop for Keeper {
             {
                 tracing::info!("requested the helper to restore /etc/resolv.conf");
             }
+            // Another attempt would find no copy either.
+            Err(error @ ResolvConfError::NoOriginal(_)) => {
+                tracing::error!(%error, "cannot restore /etc/resolv.conf");
+            }
             Err(error) => {
                 tracing::error!(%error, "cannot restore /etc/resolv.conf; run `meshd --restore-resolv-conf` as root")
             }
@@ -156,7 +160,9 @@ fn explain(error: &ResolvConfError, server: IpAddr) -> Problem {
         error if error.is_permission() => {
             "let the helper write it: `sudo systemctl enable --now meshd-resolv-conf.path`; the package of meshd brings this unit, and the sources have it in systemd/".to_owned()
         }
-        ResolvConfError::Request(_) | ResolvConfError::File(_) => format!("write `nameserver {server}` into it by hand, and remove `manage_resolv_conf` from meshd.toml"),
+        ResolvConfError::NoOriginal(_)
+        | ResolvConfError::Request(_)
+        | ResolvConfError::File(_) => format!("write `nameserver {server}` into it by hand, and remove `manage_resolv_conf` from meshd.toml"),
     };
     Problem {
         what: "meshd does not manage /etc/resolv.conf".into(),

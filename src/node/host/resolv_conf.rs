@@ -34,6 +34,11 @@ pub enum ResolvConfError {
     /// The file is a link to a file of another program.
     #[error("{0} is a link to {1}, which another program writes")]
     Link(PathBuf, PathBuf),
+    /// The original cannot be restored.
+    #[error(
+        "{0} was written by meshd, and no copy of the original can be read; write the DNS servers of this machine into it"
+    )]
+    NoOriginal(PathBuf),
     /// The helper does not follow meshd's request.
     #[error("{0}")]
     Request(#[from] RequestError),
@@ -127,24 +132,18 @@ impl ResolvConf {
     /// Restores the original, unless another program has written the file since. Returns whether it did.
     ///
     /// # Errors
-    /// The system returns an error. The copies are kept then.
+    /// No copy of the original can be read, or the system returns an error. The copies are kept then.
     pub fn restore(&self) -> Result<bool, ResolvConfError> {
         let is_ours = std::fs::read_link(&self.path).is_err()
             && read(&self.path)?.is_some_and(|text| resolv_text::is_ours(&text));
-        let original = self.original();
-        let restored = match (is_ours, original) {
-            (true, Some(original)) => {
-                write(&self.path, &original)?;
-                true
-            }
-            _ => false,
-        };
-        if !is_ours || restored {
-            for copy in &self.copies {
-                let _ = std::fs::remove_file(copy);
-            }
+        if is_ours {
+            let lost = || ResolvConfError::NoOriginal(self.path.clone());
+            write(&self.path, &self.original().ok_or_else(lost)?)?;
         }
-        Ok(restored)
+        for copy in &self.copies {
+            let _ = std::fs::remove_file(copy);
+        }
+        Ok(is_ours)
     }
 
     /// The original of the file, if meshd has replaced it.
@@ -350,7 +349,8 @@ mod tests {
             std::os::unix::fs::symlink(&secret, copy).expect("ours");
         }
         assert_eq!(conf.original(), None);
-        conf.restore().expect("nothing to put back");
+        let lost = conf.restore().expect_err("no copy").to_string();
+        assert!(lost.contains("no copy of the original"), "{lost}");
         assert!(!text(&conf.path).contains("192.0.2.66"));
     }
 
