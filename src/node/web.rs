@@ -64,6 +64,7 @@ pub(super) async fn serve(api: LocalApi, settings: ApiSettings) {
     loop {
         let wanted = wanted(&commands, &settings).await;
         listeners.retain(|address, _| wanted.contains(address));
+        failed.retain(|address, _| wanted.contains(address));
         for address in wanted {
             let Entry::Vacant(free) = listeners.entry(address) else {
                 continue;
