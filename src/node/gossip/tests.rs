@@ -1,19 +1,15 @@
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
-use crate::model::time::UnixSeconds;
 use crate::node::replica::Applied;
 use crate::protocol::gossip::{PROTOCOL, PeerMessage};
 use crate::records::Ledger;
 use crate::records::digest::Digests;
-use crate::records::kinds::{Record, Token};
+use crate::records::kinds::Record;
+use crate::testbed::records::{id, key, token};
 
 /// Only a hang lasts this long.
 const HANG: Duration = Duration::from_secs(30);
-
-fn key(n: u8) -> SigningKey {
-    SigningKey::from_seed(&[n; 32])
-}
 
 /// A node whose peer has key 2 and the address 127.0.0.1, with the address on which it listens and the requests of its
 /// conversations.
@@ -191,18 +187,7 @@ async fn a_peer_that_sends_what_breaks_the_rules_is_heard_out_for_few_messages()
     let messages = agent(asks);
     // The peer signed these tokens, which only the mesh key may sign.
     let claims: Vec<Envelope> = (10..110)
-        .map(|n| {
-            let token = Token {
-                id: key(n).public(),
-                version: 1,
-                tags: vec![],
-                uses: 1,
-                created_at: UnixSeconds(1),
-                expires_at: UnixSeconds(2),
-                ephemeral: false,
-            };
-            Envelope::seal(&Record::Token(token), &key(2))
-        })
+        .map(|n| Envelope::seal(&Record::Token(token(&id(n))), &key(2)))
         .collect();
     assert!(talk_to(at, claims.clone()).await.is_err());
     assert_eq!(*messages.borrow(), 1, "all were in one message");

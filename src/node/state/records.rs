@@ -261,27 +261,22 @@ fn is_foundation(envelope: &Envelope) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::SigningKey;
-    use crate::model::time::UnixSeconds;
     use crate::records::kinds::Token;
+    use crate::testbed::records as build;
+    use crate::testbed::records::{id, key};
 
-    const MESH: [u8; 32] = [1; 32];
+    const MESH: u8 = 1;
 
     fn token(n: u8, version: u64) -> Envelope {
         let token = Token {
-            id: SigningKey::from_seed(&[n; 32]).public(),
             version,
-            tags: vec![],
-            uses: 1,
-            created_at: UnixSeconds(1),
-            expires_at: UnixSeconds(2),
-            ephemeral: false,
+            ..build::token(&id(n))
         };
-        Envelope::seal(&Record::Token(token), &SigningKey::from_seed(&MESH))
+        Envelope::seal(&Record::Token(token), &key(MESH))
     }
 
     fn open(path: &Path) -> (RecordLog, Loaded) {
-        RecordLog::open(path, SigningKey::from_seed(&MESH).public()).expect("a writable directory")
+        RecordLog::open(path, id(MESH)).expect("a writable directory")
     }
 
     /// A log of tokens 10 to 12 in a new directory.

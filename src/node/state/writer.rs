@@ -188,23 +188,15 @@ impl Files {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::SigningKey;
     use crate::model::time::UnixSeconds;
     use crate::node::replica::{InStep, NewcomerLists, Position};
     use crate::records::Envelope;
-    use crate::records::kinds::{Record, Token};
+    use crate::records::kinds::Record;
+    use crate::testbed::records as build;
+    use crate::testbed::records::{id, key};
 
     fn token(n: u8) -> Envelope {
-        let token = Token {
-            id: SigningKey::from_seed(&[n; 32]).public(),
-            version: 1,
-            tags: vec![],
-            uses: 1,
-            created_at: UnixSeconds(1),
-            expires_at: UnixSeconds(2),
-            ephemeral: false,
-        };
-        Envelope::seal(&Record::Token(token), &SigningKey::from_seed(&[1; 32]))
+        Envelope::seal(&Record::Token(build::token(&id(n))), &key(1))
     }
 
     fn request(n: u8) -> WriteRequest {
@@ -226,7 +218,7 @@ mod tests {
     fn files() -> (tempfile::TempDir, StateDir, RecordLog) {
         let parent = tempfile::tempdir().expect("a temporary directory");
         let dir = StateDir::open(&parent.path().join("state")).expect("a new directory");
-        let mesh = SigningKey::from_seed(&[1; 32]).public();
+        let mesh = id(1);
         let (log, _) = RecordLog::open(&dir.path("records.jsonl"), mesh).expect("writable");
         (parent, dir, log)
     }
