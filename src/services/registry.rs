@@ -129,7 +129,9 @@ pub enum RegistryError {
     #[error(transparent)]
     Address(#[from] Refusal),
     /// The node already has the maximum number of services.
-    #[error("this node has {MAX_SERVICES} services, which is the maximum")]
+    #[error(
+        "this node has {MAX_SERVICES} services, which is the maximum; remove one with `meshctl service remove`"
+    )]
     Full,
 }
 
@@ -197,10 +199,10 @@ impl Registry {
         {
             return Err(RegistryError::Configured(registered.key.name));
         }
-        if self.entries.len() >= MAX_SERVICES {
+        let held = self.entries.get(&(registered.key.clone(), Source::Cli));
+        if held.is_none() && self.entries.len() >= MAX_SERVICES {
             return Err(RegistryError::Full);
         }
-        let held = self.entries.get(&(registered.key.clone(), Source::Cli));
         let change = match held {
             None => ServiceChange::New,
             Some(held) if held.registered == registered => ServiceChange::Unchanged,
@@ -379,12 +381,17 @@ impl Registry {
         outside::check(address, self.mesh.as_ref(), &self.own)
     }
 
-    /// The entries with an address to which packets can be carried.
+    /// The entries with an address to which packets can be carried. An instance that was added by command before it was configured
+    /// occurs once.
     fn reachable<'a>(&'a self, block: &'a Block) -> impl Iterator<Item = &'a Entry> {
-        let entries = self.entries.values();
-        entries.filter(move |entry| {
+        let entries = self.entries.values().filter(move |entry| {
             let outside = entry.registered.address_outside_block(block);
             outside.is_none_or(|address| self.check_outside(address).is_ok())
+        });
+        let mut last: Option<&InstanceKey> = None;
+        entries.filter(move |entry| {
+            let key = &entry.registered.key;
+            last.replace(key) != Some(key)
         })
     }
 
@@ -470,7 +477,6 @@ impl Registry {
             let address = entry.registered.address_outside_block(block)?;
             let why = match self.check_outside(address) {
                 Err(refusal) => refusal.to_string(),
-                // Before the first assignment none has an address.
                 Ok(target) if self.outside.is_full_for(target) => {
                     "all instance addresses of this node that are for services outside are in use"
                         .to_owned()
@@ -547,7 +553,7 @@ impl Registry {
                 service_address: None,
                 instances: Vec::new(),
             });
-            // If the configuration and the command line both define an instance, it is published once.
+            // Labels that are cut to the length of a label may be equal.
             if !service.instances.iter().any(|i| i.id == instance.id) {
                 service.instances.push(instance);
             }
@@ -781,6 +787,36 @@ mod tests {
         let mut drain = || registry.set_drained(&web, true, &container_services);
         assert_eq!(drain(), Ok(ServiceChange::Drained));
         assert_eq!(drain(), Ok(ServiceChange::Unchanged));
+    }
+
+    #[test]
+    fn an_instance_that_is_added_and_configured_is_checked_and_published_once() {
+        let stored = StoredServices {
+            services: vec![registered("web", 80, true)],
+            drained: BTreeSet::new(),
+        };
+        let configured = RegisteredInstance {
+            weight: 7,
+            ..registered("web", 80, true)
+        };
+        let registry = Registry::new(vec![configured, registered("web", 81, true)], stored);
+        assert_eq!(registry.targets(&block()).len(), 2);
+        let ids: Vec<String> = (health(&registry, "web").into_iter())
+            .map(|(id, _)| id)
+            .collect();
+        assert_eq!(ids, ["n1-80", "n1-81"]);
+    }
+
+    #[test]
+    fn a_full_registry_takes_no_other_service_and_changes_those_it_has() {
+        let mut registry = Registry::default();
+        for n in 0..MAX_SERVICES {
+            let added = registry.add(registered(&format!("s{n}"), 80, false), &block());
+            assert_eq!(added, Ok(ServiceChange::New));
+        }
+        let mut add = |name: &str| registry.add(registered(name, 80, true), &block());
+        assert_eq!(add("another"), Err(RegistryError::Full));
+        assert_eq!(add("s7"), Ok(ServiceChange::Changed));
     }
 
     #[test]
