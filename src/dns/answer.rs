@@ -314,28 +314,34 @@ fn plain(name: &Name) -> Option<String> {
 fn reverse(zone: &Zone, name: &Name, record_type: RecordType, address: Option<IpAddr>) -> Answer {
     let found = address.and_then(|address| zone.find_address(&address));
     let target = found.and_then(|relative| absolute(zone, &relative));
-    match (target, record_type) {
-        (Some(target), RecordType::PTR) => Answer {
+    let apex = reverse_apex(zone, name);
+    let is_apex = apex
+        .as_ref()
+        .is_some_and(|apex| apex.num_labels() == name.num_labels());
+    // A shorter name than a whole address has addresses below it.
+    let exists = target.is_some() || address.is_none();
+    let data = match record_type {
+        RecordType::PTR => target.map(|target| RData::PTR(PTR(target))),
+        RecordType::SOA if is_apex => Some(soa_data(zone)),
+        RecordType::NS if is_apex => absolute(zone, "ns").map(|n| RData::NS(NS(n))),
+        _ => None,
+    };
+    if let Some(data) = data {
+        return Answer {
             code: ResponseCode::NoError,
-            answers: vec![Record::from_rdata(
-                name.clone(),
-                TTL,
-                RData::PTR(PTR(target)),
-            )],
+            answers: vec![Record::from_rdata(name.clone(), TTL, data)],
             authority: Vec::new(),
             additional: Vec::new(),
             flagged: false,
-        },
-        // A shorter name than a whole address has addresses below it.
-        (target, _) => {
-            let code = if target.is_some() || address.is_none() {
-                ResponseCode::NoError
-            } else {
-                ResponseCode::NXDomain
-            };
-            negative(code, reverse_soa(zone, name))
-        }
+        };
     }
+    let code = if exists {
+        ResponseCode::NoError
+    } else {
+        ResponseCode::NXDomain
+    };
+    let soa = apex.map(|apex| Record::from_rdata(apex, NEGATIVE_TTL, soa_data(zone)));
+    negative(code, soa)
 }
 
 fn negative(code: ResponseCode, soa: Option<Record>) -> Answer {
@@ -362,9 +368,9 @@ fn soa(zone: &Zone, relative: &str) -> Option<Record> {
     ))
 }
 
-/// Returns the SOA of a reverse zone. Its owner is the name of the prefix, or that of the next shorter prefix that ends
+/// Returns the apex of the reverse zone that `name` is in: the name of the prefix, or that of the next shorter prefix that ends
 /// at a label.
-fn reverse_soa(zone: &Zone, name: &Name) -> Option<Record> {
+fn reverse_apex(zone: &Zone, name: &Name) -> Option<Name> {
     let addresses = zone.addresses.as_ref()?;
     let v6 = name
         .iter()
@@ -376,8 +382,7 @@ fn reverse_soa(zone: &Zone, name: &Name) -> Option<Record> {
     } else {
         addresses.prefix_v4.prefix_len() / 8
     };
-    let owner = name.trim_to(usize::from(labels) + 2);
-    Some(Record::from_rdata(owner, NEGATIVE_TTL, soa_data(zone)))
+    Some(name.trim_to(usize::from(labels) + 2))
 }
 
 fn soa_data(zone: &Zone) -> RData {

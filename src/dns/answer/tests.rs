@@ -232,6 +232,22 @@ fn a_reverse_name_in_ipv6_is_answered() {
 }
 
 #[test]
+fn the_apex_of_a_reverse_zone_has_a_soa_and_a_name_server() {
+    for apex in ["210.10.in-addr.arpa.", "2.0.0.0.1.0.0.0.0.0.d.f.ip6.arpa."] {
+        assert_eq!(data(&ask(apex, RecordType::NS)), ["ns.mesh."]);
+        let answer = ask(apex, RecordType::SOA);
+        let [soa] = answer.answers.as_slice() else {
+            panic!("one SOA of {apex}: {answer:?}")
+        };
+        assert_eq!(soa.name.to_string(), apex);
+        assert_eq!(soa.record_type(), RecordType::SOA);
+        assert!(answer.authority.is_empty());
+        let below = ask(&format!("2.{apex}"), RecordType::SOA);
+        assert!(below.answers.is_empty(), "{below:?}");
+    }
+}
+
+#[test]
 fn negative_answers_tell_nodata_from_nxdomain_and_carry_the_soa() {
     for (name, record_type, code, owner) in [
         (
