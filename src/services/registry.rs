@@ -564,10 +564,9 @@ impl Registry {
 
 /// `web-1-80`, or `web-1-53-udp`.
 fn instance_label(node: &Label, key: &InstanceKey) -> Label {
-    let labelled = node.with_suffix(&key.port.to_string());
     match key.protocol {
-        Protocol::Tcp => labelled,
-        Protocol::Udp => labelled.with_suffix("udp"),
+        Protocol::Tcp => node.with_suffix(&key.port.to_string()),
+        Protocol::Udp => node.with_suffix(&format!("{}-udp", key.port)),
     }
 }
 
@@ -662,6 +661,28 @@ mod tests {
                 check_ms: Some(15_000),
             }]
         );
+    }
+
+    #[test]
+    fn each_port_has_a_label_of_its_own_whatever_the_length_of_the_nodes_name() {
+        let node = label(&"n".repeat(63));
+        let of = |port: u16, protocol| {
+            let key = InstanceKey {
+                protocol,
+                ..registered("web", port, false).key
+            };
+            instance_label(&node, &key)
+        };
+        let both = [Protocol::Tcp, Protocol::Udp];
+        let labels: BTreeSet<Label> = (65_530..=65_535)
+            .flat_map(|port| both.map(|protocol| of(port, protocol)))
+            .collect();
+        assert_eq!(labels.len(), 12, "{labels:?}");
+        let web = InstanceKey {
+            protocol: Protocol::Udp,
+            ..registered("web", 53, false).key
+        };
+        assert_eq!(instance_label(&label("n1"), &web), label("n1-53-udp"));
     }
 
     #[test]
