@@ -553,10 +553,7 @@ impl Registry {
                 service_address: None,
                 instances: Vec::new(),
             });
-            // Labels that are cut to the length of a label may be equal.
-            if !service.instances.iter().any(|i| i.id == instance.id) {
-                service.instances.push(instance);
-            }
+            service.instances.push(instance);
         }
         records
     }
