@@ -290,7 +290,7 @@ impl Registry {
         let entries = self.entries.values().filter(move |entry| {
             service.project.is_none() && entry.registered.key.name == service.name
         });
-        entries.map(move |entry| OwnInstance {
+        each_once(entries).map(move |entry| OwnInstance {
             id: instance_label(node_name, &entry.registered.key),
             health: entry.health,
             check_ms: entry.registered.check.as_ref().map(Check::notices_within),
@@ -381,18 +381,12 @@ impl Registry {
         outside::check(address, self.mesh.as_ref(), &self.own)
     }
 
-    /// The entries with an address to which packets can be carried. An instance that was added by command before it was configured
-    /// occurs once.
+    /// The entries with an address to which packets can be carried, each instance once.
     fn reachable<'a>(&'a self, block: &'a Block) -> impl Iterator<Item = &'a Entry> {
-        let entries = self.entries.values().filter(move |entry| {
+        each_once(self.entries.values().filter(move |entry| {
             let outside = entry.registered.address_outside_block(block);
             outside.is_none_or(|address| self.check_outside(address).is_ok())
-        });
-        let mut last: Option<&InstanceKey> = None;
-        entries.filter(move |entry| {
-            let key = &entry.registered.key;
-            last.replace(key) != Some(key)
-        })
+        }))
     }
 
     /// Sets the address plan of the mesh and the addresses of this machine, from which it follows where services outside the mesh may
@@ -557,6 +551,16 @@ impl Registry {
         }
         records
     }
+}
+
+/// Leaves out the second of two `entries` for one instance, which was added by command before it was configured. Both lie next to
+/// each other.
+fn each_once<'a>(entries: impl Iterator<Item = &'a Entry>) -> impl Iterator<Item = &'a Entry> {
+    let mut last: Option<&'a InstanceKey> = None;
+    entries.filter(move |entry| {
+        let key = &entry.registered.key;
+        last.replace(key) != Some(key)
+    })
 }
 
 /// `web-1-80`, or `web-1-53-udp`.
@@ -823,6 +827,8 @@ mod tests {
             .map(|(id, _)| id)
             .collect();
         assert_eq!(ids, ["n1-80", "n1-81"]);
+        let service = ServiceName::from(label("web"));
+        assert_eq!(registry.own_instances(&label("n1"), &service).count(), 2);
     }
 
     #[test]
