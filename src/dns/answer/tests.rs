@@ -312,6 +312,30 @@ fn negative_answers_tell_nodata_from_nxdomain_and_carry_the_soa() {
             "210.10.in-addr.arpa.",
         ),
         (
+            "b._dns-sd._udp.0.2.210.10.in-addr.arpa.",
+            RecordType::PTR,
+            ResponseCode::NXDomain,
+            "210.10.in-addr.arpa.",
+        ),
+        (
+            "01.2.210.10.in-addr.arpa.",
+            RecordType::PTR,
+            ResponseCode::NXDomain,
+            "210.10.in-addr.arpa.",
+        ),
+        (
+            "1.1.2.210.10.in-addr.arpa.",
+            RecordType::PTR,
+            ResponseCode::NXDomain,
+            "210.10.in-addr.arpa.",
+        ),
+        (
+            "_x.2.0.0.0.1.0.0.0.0.0.d.f.ip6.arpa.",
+            RecordType::PTR,
+            ResponseCode::NXDomain,
+            "2.0.0.0.1.0.0.0.0.0.d.f.ip6.arpa.",
+        ),
+        (
             "2.210.10.in-addr.arpa.",
             RecordType::PTR,
             ResponseCode::NoError,
@@ -358,6 +382,7 @@ fn other_names_are_forwarded_and_mesh_names_never() {
         "mesh.example.",
         "1.1.1.10.in-addr.arpa.",
         "10.in-addr.arpa.",
+        "b._dns-sd._udp.10.in-addr.arpa.",
         ".",
     ] {
         let name = Name::from_ascii(name).expect("a literal");
