@@ -168,7 +168,7 @@ impl Config {
         let file: File = text.parse()?;
         let mut wrong = Findings::new(&text);
         file.store.check(&mut wrong);
-        let mut config = Self::meant(file, arguments);
+        let mut config = Self::merged(file, arguments);
         if let Err(error) = check_domain(&config.domain) {
             wrong.add("mesh.domain", error);
         }
@@ -194,7 +194,7 @@ impl Config {
         wrong.into_result().map(|()| config)
     }
 
-    fn meant(file: File, arguments: &Arguments) -> Self {
+    fn merged(file: File, arguments: &Arguments) -> Self {
         let default = |text: &str| text.parse().expect("a literal");
         Self {
             listen: arguments

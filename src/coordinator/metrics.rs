@@ -65,7 +65,7 @@ pub(super) fn text(hub: &Hub) -> String {
     page.gauge("records", "Records held.", records);
     page.gauge("revision", "The last revision.", revision);
     page.gauge("connections", "Control streams open.", connections);
-    let help = "Whether the store came from a backup and the nodes have not told everything yet.";
+    let help = "Whether the store came from a backup and the nodes have not offered all their records yet.";
     page.gauge("refilling", help, refilling);
     let help = "Public URLs that do not lead back to this coordinator.";
     let failing = hub.url_problems.read().len();

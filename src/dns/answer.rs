@@ -44,9 +44,20 @@ pub struct Answer {
 enum Place {
     /// The domain of the mesh, with the labels in front of it in lower case.
     Mesh(String),
-    /// A reverse zone of the mesh, with the address if the name is that of a whole one.
-    Reverse(Option<IpAddr>),
+    /// A reverse zone of the mesh.
+    Reverse(ReverseName),
     /// Outside the mesh.
+    Other,
+}
+
+/// A name in a reverse zone of the mesh.
+#[derive(Clone, Copy)]
+enum ReverseName {
+    /// The name of an address.
+    Address(IpAddr),
+    /// A shorter name than that of an address. It has addresses below it.
+    Prefix,
+    /// Another name, such as `_dns-sd._udp.2.210.10.in-addr.arpa`. The zone has none of these.
     Other,
 }
 
@@ -58,7 +69,7 @@ pub fn answer(zone: &Zone, name: &Name, record_type: RecordType, entropy: u64) -
             Some(answer) => Verdict::Answer(answer),
             None => Verdict::Forward,
         },
-        Place::Reverse(address) => Verdict::Answer(reverse(zone, name, record_type, address)),
+        Place::Reverse(found) => Verdict::Answer(reverse(zone, name, record_type, found)),
         Place::Mesh(relative) => Verdict::Answer(match find(zone, &relative) {
             Some(found) => Responder {
                 zone,
@@ -260,27 +271,35 @@ fn place(zone: &Zone, name: &Name) -> Place {
     reverse.map_or(Place::Other, Place::Reverse)
 }
 
-/// Parses the labels of a reverse name below `in-addr.arpa`. Returns `None` if they are outside the prefix of the mesh, and no
-/// address if there are fewer labels than an address has.
-fn reverse_v4(addresses: &MeshAddresses, labels: &str) -> Option<Option<IpAddr>> {
-    let bytes: Option<Vec<u8>> = labels.split('.').rev().map(|l| l.parse().ok()).collect();
-    let bytes = bytes.filter(|o| o.len() <= 4)?;
+/// Parses the labels of a reverse name below `in-addr.arpa`. Returns `None` if they are outside the prefix of the mesh.
+fn reverse_v4(addresses: &MeshAddresses, labels: &str) -> Option<ReverseName> {
+    let byte = |label: &str| match label.as_bytes() {
+        [b'0', _, ..] => None,
+        _ => label.parse::<u8>().ok(),
+    };
+    let bytes: Vec<u8> = labels.split('.').rev().map_while(byte).take(4).collect();
     let mut whole = [0u8; 4];
-    whole[..bytes.len()].copy_from_slice(&bytes);
+    for (place, byte) in whole.iter_mut().zip(&bytes) {
+        *place = *byte;
+    }
     let bits = bytes.len() as u32 * 8;
     let prefix = addresses.prefix_v4;
     let inside = bits >= u32::from(prefix.prefix_len()) && prefix.contains(&Ipv4Addr::from(whole));
-    inside.then(|| (bits == 32).then(|| Ipv4Addr::from(whole).into()))
+    inside.then(|| match labels.split('.').count() {
+        count if count > bytes.len() => ReverseName::Other,
+        4 => ReverseName::Address(Ipv4Addr::from(whole).into()),
+        _ => ReverseName::Prefix,
+    })
 }
 
 /// Does the same for the labels below `ip6.arpa`.
-fn reverse_v6(addresses: &MeshAddresses, labels: &str) -> Option<Option<IpAddr>> {
+fn reverse_v6(addresses: &MeshAddresses, labels: &str) -> Option<ReverseName> {
     let nibble = |label: &str| match label.len() {
         1 => u8::from_str_radix(label, 16).ok(),
         _ => None,
     };
-    let nibbles: Option<Vec<u8>> = labels.split('.').rev().map(nibble).collect();
-    let nibbles = nibbles.filter(|n| n.len() <= 32)?;
+    let reversed = labels.split('.').rev();
+    let nibbles: Vec<u8> = reversed.map_while(nibble).take(32).collect();
     let bits = nibbles.len() as u32 * 4;
     let whole = nibbles
         .iter()
@@ -289,7 +308,11 @@ fn reverse_v6(addresses: &MeshAddresses, labels: &str) -> Option<Option<IpAddr>>
         .unwrap_or(0);
     let prefix = addresses.prefix_v6;
     let inside = bits >= u32::from(prefix.prefix_len()) && prefix.contains(&Ipv6Addr::from(whole));
-    inside.then(|| (bits == 128).then(|| Ipv6Addr::from(whole).into()))
+    inside.then(|| match labels.split('.').count() {
+        count if count > nibbles.len() => ReverseName::Other,
+        32 => ReverseName::Address(Ipv6Addr::from(whole).into()),
+        _ => ReverseName::Prefix,
+    })
 }
 
 /// Returns the name as text in lower case and without the last dot, if its labels have letters, digits, hyphens and underscores
@@ -311,31 +334,40 @@ fn plain(name: &Name) -> Option<String> {
     Some(text)
 }
 
-fn reverse(zone: &Zone, name: &Name, record_type: RecordType, address: Option<IpAddr>) -> Answer {
-    let found = address.and_then(|address| zone.find_address(&address));
-    let target = found.and_then(|relative| absolute(zone, &relative));
-    match (target, record_type) {
-        (Some(target), RecordType::PTR) => Answer {
+fn reverse(zone: &Zone, name: &Name, record_type: RecordType, found: ReverseName) -> Answer {
+    let target = match found {
+        ReverseName::Address(address) => zone
+            .find_address(&address)
+            .and_then(|relative| absolute(zone, &relative)),
+        ReverseName::Prefix | ReverseName::Other => None,
+    };
+    let apex = reverse_apex(zone, name);
+    let is_apex = apex
+        .as_ref()
+        .is_some_and(|apex| apex.num_labels() == name.num_labels());
+    let exists = target.is_some() || matches!(found, ReverseName::Prefix);
+    let data = match record_type {
+        RecordType::PTR => target.map(|target| RData::PTR(PTR(target))),
+        RecordType::SOA if is_apex => Some(soa_data(zone)),
+        RecordType::NS if is_apex => absolute(zone, "ns").map(|n| RData::NS(NS(n))),
+        _ => None,
+    };
+    if let Some(data) = data {
+        return Answer {
             code: ResponseCode::NoError,
-            answers: vec![Record::from_rdata(
-                name.clone(),
-                TTL,
-                RData::PTR(PTR(target)),
-            )],
+            answers: vec![Record::from_rdata(name.clone(), TTL, data)],
             authority: Vec::new(),
             additional: Vec::new(),
             flagged: false,
-        },
-        // A shorter name than a whole address has addresses below it.
-        (target, _) => {
-            let code = if target.is_some() || address.is_none() {
-                ResponseCode::NoError
-            } else {
-                ResponseCode::NXDomain
-            };
-            negative(code, reverse_soa(zone, name))
-        }
+        };
     }
+    let code = if exists {
+        ResponseCode::NoError
+    } else {
+        ResponseCode::NXDomain
+    };
+    let soa = apex.map(|apex| Record::from_rdata(apex, NEGATIVE_TTL, soa_data(zone)));
+    negative(code, soa)
 }
 
 fn negative(code: ResponseCode, soa: Option<Record>) -> Answer {
@@ -362,9 +394,9 @@ fn soa(zone: &Zone, relative: &str) -> Option<Record> {
     ))
 }
 
-/// Returns the SOA of a reverse zone. Its owner is the name of the prefix, or that of the next shorter prefix that ends
+/// Returns the apex of the reverse zone that `name` is in: the name of the prefix, or that of the next shorter prefix that ends
 /// at a label.
-fn reverse_soa(zone: &Zone, name: &Name) -> Option<Record> {
+fn reverse_apex(zone: &Zone, name: &Name) -> Option<Name> {
     let addresses = zone.addresses.as_ref()?;
     let v6 = name
         .iter()
@@ -376,8 +408,7 @@ fn reverse_soa(zone: &Zone, name: &Name) -> Option<Record> {
     } else {
         addresses.prefix_v4.prefix_len() / 8
     };
-    let owner = name.trim_to(usize::from(labels) + 2);
-    Some(Record::from_rdata(owner, NEGATIVE_TTL, soa_data(zone)))
+    Some(name.trim_to(usize::from(labels) + 2))
 }
 
 fn soa_data(zone: &Zone) -> RData {

@@ -26,6 +26,8 @@ const MAX_SOCKETS: usize = 4;
 /// The number of cores for each socket of an address. The clients and the tunnel need cores too, and with fewer threads a batch has
 /// more datagrams.
 const CORES_A_SOCKET: usize = 2;
+/// The number of connections that may wait to be accepted.
+const BACKLOG: i32 = 1024;
 /// The wait after an error of the system before the next attempt to receive.
 const RECEIVE_RETRY: Duration = Duration::from_millis(20);
 
@@ -75,9 +77,21 @@ impl Drop for Datagrams {
 
 /// Opens a listener for connections.
 pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let listener = TcpListener::bind(address)?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    if address.is_ipv6() {
+        // A socket of both families would take the port from a listener at 0.0.0.0.
+        socket.set_only_v6(true)?;
+    }
+    // After a restart, connections of the previous process may not have ended.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
 }
 
 fn open(address: SocketAddr, shared: bool) -> io::Result<Socket> {
@@ -142,5 +156,26 @@ fn serve(socket: &Arc<Socket>, resolver: &Arc<Resolver>, stopped: &AtomicBool) {
         }
         drop(context);
         batch.send(socket, count);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
+
+    use super::*;
+
+    #[test]
+    fn listeners_at_all_addresses_of_each_family_share_a_port() {
+        if UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).is_err() {
+            return crate::testbed::skip_test("there is no IPv6");
+        }
+        // Another process may have one of the ports already.
+        let shared = (0..8).any(|_| {
+            let v6 = listen((Ipv6Addr::UNSPECIFIED, 0).into()).expect("a listener");
+            let port = v6.local_addr().expect("a bound socket").port();
+            listen((Ipv4Addr::UNSPECIFIED, port).into()).is_ok()
+        });
+        assert!(shared, "no port is free for the other family");
     }
 }

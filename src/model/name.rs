@@ -109,9 +109,10 @@ impl Label {
     pub fn with_suffix(&self, suffix: &str) -> Self {
         let suffix: String = suffix
             .chars()
-            .filter(char::is_ascii_alphanumeric)
+            .filter(|c| c.is_ascii_alphanumeric() || *c == '-')
             .take(32)
             .collect();
+        let suffix = suffix.trim_matches('-');
         let room = MAX_LABEL.saturating_sub(suffix.len() + 1);
         let front = self.0.get(..room.min(self.0.len())).unwrap_or_default();
         Self(format!(
@@ -286,5 +287,8 @@ mod tests {
         let suffixed = long.with_suffix("8080");
         assert_eq!(suffixed.as_str().len(), 63);
         assert!(suffixed.as_str().ends_with("a-8080"));
+        let suffixed = long.with_suffix("-8080-udp_");
+        assert_eq!(suffixed.as_str().len(), 63);
+        assert!(suffixed.as_str().ends_with("a-8080-udp"));
     }
 }

@@ -84,6 +84,8 @@ pub struct OutsideMapping {
 pub struct Outside {
     /// The instance addresses by the addresses of the services.
     held: BTreeMap<Ipv4Addr, Ipv4Addr>,
+    /// The addresses of services for which the last assignment had no room.
+    without_room: BTreeSet<Ipv4Addr>,
     /// The instance addresses that the kernel maps, each with the address to which it leads.
     applied: BTreeMap<Ipv4Addr, Ipv4Addr>,
 }
@@ -106,6 +108,7 @@ impl Outside {
             wanted.contains(target) && is_in(instance) && !taken.contains(instance)
         });
         let count = last.saturating_sub(first) + 1;
+        self.without_room.clear();
         for target in wanted {
             if self.held.contains_key(target) {
                 continue;
@@ -113,8 +116,13 @@ impl Outside {
             let used: BTreeSet<Ipv4Addr> = self.held.values().copied().collect();
             let start = digest(*target) % count;
             let mut places = (0..count).map(|step| Ipv4Addr::from(first + (start + step) % count));
-            if let Some(free) = places.find(|a| !used.contains(a) && !taken.contains(a)) {
-                self.held.insert(*target, free);
+            match places.find(|a| !used.contains(a) && !taken.contains(a)) {
+                Some(free) => {
+                    self.held.insert(*target, free);
+                }
+                None => {
+                    self.without_room.insert(*target);
+                }
             }
         }
     }
@@ -125,10 +133,10 @@ impl Outside {
         self.held.get(&target).copied()
     }
 
-    /// Whether instance addresses were assigned, and there was none for the services at `target`.
+    /// Whether there was no instance address for the services at `target` when addresses were assigned.
     #[must_use]
     pub fn is_full_for(&self, target: Ipv4Addr) -> bool {
-        !self.held.is_empty() && !self.held.contains_key(&target)
+        self.without_room.contains(&target)
     }
 
     /// The instance addresses by the addresses of the services.
@@ -239,6 +247,16 @@ mod tests {
         let mut outside = Outside::default();
         outside.assign(&wanted, pool(), &BTreeSet::new());
         assert_eq!(outside.instances().len(), 127);
+        let full = wanted.iter().filter(|a| outside.is_full_for(**a)).count();
+        assert_eq!(full, wanted.len() - 127);
+        assert!(!outside.is_full_for(ip("10.9.9.9")), "it was not wanted");
+        // All addresses belong to containers.
+        let one = BTreeSet::from([ip("10.0.0.9")]);
+        let taken: BTreeSet<Ipv4Addr> = pool().hosts().collect();
+        outside.assign(&one, pool(), &taken);
+        assert!(outside.instances().is_empty() && outside.is_full_for(ip("10.0.0.9")));
+        outside.assign(&one, pool(), &BTreeSet::new());
+        assert!(!outside.is_full_for(ip("10.0.0.9")));
     }
 
     #[test]

@@ -129,7 +129,9 @@ pub enum RegistryError {
     #[error(transparent)]
     Address(#[from] Refusal),
     /// The node already has the maximum number of services.
-    #[error("this node has {MAX_SERVICES} services, which is the maximum")]
+    #[error(
+        "this node has {MAX_SERVICES} services, which is the maximum; remove one with `meshctl service remove`"
+    )]
     Full,
 }
 
@@ -197,10 +199,10 @@ impl Registry {
         {
             return Err(RegistryError::Configured(registered.key.name));
         }
-        if self.entries.len() >= MAX_SERVICES {
+        let held = self.entries.get(&(registered.key.clone(), Source::Cli));
+        if held.is_none() && self.entries.len() >= MAX_SERVICES {
             return Err(RegistryError::Full);
         }
-        let held = self.entries.get(&(registered.key.clone(), Source::Cli));
         let change = match held {
             None => ServiceChange::New,
             Some(held) if held.registered == registered => ServiceChange::Unchanged,
@@ -288,7 +290,7 @@ impl Registry {
         let entries = self.entries.values().filter(move |entry| {
             service.project.is_none() && entry.registered.key.name == service.name
         });
-        entries.map(move |entry| OwnInstance {
+        each_once(entries).map(move |entry| OwnInstance {
             id: instance_label(node_name, &entry.registered.key),
             health: entry.health,
             check_ms: entry.registered.check.as_ref().map(Check::notices_within),
@@ -379,13 +381,12 @@ impl Registry {
         outside::check(address, self.mesh.as_ref(), &self.own)
     }
 
-    /// The entries with an address to which packets can be carried.
+    /// The entries with an address to which packets can be carried, each instance once.
     fn reachable<'a>(&'a self, block: &'a Block) -> impl Iterator<Item = &'a Entry> {
-        let entries = self.entries.values();
-        entries.filter(move |entry| {
+        each_once(self.entries.values().filter(move |entry| {
             let outside = entry.registered.address_outside_block(block);
             outside.is_none_or(|address| self.check_outside(address).is_ok())
-        })
+        }))
     }
 
     /// Sets the address plan of the mesh and the addresses of this machine, from which it follows where services outside the mesh may
@@ -470,7 +471,6 @@ impl Registry {
             let address = entry.registered.address_outside_block(block)?;
             let why = match self.check_outside(address) {
                 Err(refusal) => refusal.to_string(),
-                // Before the first assignment none has an address.
                 Ok(target) if self.outside.is_full_for(target) => {
                     "all instance addresses of this node that are for services outside are in use"
                         .to_owned()
@@ -547,21 +547,27 @@ impl Registry {
                 service_address: None,
                 instances: Vec::new(),
             });
-            // If the configuration and the command line both define an instance, it is published once.
-            if !service.instances.iter().any(|i| i.id == instance.id) {
-                service.instances.push(instance);
-            }
+            service.instances.push(instance);
         }
         records
     }
 }
 
+/// Leaves out the second of two `entries` for one instance, which was added by command before it was configured. Both lie next to
+/// each other.
+fn each_once<'a>(entries: impl Iterator<Item = &'a Entry>) -> impl Iterator<Item = &'a Entry> {
+    let mut last: Option<&'a InstanceKey> = None;
+    entries.filter(move |entry| {
+        let key = &entry.registered.key;
+        last.replace(key) != Some(key)
+    })
+}
+
 /// `web-1-80`, or `web-1-53-udp`.
 fn instance_label(node: &Label, key: &InstanceKey) -> Label {
-    let labelled = node.with_suffix(&key.port.to_string());
     match key.protocol {
-        Protocol::Tcp => labelled,
-        Protocol::Udp => labelled.with_suffix("udp"),
+        Protocol::Tcp => node.with_suffix(&key.port.to_string()),
+        Protocol::Udp => node.with_suffix(&format!("{}-udp", key.port)),
     }
 }
 
@@ -656,6 +662,28 @@ mod tests {
                 check_ms: Some(15_000),
             }]
         );
+    }
+
+    #[test]
+    fn each_port_has_a_label_of_its_own_whatever_the_length_of_the_nodes_name() {
+        let node = label(&"n".repeat(63));
+        let of = |port: u16, protocol| {
+            let key = InstanceKey {
+                protocol,
+                ..registered("web", port, false).key
+            };
+            instance_label(&node, &key)
+        };
+        let both = [Protocol::Tcp, Protocol::Udp];
+        let labels: BTreeSet<Label> = (65_530..=65_535)
+            .flat_map(|port| both.map(|protocol| of(port, protocol)))
+            .collect();
+        assert_eq!(labels.len(), 12, "{labels:?}");
+        let web = InstanceKey {
+            protocol: Protocol::Udp,
+            ..registered("web", 53, false).key
+        };
+        assert_eq!(instance_label(&label("n1"), &web), label("n1-53-udp"));
     }
 
     #[test]
@@ -781,6 +809,38 @@ mod tests {
         let mut drain = || registry.set_drained(&web, true, &container_services);
         assert_eq!(drain(), Ok(ServiceChange::Drained));
         assert_eq!(drain(), Ok(ServiceChange::Unchanged));
+    }
+
+    #[test]
+    fn an_instance_that_is_added_and_configured_is_checked_and_published_once() {
+        let stored = StoredServices {
+            services: vec![registered("web", 80, true)],
+            drained: BTreeSet::new(),
+        };
+        let configured = RegisteredInstance {
+            weight: 7,
+            ..registered("web", 80, true)
+        };
+        let registry = Registry::new(vec![configured, registered("web", 81, true)], stored);
+        assert_eq!(registry.targets(&block()).len(), 2);
+        let ids: Vec<String> = (health(&registry, "web").into_iter())
+            .map(|(id, _)| id)
+            .collect();
+        assert_eq!(ids, ["n1-80", "n1-81"]);
+        let service = ServiceName::from(label("web"));
+        assert_eq!(registry.own_instances(&label("n1"), &service).count(), 2);
+    }
+
+    #[test]
+    fn a_full_registry_takes_no_other_service_and_changes_those_it_has() {
+        let mut registry = Registry::default();
+        for n in 0..MAX_SERVICES {
+            let added = registry.add(registered(&format!("s{n}"), 80, false), &block());
+            assert_eq!(added, Ok(ServiceChange::New));
+        }
+        let mut add = |name: &str| registry.add(registered(name, 80, true), &block());
+        assert_eq!(add("another"), Err(RegistryError::Full));
+        assert_eq!(add("s7"), Ok(ServiceChange::Changed));
     }
 
     #[test]

@@ -110,7 +110,7 @@ impl Conversation<'_> {
         }
     }
 
-    /// Ends the stream if the node or the store no longer permits it, and begins to serve a unverified that became a member.
+    /// Ends the stream if the node or the store no longer permits it, and begins to serve an unverified node that became a member.
     async fn check_standing(&mut self, hub: &Hub) -> Result<(), End> {
         if !hub.is_on(&self.stream.store) {
             // With its next stream the node offers all records that it holds to the restored store.

@@ -19,7 +19,7 @@ const MAX_WRITERS: usize = 16;
 const MAX_UNVERIFIED_WRITERS: usize = 4;
 /// How long one message of a member may take, and how long a member may send nothing.
 pub(super) const MESSAGE_TIMEOUT: Duration = Duration::from_secs(3 * PING_SECONDS);
-/// How long one message of a unverified may take. Nodes of this version send short messages until they are members.
+/// How long one message of an unverified node may take. Nodes of this version send short messages until they are members.
 const UNVERIFIED_MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The maximum number of large messages of unverified nodes that are received at once. Nodes of earlier versions send these: they
 /// offer all records that they hold.

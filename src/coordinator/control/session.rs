@@ -3,9 +3,9 @@
 //! Each start of a node's program draws a random name, its instance. A second stream of a node that comes from the same
 //! instance replaces the first one: it is the same program, whose old connection broke. A stream from another instance comes
 //! from the node after a restart if the old stream does not answer a ping. Otherwise it comes from a duplicate: a copied disk, or
-//! a machine that was restored twice. The duplicate is refused, and stays refused when the original is away for a moment. It
-//! believes the refusal because of the original's signature over its instance (see [`crate::protocol::control`]). An original of a
-//! version that gives no signature keeps its session all the same.
+//! a machine that was restored twice. The duplicate is refused, and stays refused when the original is away for a moment. The
+//! refusal carries the original's signature over the instance of the duplicate, which the duplicate verifies (see
+//! [`crate::protocol::control`]). An original of a version that gives no signature keeps its session all the same.
 //!
 //! Streams of early versions name no instance. All of them count as one instance whose name is empty, so the next such stream
 //! replaces the one before. So a node always has at most one stream.
@@ -101,7 +101,10 @@ impl SessionTable {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// SessionTable a stream of `node`, if it is not a clone of one that is there.
+    /// Claims the session of `node` for a stream of `instance`.
+    ///
+    /// # Errors
+    /// Another machine with the keys of the node has the session, or it is not known whether it does.
     pub(super) async fn claim(&self, node: PublicKey, instance: &str) -> Result<NodeSession, End> {
         if instance.len() > MAX_INSTANCE {
             return Err(End::Refuse(
@@ -306,7 +309,7 @@ mod tests {
         SigningKey::from_seed(&[1; 32])
     }
 
-    /// A stream whose node answers, until it is told to leave; `signs` with its key, or another's.
+    /// A stream whose node answers until another stream takes the session. The node signs with the key `signs`, if there is one.
     fn answering_with(
         mut session: NodeSession,
         signs: Option<SigningKey>,
@@ -340,11 +343,15 @@ mod tests {
 
     async fn claimed(sessions: &SessionTable, instance: &str) -> NodeSession {
         let node = key().public();
-        sessions.claim(node, instance).await.ok().expect("no clone")
+        sessions
+            .claim(node, instance)
+            .await
+            .ok()
+            .expect("no duplicate")
     }
 
     #[tokio::test]
-    async fn an_original_that_does_not_sign_keeps_its_seat_and_nothing_is_made_up() {
+    async fn an_original_that_does_not_sign_keeps_its_session_and_no_signature_is_made_up() {
         let with = async |signs| {
             let sessions = SessionTable::default();
             let original = answering_with(claimed(&sessions, "a").await, signs);
@@ -352,39 +359,39 @@ mod tests {
             assert!(matches!(refused, Err(End::DuplicateIdentity(None))));
             assert!(!original.is_finished());
         };
-        let stranger = SigningKey::from_seed(&[2; 32]);
-        tokio::join!(with(None), with(Some(stranger)));
+        let other = SigningKey::from_seed(&[2; 32]);
+        tokio::join!(with(None), with(Some(other)));
     }
 
     #[tokio::test]
-    async fn a_clone_is_refused_and_the_original_goes_on() {
+    async fn a_duplicate_is_refused_and_the_original_keeps_its_session() {
         let sessions = SessionTable::default();
         let original = answering(claimed(&sessions, "a").await);
         assert!(is_duplicate(sessions.claim(key().public(), "b").await));
         assert!(!original.is_finished());
-        // The original is away for a moment, and its copy does not get the session.
+        // The original is away for a moment, and its duplicate does not get the session.
         original.abort();
         let _ = original.await;
         assert!(is_duplicate(sessions.claim(key().public(), "b").await));
-        // It was restarted.
+        // The original was restarted.
         claimed(&sessions, "c").await;
     }
 
     #[tokio::test]
-    async fn a_node_that_lost_its_connection_gets_its_seat_back() {
+    async fn a_node_that_lost_its_connection_claims_its_session_again() {
         let sessions = SessionTable::default();
         let silent = claimed(&sessions, "a").await;
         let again = claimed(&sessions, "a").await;
         assert!(*silent.lost().borrow());
         drop(silent);
-        // Restarted after a loss of power: the old stream hears nothing any more.
+        // The node was restarted after a loss of power, so nothing arrives on the old stream any more.
         let _restarted = claimed(&sessions, "b").await;
         drop(again);
         assert!(!sessions.table().sessions.is_empty());
     }
 
     #[tokio::test]
-    async fn of_streams_without_an_instance_the_last_has_the_seat_and_no_copy_is_remembered() {
+    async fn of_streams_without_an_instance_the_last_has_the_session_and_no_duplicate_is_stored() {
         let sessions = SessionTable::default();
         let mut taken = vec![claimed(&sessions, "").await];
         for _ in 0..12 {
@@ -427,7 +434,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stream_that_is_not_read_from_keeps_its_seat_until_it_is() {
+    async fn a_stream_that_is_not_read_from_keeps_its_session_until_it_is() {
         let sessions = SessionTable::default();
         let original = claimed(&sessions, "a").await;
         original.set_paused(true);

@@ -29,6 +29,8 @@ pub(super) fn newly_away(state: &mut State, is_alone: bool, now: Instant) -> Vec
     let Some(ledger) = &state.ledger else {
         return Vec::new();
     };
+    // A removed node never comes back. A member whose record is missing for a while, because the store lost it, does.
+    state.absent.retain(|id, _| !ledger.is_revoked(id));
     let (connected, absent, started) = (&state.connected, &state.absent, state.started);
     let is_absent = |since: &Instant| now.saturating_duration_since(*since) >= QUIET_ABSENCE;
     let since = |id: &PublicKey| match absent.get(id) {

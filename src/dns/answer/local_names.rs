@@ -1,4 +1,4 @@
-//! Names for special use that are answered here and never forwarded. Pure.
+//! The answers to names for special use, which are never forwarded. Pure.
 //!
 //! | name | answer | why |
 //! |---|---|---|
@@ -8,10 +8,10 @@
 //! | `onion` and below | none | RFC 7686 section 2: a lookup shows others who uses Tor |
 //! | `resolver.arpa` and below | none | RFC 9462 section 8: the answer of an upstream would lead clients past this resolver, and past the names of the mesh |
 //!
-//! These are forwarded all the same, since the upstreams are the resolvers of this host's own network, which may have them:
-//! `local` (RFC 6762 gives it to multicast DNS; many a company has it as a domain), `test` (RFC 6761 section 6.2 leaves it
-//! to the tester), `home.arpa` (RFC 8375: the router's), `internal`, and the reverse names of private addresses (RFC 6303).
-//! An upstream without such a name answers from its own empty zones (RFC 6303) and forwards nothing.
+//! Other names for special use are forwarded, since the upstreams are the resolvers of this host's own network, which may have them:
+//! `local` (RFC 6762 gives it to multicast DNS, and many companies have it as a domain), `test` (RFC 6761 section 6.2 leaves it
+//! to the tester), `home.arpa` (RFC 8375 gives it to the router), `internal`, and the reverse names of private addresses (RFC
+//! 6303). An upstream without such a name answers from its own empty zones (RFC 6303) and forwards nothing.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -21,24 +21,24 @@ use hickory_proto::rr::{Name, RData, Record, RecordType};
 
 use super::Answer;
 
-/// Top labels of such names.
+/// The top labels of the names that are answered.
 const TOPS: [&str; 3] = ["localhost", "invalid", "onion"];
-/// Seconds an answer may be kept, and that there is none (RFC 6303 section 3).
+/// The TTL of an answer in seconds, also of a negative one (RFC 6303 section 3).
 const TTL: u32 = 10_800;
 
-/// Whether `name`, in lower case and without the last dot, is one of those that are not reverse names.
+/// Whether `name` is answered and is no reverse name. It is in lower case and has no dot at its end.
 pub(in crate::dns) fn is_local(name: &str) -> bool {
     let top = name.rsplit('.').next().unwrap_or_default();
     TOPS.contains(&top)
 }
 
-/// Whether `name` is one of those for special use.
+/// Whether `name` is one that is answered.
 #[must_use]
 pub fn is_special(name: &Name) -> bool {
     look_up(name).is_some()
 }
 
-/// What a name for special use has.
+/// The records of a name for special use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Has {
     /// The loopback addresses.
@@ -51,7 +51,7 @@ enum Has {
     NoName,
 }
 
-/// Answers a question for a name for special use; nothing for others.
+/// Answers a question for a name for special use. Returns `None` for other names.
 pub(super) fn answer(name: &Name, record_type: RecordType) -> Option<Answer> {
     let (has, apex) = look_up(name)?;
     let data = match (has, record_type) {
@@ -83,7 +83,7 @@ pub(super) fn answer(name: &Name, record_type: RecordType) -> Option<Answer> {
     })
 }
 
-/// What `name` has, and the name of its zone.
+/// Returns the records of `name`, and the name of its zone.
 fn look_up(name: &Name) -> Option<(Has, Name)> {
     let lower = name.to_lowercase();
     let mut labels = lower.iter().rev();
@@ -123,7 +123,7 @@ fn localhost() -> Option<Name> {
     Name::from_ascii("localhost.").ok()
 }
 
-/// As RFC 6303 section 3 has it.
+/// Returns the SOA of RFC 6303 section 3.
 fn soa_data(apex: &Name) -> RData {
     let nobody = Name::from_ascii("nobody.invalid.").unwrap_or_else(|_| Name::root());
     RData::SOA(SOA::new(
@@ -145,7 +145,7 @@ mod tests {
         Name::from_ascii(text).expect("a literal")
     }
 
-    /// The code and the data of the answer, or who is asked.
+    /// Returns the data of the answer or its code, or `forwarded`.
     fn of(text: &str, record_type: RecordType) -> String {
         match answer(&name(text), record_type) {
             None => "forwarded".into(),
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn names_for_special_use_are_answered_here() {
+    fn names_for_special_use_are_answered() {
         let none = ResponseCode::NoError.to_string();
         let no_name = ResponseCode::NXDomain.to_string();
         let loopback = "1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.ip6.arpa.";

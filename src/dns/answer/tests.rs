@@ -232,6 +232,22 @@ fn a_reverse_name_in_ipv6_is_answered() {
 }
 
 #[test]
+fn the_apex_of_a_reverse_zone_has_a_soa_and_a_name_server() {
+    for apex in ["210.10.in-addr.arpa.", "2.0.0.0.1.0.0.0.0.0.d.f.ip6.arpa."] {
+        assert_eq!(data(&ask(apex, RecordType::NS)), ["ns.mesh."]);
+        let answer = ask(apex, RecordType::SOA);
+        let [soa] = answer.answers.as_slice() else {
+            panic!("one SOA of {apex}: {answer:?}")
+        };
+        assert_eq!(soa.name.to_string(), apex);
+        assert_eq!(soa.record_type(), RecordType::SOA);
+        assert!(answer.authority.is_empty());
+        let below = ask(&format!("2.{apex}"), RecordType::SOA);
+        assert!(below.answers.is_empty(), "{below:?}");
+    }
+}
+
+#[test]
 fn negative_answers_tell_nodata_from_nxdomain_and_carry_the_soa() {
     for (name, record_type, code, owner) in [
         (
@@ -296,6 +312,30 @@ fn negative_answers_tell_nodata_from_nxdomain_and_carry_the_soa() {
             "210.10.in-addr.arpa.",
         ),
         (
+            "b._dns-sd._udp.0.2.210.10.in-addr.arpa.",
+            RecordType::PTR,
+            ResponseCode::NXDomain,
+            "210.10.in-addr.arpa.",
+        ),
+        (
+            "01.2.210.10.in-addr.arpa.",
+            RecordType::PTR,
+            ResponseCode::NXDomain,
+            "210.10.in-addr.arpa.",
+        ),
+        (
+            "1.1.2.210.10.in-addr.arpa.",
+            RecordType::PTR,
+            ResponseCode::NXDomain,
+            "210.10.in-addr.arpa.",
+        ),
+        (
+            "_x.2.0.0.0.1.0.0.0.0.0.d.f.ip6.arpa.",
+            RecordType::PTR,
+            ResponseCode::NXDomain,
+            "2.0.0.0.1.0.0.0.0.0.d.f.ip6.arpa.",
+        ),
+        (
             "2.210.10.in-addr.arpa.",
             RecordType::PTR,
             ResponseCode::NoError,
@@ -342,6 +382,7 @@ fn other_names_are_forwarded_and_mesh_names_never() {
         "mesh.example.",
         "1.1.1.10.in-addr.arpa.",
         "10.in-addr.arpa.",
+        "b._dns-sd._udp.10.in-addr.arpa.",
         ".",
     ] {
         let name = Name::from_ascii(name).expect("a literal");
@@ -922,6 +963,7 @@ fn nearer_nodes_come_first_and_do_not_take_the_places_of_others() {
             RecordType::A,
             entropy,
         ));
+        assert!(!nearest.is_empty());
         assert!(nearest.iter().all(|a| a.starts_with("10.210.3.")));
     }
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
-use hickory_proto::rr::{Name, RData, Record, RecordType};
+use hickory_proto::rr::{Name, RData, RecordType};
 
 use super::super::query::Question;
 use super::answer::{Forwarded, Source};
@@ -264,28 +264,22 @@ fn unpacked(bytes: &[u8]) -> Option<Forwarded> {
     })
 }
 
-/// Returns how long an answer is fresh: the smallest TTL of its records, or for a negative answer the time of RFC 2308
-/// section 5.
+/// Returns how long an answer is fresh: the smallest TTL of its records, and for a negative answer at most the time of RFC 2308
+/// section 5. An answer with aliases is negative too, if the last name has no record of the type or does not exist.
 fn ttl(answer: &Forwarded) -> Option<u32> {
-    let least = |records: &[Record]| records.iter().map(|r| r.ttl).min();
-    let positive = || Some(least(&answer.answers)?.min(MAX_TTL));
-    let negative = || {
-        let of_soa = answer
-            .authority
-            .iter()
-            .find_map(|record| match &record.data {
-                RData::SOA(soa) => Some(record.ttl.min(soa.minimum)),
-                _ => None,
-            })?;
-        Some(of_soa.min(MAX_NEGATIVE_TTL))
-    };
+    let of_records = answer.answers.iter().map(|record| record.ttl).min();
+    let of_soa = answer
+        .authority
+        .iter()
+        .find_map(|record| match &record.data {
+            RData::SOA(soa) => Some(record.ttl.min(soa.minimum).min(MAX_NEGATIVE_TTL)),
+            _ => None,
+        });
+    let least = [of_records, of_soa].into_iter().flatten().min();
+    let least = least.map(|ttl| ttl.min(MAX_TTL));
     match answer.code {
-        ResponseCode::NoError if !answer.answers.is_empty() => positive(),
-        ResponseCode::NoError => negative(),
-        ResponseCode::NXDomain => {
-            let negative = negative()?;
-            Some(least(&answer.answers).map_or(negative, |chain| chain.min(negative)))
-        }
+        ResponseCode::NoError => least,
+        ResponseCode::NXDomain => least.filter(|_| of_soa.is_some()),
         _ => None,
     }
 }
@@ -293,7 +287,8 @@ fn ttl(answer: &Forwarded) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hickory_proto::rr::rdata::{A, SOA, TXT};
+    use hickory_proto::rr::Record;
+    use hickory_proto::rr::rdata::{A, CNAME, SOA, TXT};
 
     fn asked(name: &str) -> Question {
         Question {
@@ -375,6 +370,23 @@ mod tests {
             ..Forwarded::default()
         };
         cache.keep(key(), &none, FROM, now);
+        assert!(cache.fresh(&key(), now + Duration::from_secs(19)).is_some());
+        assert!(cache.fresh(&key(), now + Duration::from_secs(20)).is_none());
+    }
+
+    #[test]
+    fn an_alias_to_a_name_without_such_records_is_kept_no_longer_than_a_negative_answer() {
+        let (now, mut cache) = (Instant::now(), Cache::default());
+        let key = || Key::new(&asked("example.org."));
+        let name = |text: &str| Name::from_ascii(text).expect("a literal");
+        let alias = RData::CNAME(CNAME(name("cdn.example.net.")));
+        let soa = RData::SOA(SOA::new(name("net."), name("net."), 1, 1, 1, 1, 20));
+        let no_data = Forwarded {
+            answers: vec![Record::from_rdata(name("example.org."), 3_600, alias)],
+            authority: vec![Record::from_rdata(name("net."), 900, soa)],
+            ..Forwarded::default()
+        };
+        cache.keep(key(), &no_data, FROM, now);
         assert!(cache.fresh(&key(), now + Duration::from_secs(19)).is_some());
         assert!(cache.fresh(&key(), now + Duration::from_secs(20)).is_none());
     }

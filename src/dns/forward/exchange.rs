@@ -4,7 +4,7 @@
 //! draft-vixie-dnsext-dns0x20). Some servers do not support mixed case or EDNS: [`Form`] is how a question is written.
 
 use hickory_proto::op::{DnsRequest, DnsRequestOptions, Message, Query, ResponseCode};
-use hickory_proto::rr::RData;
+use hickory_proto::rr::{RData, RecordType};
 
 use super::super::query::Question;
 use super::super::transport::MAX_UDP;
@@ -89,7 +89,11 @@ pub(super) fn refuses_edns(response: &Message) -> bool {
 
 fn answer(question: &Question, response: Message) -> Forwarded {
     let code = response.metadata.response_code;
-    let negative = response.answers.is_empty() || code == ResponseCode::NXDomain;
+    let wanted = question.record_type;
+    let mut types = response.answers.iter().map(|record| record.record_type());
+    // An alias may lead to a name without records of this type (RFC 2308 section 2.2).
+    let has_wanted = types.any(|found| found == wanted || wanted == RecordType::ANY);
+    let negative = !has_wanted || code == ResponseCode::NXDomain;
     let authority = response.authorities.into_iter();
     Forwarded {
         code,
@@ -107,7 +111,8 @@ fn answer(question: &Question, response: Message) -> Forwarded {
 mod tests {
     use super::*;
     use hickory_proto::op::{Edns, OpCode};
-    use hickory_proto::rr::{Name, Record, RecordType};
+    use hickory_proto::rr::rdata::{CNAME, SOA};
+    use hickory_proto::rr::{Name, Record};
 
     fn question() -> Question {
         let name = Name::from_ascii("www.example.org.").expect("a literal");
@@ -207,7 +212,7 @@ mod tests {
     fn an_answer_is_taken_in_with_its_aliases_first_and_its_ttls_bounded() {
         let name = |text: &str| Name::from_ascii(text).expect("a literal");
         let received = received(|m| {
-            let alias = RData::CNAME(hickory_proto::rr::rdata::CNAME(name("cdn.example.net.")));
+            let alias = RData::CNAME(CNAME(name("cdn.example.net.")));
             m.answers[0].name = name("cdn.example.net.");
             m.answers[0].ttl = u32::MAX;
             m.add_answer(Record::from_rdata(question().name, 60, alias));
@@ -218,6 +223,29 @@ mod tests {
         let shown = answer.answers.iter().map(|r| (r.record_type(), r.ttl));
         let shown: Vec<_> = shown.collect();
         assert_eq!(shown, [(RecordType::CNAME, 60), (RecordType::A, 0)]);
+    }
+
+    #[test]
+    fn the_soa_of_an_alias_to_a_name_without_such_records_is_kept() {
+        let name = |text: &str| Name::from_ascii(text).expect("a literal");
+        let soas = |record_type| {
+            let asked = Question::new(question().name, record_type);
+            let response = response(|m| {
+                let alias = RData::CNAME(CNAME(name("cdn.example.net.")));
+                let zone = || name("example.net.");
+                let soa = RData::SOA(SOA::new(zone(), zone(), 1, 1, 1, 1, 1));
+                m.queries = vec![Query::query(question().name, record_type)];
+                m.answers = vec![Record::from_rdata(question().name, 60, alias)];
+                m.authorities = vec![Record::from_rdata(zone(), 60, soa)];
+            });
+            match read(&asked, FULL, response, false) {
+                Received::Answer(answer) => answer.authority.len(),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(soas(RecordType::AAAA), 1);
+        assert_eq!(soas(RecordType::CNAME), 0);
+        assert_eq!(soas(RecordType::ANY), 0);
     }
 
     #[test]

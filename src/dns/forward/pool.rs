@@ -117,7 +117,7 @@ impl Pool {
         };
         let response = match response {
             Ok(response) => response,
-            Err(error) => return failed(error, form),
+            Err(error) => return failed(error, form, stream),
         };
         let mut held = sockets.take_reserved();
         if let (None, Some(asker), Transport::Tls { .. }) = (&held, asker, transport) {
@@ -199,12 +199,14 @@ impl Pool {
     }
 }
 
-/// Returns what an error means for the form of the question. An error without such a meaning is returned as an error.
-fn failed(error: NetError, form: Form) -> io::Result<Received> {
+/// Returns what an error means for the form of the question. An error without such a meaning is returned as an error. `stream` says
+/// that the question was asked over a stream, where nothing is cut off. The question to an upstream over TLS must not be asked again
+/// over TCP, where others can read it.
+fn failed(error: NetError, form: Form, stream: bool) -> io::Result<Received> {
     match error {
         NetError::QueryCaseMismatch => Ok(Received::LostCase),
         // A server that does not regard the size that it may send sends a datagram that does not fit into the buffer.
-        NetError::Proto(_) => Ok(Received::Cut),
+        NetError::Proto(_) if !stream => Ok(Received::Cut),
         NetError::Io(error) if QuestionMissing::is(&error) => Ok(match form.edns {
             true => Received::NoEdns,
             false => Received::Failed,
@@ -215,5 +217,22 @@ fn failed(error: NetError, form: Form) -> io::Result<Received> {
             None => io::Error::new(error.kind(), error.to_string()),
         }),
         error => Err(io::Error::other(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hickory_proto::op::Message;
+
+    #[test]
+    fn bytes_that_are_no_message_were_cut_off_in_a_datagram_and_are_an_error_over_a_stream() {
+        let form = Form {
+            mixed: false,
+            edns: true,
+        };
+        let error = || NetError::from(Message::from_vec(&[0]).expect_err("it is too short"));
+        assert!(matches!(failed(error(), form, false), Ok(Received::Cut)));
+        assert!(failed(error(), form, true).is_err());
     }
 }

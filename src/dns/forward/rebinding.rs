@@ -66,6 +66,9 @@ impl Forwarded {
             // These are of the target.
             self.code = ResponseCode::NoError;
             self.authority.clear();
+        }
+        if stripped.is_any() {
+            // Signatures are over all records of a name and type (RFC 4035 section 3.2.3).
             self.authentic = false;
         }
         stripped
@@ -177,6 +180,19 @@ mod tests {
         assert!(answer.authority.is_empty() && !answer.authentic);
         let left: Vec<String> = answer.answers.iter().map(|r| r.data.to_string()).collect();
         assert_eq!(left, ["cdn.example.net."]);
+    }
+
+    #[test]
+    fn an_answer_from_which_addresses_are_removed_is_not_authentic() {
+        for (address, authentic) in [(PUBLIC, true), (OF_MESH, false)] {
+            let mut answer = Forwarded {
+                authentic: true,
+                answers: vec![record("www.example.org.", RData::A(address))],
+                ..Forwarded::default()
+            };
+            strip(&mut answer);
+            assert_eq!(answer.authentic, authentic);
+        }
     }
 
     #[test]

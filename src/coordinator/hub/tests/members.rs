@@ -272,6 +272,20 @@ fn a_member_without_a_stream_is_away_once_and_back_once() {
 }
 
 #[test]
+fn the_absence_of_a_node_that_left_is_forgotten() {
+    let hub = hub();
+    for (n, name) in [(10, "a"), (11, "b")] {
+        joins(&hub, n, name);
+        hub.set_connected(id(n), true);
+        hub.set_connected(id(n), false);
+    }
+    publish(&hub, vec![departure(10)]).expect("writable");
+    hub.0.note_away(clock::now());
+    let absent: Vec<PublicKey> = hub.read().absent.keys().copied().collect();
+    assert_eq!(absent, [id(11)]);
+}
+
+#[test]
 fn a_removal_that_a_node_sends_is_an_event_of_the_administrator_and_shows_that_the_store_lost_it() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let hub = audited(directory.path());

@@ -179,10 +179,14 @@ impl Link {
         let endpoints = self.endpoints.join(", ");
         StoreError::Failed(if text.contains("database space exceeded") {
             "etcd's database is full; compact and defragment it, raise its quota, and run `etcdctl alarm disarm`".to_owned()
-        } else if is_final(error) {
+        } else if is_about_rights(&text) {
             format!(
                 "etcd refuses the coordinator ({text}); check user, password_file, certificate_file and what the user may do under {}",
                 self.prefix
+            )
+        } else if is_final(error) {
+            format!(
+                "etcd cannot process a request ({text}); check endpoints, and start etcd with --max-txn-ops and --max-request-bytes that are not below its defaults"
             )
         } else {
             let secured = self.endpoints.iter().any(|e| e.starts_with("https:"));
@@ -339,13 +343,22 @@ fn is_final(error: &Error) -> bool {
         return matches!(error, Error::InvalidArgs(_) | Error::InvalidUri(_));
     };
     let text = status.message();
-    text.contains("permission denied")
-        || text.contains("authentication failed")
-        || text.contains("user name is empty")
+    is_about_rights(text)
         || text.contains("database space exceeded")
         || text.contains("has been compacted")
         || text.contains("too many operations")
         || text.contains("request is too large")
+}
+
+/// Whether etcd refuses the coordinator's user.
+fn is_about_rights(text: &str) -> bool {
+    [
+        "permission denied",
+        "authentication failed",
+        "user name is empty",
+    ]
+    .iter()
+    .any(|refusal| text.contains(refusal))
 }
 
 fn read_secret(path: &std::path::Path) -> Result<Vec<u8>, StoreError> {
