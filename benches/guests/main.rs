@@ -1,7 +1,7 @@
 //! Guests, and networks behind nodes, beside the goals. A guest is wireguard-go with what `meshctl guest add` prints.
 //!
 //! ```text
-//! cargo bench --bench guests                       # all lines; takes about ten minutes
+//! cargo bench --bench guests                       # all lines; takes about a quarter of an hour
 //! cargo bench --bench guests -- f1 --runs 50       # some of them, with more runs
 //! ```
 //!
