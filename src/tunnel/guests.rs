@@ -78,7 +78,7 @@ fn speaks_for_node(packet: &[u8], ip: &Ip, sender: &Peer, table: &Table) -> bool
             owner.is_none_or(|owner| owner.member != sender.member)
         }
         // A fragment, or a header behind which there may be a port. The programs of nodes are behind the addresses of nodes only.
-        _ => is_node(ip.destination, table),
+        _ => is_node(ip, table),
     }
 }
 
@@ -103,9 +103,15 @@ fn destination_port(packet: &[u8], ip: &Ip) -> Option<u16> {
     Some(u16::from_be_bytes([a, b]))
 }
 
-/// Whether this is the address of a node itself: of this one, or of another one.
-fn is_node(address: IpAddr, table: &Table) -> bool {
-    let is_first = |net: &IpNet| match (net, address) {
+/// Whether a packet of a guest is for the address of a node itself: of this one, or of another one. The block of this node is the network
+/// that has the guest's own address. The other networks of this node are outside the mesh, and their first hosts are no nodes.
+fn is_node(ip: &Ip, table: &Table) -> bool {
+    let is_own = |net: &IpNet| net.contains(&ip.source) && is_first_host(net, ip.destination);
+    table.allowed.is_first_host(ip.destination) || table.own_networks.iter().any(is_own)
+}
+
+fn is_first_host(net: &IpNet, address: IpAddr) -> bool {
+    match (net, address) {
         (IpNet::V4(net), IpAddr::V4(address)) => {
             u32::from(address).checked_sub(net.network().into()) == Some(1)
         }
@@ -113,8 +119,7 @@ fn is_node(address: IpAddr, table: &Table) -> bool {
             u128::from(address).checked_sub(net.network().into()) == Some(1)
         }
         _ => false,
-    };
-    table.allowed.is_first_host(address) || table.own_networks.iter().any(is_first)
+    }
 }
 
 #[cfg(test)]
@@ -226,6 +231,29 @@ mod tests {
         table.own_networks = own.into();
         let own = packet(ANNA, "192.168.1.7", 80);
         assert_eq!(decided(&table, &anna, &own), Some(GuestWay::Deliver));
+    }
+
+    #[test]
+    fn a_fragment_of_a_guest_reaches_the_first_host_of_a_network_behind_its_door_which_is_no_node()
+    {
+        let Setting {
+            mut table, anna, ..
+        } = setting();
+        let own = ["10.0.1.0/24", "192.168.1.0/24", "192.168.2.7/32"];
+        table.own_networks = own
+            .map(|net| net.parse::<IpNet>().expect("a literal"))
+            .into();
+        let way = |destination| {
+            let mut fragment = packet(ANNA, destination, 80);
+            fragment[6] = 0x20;
+            decided(&table, &anna, &fragment)
+        };
+        for behind in ["192.168.1.1", "192.168.1.2", "192.168.2.7"] {
+            assert_eq!(way(behind), Some(GuestWay::Deliver), "{behind}");
+        }
+        let dropped = Some(GuestWay::Drop(DropReason::Guest));
+        assert_eq!(way("10.0.1.1"), dropped, "the door");
+        assert_eq!(way(NODE), dropped);
     }
 
     #[test]

@@ -1,13 +1,15 @@
-//! Guests: a device with nothing but a WireGuard app, here wireguard-go, which `wg` configures with what `meshctl guest add` prints.
+//! Guests: a device with nothing but a WireGuard app, here wireguard-go or boringtun, which `wg` configures with what `meshctl guest add`
+//! prints.
 
 use std::fs::Permissions;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use hickory_proto::rr::RecordType;
-use meshd::testbed::{Host, Running, skip_test};
+use meshd::testbed::{Host, Running, skip_part_of_test, skip_test};
 
 use crate::mesh::{Mesh, write};
 use crate::query::ask;
@@ -72,6 +74,48 @@ fn add(mesh: &Mesh, options: &[&str]) -> String {
     ended.stdout
 }
 
+/// An app of WireGuard that a device may have.
+#[derive(Debug, Clone, Copy)]
+enum App {
+    WireguardGo,
+    Boringtun,
+}
+
+impl App {
+    fn program(self) -> &'static str {
+        match self {
+            Self::WireguardGo => "wireguard-go",
+            Self::Boringtun => "boringtun-cli",
+        }
+    }
+
+    /// Starts it in the foreground, with the device `wg0`.
+    fn command(self, host: &Host) -> Command {
+        let program = find_program(self.program()).expect("it was looked for");
+        let program = program.to_str().expect("a plain path");
+        let mut command = host.command(program).expect("a namespace");
+        match self {
+            Self::WireguardGo => command.args(["-f", "wg0"]).env("LOG_LEVEL", "error"),
+            Self::Boringtun => command
+                .args(["-f", "--disable-drop-privileges", "wg0"])
+                .env("WG_SUDO", "1"),
+        };
+        command
+    }
+}
+
+/// The apps that are installed. A test takes them in this order for one guest: the timestamps in the handshakes of boringtun are 27 seconds
+/// ahead of those of wireguard-go, and a door accepts only later ones.
+fn apps() -> Vec<App> {
+    let mut apps = vec![App::WireguardGo];
+    if find_program(App::Boringtun.program()).is_some() {
+        apps.push(App::Boringtun);
+    } else {
+        skip_part_of_test("boringtun as a guest: boringtun-cli is not installed");
+    }
+    apps
+}
+
 /// A device with a configuration. It is gone when this is dropped.
 struct Device<'a> {
     host: &'a Host,
@@ -80,17 +124,20 @@ struct Device<'a> {
 }
 
 impl<'a> Device<'a> {
-    /// Does what `wg-quick up` does, except for the resolver of the host.
     fn start(mesh: &'a Mesh, n: usize, config: &str) -> Self {
+        Self::start_app(mesh, n, App::WireguardGo, config)
+    }
+
+    /// Does what `wg-quick up` does with this app, except for the resolver of the host.
+    fn start_app(mesh: &'a Mesh, n: usize, app: App, config: &str) -> Self {
         let host = &mesh.nodes[n].host;
         let socket = host.path("/run/wireguard/wg0.sock");
         // One that was killed leaves it behind.
         let _ = std::fs::remove_file(&socket);
-        let mut command = host.command("wireguard-go").expect("a namespace");
-        command.args(["-f", "wg0"]).env("LOG_LEVEL", "error");
         let log = mesh.logs.path().join(format!("guest-{n}"));
-        let daemon = host.start(&mut command, &log).expect("a program");
-        mesh.wait_until("wireguard-go runs", || socket.exists());
+        let daemon = host.start(&mut app.command(host), &log);
+        let daemon = daemon.expect("a program");
+        mesh.wait_until("the app runs", || socket.exists());
         std::thread::sleep(Duration::from_millis(100));
         let (own, stripped): (Vec<&str>, Vec<&str>) = config
             .lines()
@@ -147,7 +194,16 @@ fn a_guest_resolves_and_fetches_by_name_in_both_families_and_is_reached_by_its_o
     let Some(mesh) = mesh() else {
         return;
     };
-    let anna = Device::start(&mesh, 2, &add(&mesh, &[]));
+    let config = add(&mesh, &[]);
+    for app in apps() {
+        let anna = Device::start_app(&mesh, 2, app, &config);
+        eprintln!("{app:?}");
+        assert_meets_the_mesh(&mesh, &anna);
+    }
+}
+
+/// Asserts that a guest reaches a service by its name, is reached by its own name, and reaches no port of nodes.
+fn assert_meets_the_mesh(mesh: &Mesh, anna: &Device<'_>) {
     let began = Instant::now();
     for record_type in [RecordType::A, RecordType::AAAA] {
         mesh.wait_until("the name resolves", || {
@@ -239,18 +295,20 @@ fn a_guest_that_is_removed_reaches_nothing_any_more_and_its_name_is_free() {
     let Some(mesh) = mesh() else {
         return;
     };
-    let anna = Device::start(&mesh, 2, &add(&mesh, &[]));
     let door = mesh.addresses(0).0.to_string();
-    assert!(anna.pings(&door, 10, &[]));
-    let twice = mesh.admin(&["guest", "add", "anna", "--door", "n1"]);
-    assert_ne!(twice.code, 0);
-    assert!(twice.stderr.contains("there is a guest anna already"));
-    let ended = mesh.admin(&["guest", "remove", "anna", "--yes"]);
-    assert_eq!(ended.code, 0, "{ended:?}");
-    mesh.wait_until("the guest reaches nothing", || !anna.pings(&door, 1, &[]));
-    assert!(!anna.pings(&door, 3, &[]), "and it stays so");
-    let none = mesh.admin(&["guest", "show", "anna"]);
-    assert_eq!(none.code, 2, "{none:?}");
+    for app in apps() {
+        let anna = Device::start_app(&mesh, 2, app, &add(&mesh, &[]));
+        assert!(anna.pings(&door, 10, &[]), "{app:?}");
+        let twice = mesh.admin(&["guest", "add", "anna", "--door", "n1"]);
+        assert_ne!(twice.code, 0);
+        assert!(twice.stderr.contains("there is a guest anna already"));
+        let ended = mesh.admin(&["guest", "remove", "anna", "--yes"]);
+        assert_eq!(ended.code, 0, "{ended:?}");
+        mesh.wait_until("the guest reaches nothing", || !anna.pings(&door, 1, &[]));
+        assert!(!anna.pings(&door, 3, &[]), "{app:?}: and it stays so");
+        let none = mesh.admin(&["guest", "show", "anna"]);
+        assert_eq!(none.code, 2, "{none:?}");
+    }
     add(&mesh, &[]);
 }
 

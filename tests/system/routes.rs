@@ -1,7 +1,7 @@
 //! Networks outside the mesh, behind nodes: hosts there are reached from other nodes as far as the policy permits, and another node takes
 //! over when the one in use fails.
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -116,6 +116,40 @@ fn connect(mesh: &Mesh, port: u16, limit: Duration) -> std::io::Result<TcpStream
     connected.expect("a namespace")
 }
 
+/// What becomes of a stream whose way has failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    GoesOn,
+    Closed,
+    Error(ErrorKind),
+    /// There is no answer, and no error either.
+    Silent,
+}
+
+/// Sends on a stream until something comes back, for at most `limit`.
+fn fate_of(mut stream: TcpStream, limit: Duration) -> Fate {
+    let pause = Duration::from_millis(50);
+    let prepared = stream.set_nonblocking(false);
+    prepared
+        .and_then(|()| stream.set_read_timeout(Some(pause)))
+        .expect("a socket");
+    let end = Instant::now() + limit;
+    let mut buffer = [0; 100];
+    while Instant::now() < end {
+        let sent = stream.write_all(b"ping");
+        let received = sent.and_then(|()| stream.read(&mut buffer));
+        match received {
+            Ok(0) => return Fate::Closed,
+            Ok(_) => return Fate::GoesOn,
+            Err(error) => match error.kind() {
+                ErrorKind::WouldBlock | ErrorKind::TimedOut => {}
+                kind => return Fate::Error(kind),
+            },
+        }
+    }
+    Fate::Silent
+}
+
 /// Whether what is sent on a connection comes back.
 fn answers(stream: &mut TcpStream) -> bool {
     let mut buffer = [0; 4];
@@ -206,6 +240,13 @@ fn another_node_takes_over_when_the_one_by_which_a_network_is_reached_fails_unde
         assert!(failed.elapsed() < Duration::from_secs(30), "no fail-over");
     };
     eprintln!("a new connection was answered {outage:?} after the failure");
+    let fate = fate_of(stream, limit);
+    eprintln!(
+        "the stream: {fate:?}, {:?} after the failure",
+        failed.elapsed()
+    );
+    // The other node does not have the translation of its addresses.
+    assert_ne!(fate, Fate::GoesOn);
     assert!(outage < LONGEST_OUTAGE, "{outage:?}");
     assert_eq!(in_use(&mesh), Some(3 - first));
 }

@@ -86,7 +86,11 @@ pub(super) fn qr_code(text: &str) -> Result<Zeroizing<String>, qrcode::types::Qr
 }
 
 #[cfg(test)]
+mod app_grammar;
+
+#[cfg(test)]
 mod tests {
+    use super::app_grammar::{Read, ReadPeer, read};
     use super::*;
 
     fn config(endpoint: &str) -> GuestConfig {
@@ -151,41 +155,69 @@ mod tests {
         assert_eq!(lines.iter().take_while(|line| is_quiet(line)).count(), 2);
     }
 
-    /// Whether the apps read this line of a section. Both parsers know these keys and forms only: `Config`, `Interface` and `Peer` of
-    /// wireguard-android (`tunnel/src/main/java/com/wireguard/config`), and `TunnelConfiguration+WgQuickConfig.swift` of wireguard-apple.
-    fn is_read(section: &str, key: &str, value: &str) -> bool {
-        let is_key = || STANDARD.decode(value).is_ok_and(|key| key.len() == 32);
-        let mut all = value.split(',').map(str::trim);
-        match (section, key) {
-            ("Interface", "PrivateKey") | ("Peer", "PublicKey" | "PresharedKey") => is_key(),
-            ("Interface", "Address") | ("Peer", "AllowedIPs") => {
-                all.all(|net| net.parse::<IpNet>().is_ok())
-            }
-            ("Interface", "DNS") => all.all(|address| address.parse::<IpAddr>().is_ok()),
-            ("Peer", "Endpoint") => value.parse::<SocketAddr>().is_ok(),
-            ("Peer", "PersistentKeepalive") => value.parse::<u16>().is_ok(),
-            _ => false,
+    /// What an app is to read from a configuration.
+    fn meant(config: &GuestConfig) -> Read {
+        let (v4, v6) = config.addresses;
+        let private_key = config.private_key.as_ref().expect("it was made here");
+        Read {
+            private_key: **private_key,
+            addresses: vec![IpAddr::V4(v4).into(), IpAddr::V6(v6).into()],
+            dns: vec![config.dns.into()],
+            peers: vec![ReadPeer {
+                public_key: config.door.0,
+                preshared_key: Some(*config.preshared_key),
+                allowed: config.prefixes.to_vec(),
+                endpoint: Some(config.endpoint),
+                keepalive: Some(25),
+            }],
         }
     }
 
     #[test]
-    fn the_configuration_keeps_to_the_grammar_of_the_apps_for_android_and_ios() {
+    fn the_apps_for_android_and_ios_read_what_was_meant() {
         for endpoint in [
             "203.0.113.7:51820",
+            "[2001:db8::7]:51820",
             "[2001:1db8:1111:2222:3333:4444:5555:6666]:51820",
         ] {
-            let text = config(endpoint).text();
-            let mut section = "";
-            for line in text.lines() {
-                if let Some(name) = line.strip_prefix('[').and_then(|l| l.strip_suffix(']')) {
-                    section = name;
-                    continue;
-                }
-                let (key, value) = line.split_once('=').expect("a key and a value");
-                assert!(is_read(section, key.trim(), value.trim()), "{line}");
-            }
-            assert_eq!(section, "Peer");
+            let config = config(endpoint);
+            assert_eq!(read(&config.text()), Ok(meant(&config)), "{endpoint}");
         }
+    }
+
+    #[test]
+    fn what_one_of_the_apps_refuses_is_not_taken_for_a_configuration() {
+        let good = config("203.0.113.7:51820").text();
+        for (part, other) in [
+            ("[Interface]", "[Interfaces]"),
+            ("[Interface]\n", ""),
+            ("[Interface]", "[Interface]\n[Interface]"),
+            ("PrivateKey", "Private-Key"),
+            ("PrivateKey = AQEB", "PrivateKey = AQE"),
+            ("AQEBAQE=", "AQEBAQF="),
+            ("PublicKey", "Address"),
+            ("PublicKey", "PresharedKey"),
+            ("/48", "/129"),
+            ("10.210.0.0/16,", "10.210.0.0/16,,"),
+            ("Endpoint = ", "Endpoint = https://"),
+            (":51820", ""),
+            ("PersistentKeepalive = 25", "PersistentKeepalive = 70000"),
+            ("PersistentKeepalive = 25", "PersistentKeepalive ="),
+            ("PersistentKeepalive = 25", "PersistentKeepalive 25"),
+        ] {
+            let bad = good.replace(part, other);
+            assert_ne!(bad, *good, "{part}");
+            assert!(read(&bad).is_err(), "{bad}");
+        }
+        let key = WireGuardKey([3; 32]);
+        let twice = format!("{}[Peer]\nPublicKey = {key}\n", *good);
+        assert!(read(&twice).is_err(), "{twice}");
+        // Nor does an app take a configuration in which the private key is still missing.
+        let missing = GuestConfig {
+            private_key: None,
+            ..config("203.0.113.7:51820")
+        };
+        assert!(read(&missing.text()).is_err());
     }
 
     /// What a camera reads from a code on a dark terminal, where full and half blocks are light.
