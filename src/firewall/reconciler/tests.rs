@@ -549,6 +549,23 @@ async fn a_node_without_an_engine_routes_on_a_kernel_without_the_tables_of_iptab
 }
 
 #[tokio::test]
+async fn forwarding_stays_on_for_an_engine_that_was_started_after_it_was_turned_on() {
+    let mut alone = state();
+    alone.bridges.clear();
+    for (later, stays) in [(state(), true), (alone.clone(), false)] {
+        let kernel = docker();
+        let firewall = Firewall::on(kernel.clone());
+        firewall.set(alone.clone());
+        firewall.wait_until_applied().await;
+        assert!(kernel.with(|m| m.forwards));
+        firewall.set(later);
+        firewall.wait_until_applied().await;
+        firewall.stop().await;
+        assert_eq!(kernel.with(|m| m.forwards), stays);
+    }
+}
+
+#[tokio::test]
 async fn the_chain_that_docker_lost_is_made_again() {
     let kernel = docker();
     kernel.with(|m| m.rules = vec!["-N DOCKER".into()]);
