@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 
+use super::conntrack::StaleConnections;
 use super::docker_user::{self, IPTABLES, Rule};
 use super::ruleset::{TABLE, ValidState};
 use super::{FirewallState, Native};
@@ -28,6 +29,8 @@ pub(super) struct Applied {
     pub(super) hairpins: BTreeMap<u32, String>,
     /// How IPv4 forwarding was turned on, if meshd did that.
     pub(super) forwarding: Option<Forwarding>,
+    /// The connections that are to be deleted, and could not be deleted at the last attempt.
+    pub(super) undeleted: Option<StaleConnections>,
 }
 
 /// IPv4 forwarding that meshd turned on.

@@ -23,6 +23,7 @@ use crate::model::pace::Pace;
 use crate::os::tasks::{TaskHandle, Tasks};
 use crate::protocol::local::{Problem, SystemEntry};
 
+mod connections;
 mod routes;
 mod v6;
 
@@ -250,16 +251,11 @@ impl<K: Kernel> Work<K> {
                 (false, false)
             }
         };
-        if let Some((old, old_valid)) = &self.applied.state
-            && let Some(stale) = StaleConnections::between((old, old_valid), (&state, &valid))
-            && let Err(error) = self.kernel.delete_connections(stale).await
-        {
-            problems.push(problem(
-                "connections to removed containers continue until they time out, and connections that the policy denies pass whenever another program removes meshd's rules",
-                error.to_string(),
-                "load the kernel module nf_conntrack_netlink",
-            ));
-        }
+        let old = self.applied.state.as_ref();
+        let stale = old.and_then(|(old, old_valid)| {
+            StaleConnections::between((old, old_valid), (&state, &valid))
+        });
+        self.delete_connections(stale, &mut problems).await;
         if self.pace.is_contested(Instant::now()) {
             problems.push(problem(
                 "another program changes meshd's firewall rules or switches forwarding off again and again",
