@@ -403,11 +403,22 @@ async fn an_endless_answer_is_a_fault() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_reason_of_an_engine_that_does_not_create_the_network_is_shown() {
-    let standin = Standin::new(|path, _| match path {
+    let body = r#"{"message":"Pool overlaps with other one"}"#;
+    is_refused_because(body, "Pool overlaps").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_refuses_the_network_without_a_reason_ends_nothing_else() {
+    let body = "<h1>403 Forbidden</h1>";
+    is_refused_because(body, "it answers 403 to /networks/create").await;
+}
+
+/// Checks that an engine which answers the creation of the network with this body is followed all the same, and that `why` is shown.
+async fn is_refused_because(body: &'static str, why: &str) {
+    let standin = Standin::new(move |path, _| match path {
         "/version" => Step::Answer(r#"{"Version":"26.1.5"}"#.into()),
         "/networks" => Step::Answer("[]".into()),
         "/networks/create" => {
-            let body = r#"{"message":"Pool overlaps with other one"}"#;
             let head = format!("HTTP/1.1 403 x\r\ncontent-length: {}\r\n\r\n", body.len());
             Step::Bytes(format!("{head}{body}").into_bytes())
         }
@@ -425,10 +436,11 @@ async fn the_reason_of_an_engine_that_does_not_create_the_network_is_shown() {
     loop {
         match followed.next().await {
             Report::Native(Err(unusable)) => {
-                assert!(unusable.why.contains("Pool overlaps"), "{}", unusable.why);
+                assert!(unusable.why.contains(why), "{}", unusable.why);
                 break;
             }
             Report::Native(Ok(_)) | Report::InventoryKnown => panic!("there is none"),
+            Report::Lost(fault) => panic!("{fault}"),
             _ => {}
         }
     }
