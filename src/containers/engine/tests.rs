@@ -308,6 +308,32 @@ async fn an_engine_that_hangs_is_a_fault_after_the_time_limit() {
 }
 
 #[tokio::test]
+async fn a_container_that_the_engine_does_not_describe_in_time_keeps_none_of_the_others() {
+    let stuck = format!("/containers/{}/json", id('a'));
+    let standin = Standin::new(move |path, _| match path {
+        EVENTS => Step::Stream(chunked(&event("start", 'd'))),
+        path if path == stuck => Step::Hang,
+        path => sound(path),
+    });
+    let mut followed = standin.follow();
+    let last = |r: &Report| matches!(r, Report::InventoryKnown | Report::Lost(_));
+    let mut shown = followed.until(last).await;
+    shown.sort();
+    assert_eq!(
+        shown,
+        [
+            "0 networks",
+            "4 listed",
+            "Die cccccccccccc",
+            "Start dddddddddddd",
+            "engine 20.10",
+            "inspected dddddddddddd Some(0)",
+            "inventory_known",
+        ]
+    );
+}
+
+#[tokio::test]
 async fn a_stream_that_ends_within_a_chunk_is_opened_again_and_no_container_is_removed() {
     let standin = Standin::new(|path, before| match path {
         EVENTS if before == 0 => {
