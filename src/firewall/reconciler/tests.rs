@@ -573,7 +573,7 @@ async fn connections_that_could_not_be_deleted_are_a_problem_until_they_are_dele
     };
     assert!(is_problem());
     let mut compared = firewall.changes();
-    compared.borrow_and_update();
+    compared.mark_unchanged();
     firewall.request_check();
     compared.changed().await.expect("the firewall runs");
     assert!(is_problem());
