@@ -47,7 +47,8 @@ struct PingReport {
     problems: Vec<Problem>,
 }
 
-fn parse_node(text: &str) -> Result<String, String> {
+/// Parses the name or the address of a node.
+pub(super) fn parse_node(text: &str) -> Result<String, String> {
     if text.is_empty() {
         return Err("it is the name of a node, such as web-2, or one of its mesh addresses".into());
     }

@@ -15,6 +15,7 @@ use crate::model::authority;
 use crate::os::dial::dial;
 use crate::os::file::open_regular;
 use crate::os::http::{self, Answer, HttpError, Limits, Method, Request};
+use crate::os::tcp::connect_any;
 use crate::os::token_file::TokenReadError;
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::api_token::{ApiToken, PREFIX};
@@ -183,7 +184,7 @@ impl Remote {
                         .to_owned(),
                 );
             }
-            let stream = TcpStream::connect(&addresses[..]).await;
+            let stream = connect_any(&addresses).await;
             stream.map_err(|error| error.to_string())
         };
         match timeout(CONNECT_TIMEOUT, connected).await {

@@ -112,8 +112,8 @@ pub(super) async fn run(arguments: ResolveArguments, globals: &Globals) -> Resul
         table::json(&resolved)?;
         return Ok(code);
     }
-    for answer in &resolved.answers {
-        table::line(answer);
+    for line in lines(&resolved.answers) {
+        table::line(&line);
     }
     if resolved.answers.is_empty() {
         eprintln!(
@@ -127,6 +127,12 @@ pub(super) async fn run(arguments: ResolveArguments, globals: &Globals) -> Resul
         eprintln!("{why}");
     }
     Ok(code)
+}
+
+/// The records as they are printed. A forwarded name has records of anybody, and the texts in some of them could control the terminal.
+fn lines(answers: &[String]) -> impl Iterator<Item = String> {
+    let whole = |answer: &String| text::printable(answer, usize::MAX);
+    answers.iter().map(whole)
 }
 
 /// Whether a name lacks its domain: one label, or `db.svc`.
@@ -190,6 +196,13 @@ mod tests {
         for right in ["db.svc.mesh", "_db._tcp.db.svc.mesh", "mesh", "com.", "."] {
             assert_eq!(parse_name(right), Ok(right.to_owned()));
         }
+    }
+
+    #[test]
+    fn a_record_of_somebody_else_controls_no_terminal() {
+        let answers = ["x.example 60 IN HINFO \u{1b}[2J\u{202e} linux".to_owned()];
+        let shown: Vec<String> = lines(&answers).collect();
+        assert_eq!(shown, ["x.example 60 IN HINFO ?[2J? linux"]);
     }
 
     #[test]

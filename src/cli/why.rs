@@ -4,6 +4,7 @@ use clap::Args;
 use clap_complete::ArgValueCandidates;
 
 use super::exit::CliError;
+use super::ping::parse_node;
 use super::style::Output;
 use super::{Globals, names, table};
 use crate::protocol::local::{
@@ -26,13 +27,6 @@ pub(super) struct WhyArguments {
     /// One JSON document on stdout
     #[arg(long)]
     json: bool,
-}
-
-fn parse_node(text: &str) -> Result<String, String> {
-    if text.is_empty() {
-        return Err("it is the name of a node, such as web-2, or one of its mesh addresses".into());
-    }
-    Ok(text.to_owned())
 }
 
 pub(super) async fn run(arguments: WhyArguments, globals: &Globals) -> Result<u8, CliError> {

@@ -2,9 +2,9 @@
 //! containers from time to time.
 //!
 //! The stream of events is opened before the first list is requested, so that no change is missed. A description is
-//! reported only if no event arrived after it was requested; otherwise it is requested again. If the engine stops, its
-//! containers may continue to run. Only containers whose process has ended are reported as ended, and the connection is
-//! retried.
+//! reported only if no event arrived after it was requested; otherwise it is requested again. A description that does not arrive in
+//! time changes nothing, and is requested again after the next list. If the engine stops, its containers may continue to run. Only
+//! containers whose process has ended are reported as ended, and the connection is retried.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::path::{Path, PathBuf};
@@ -426,40 +426,56 @@ impl Session<'_> {
                 let existing = existing.into_iter().chain(changed).collect();
                 self.report(Report::Listed(existing)).await
             }
-            Answer::Container(id, described) => {
-                if self.busy.remove(&id) == Some(true) {
-                    self.request_later(id);
-                    return Ok(());
-                }
-                let Described {
-                    mut inspected,
-                    image,
-                } = match described {
-                    // It was removed between the event and the request.
-                    Ok(None) => return Ok(()),
-                    Ok(Some(described)) => *described,
-                    Err(
-                        fault @ (EngineFault::Status(..)
-                        | EngineFault::TooLong(..)
-                        | EngineFault::Malformed(..)),
-                    ) => return self.report(Report::Unreadable(id, fault.to_string())).await,
-                    Err(fault) => return Err(fault.into()),
-                };
-                if let Some(labels) = image {
-                    if self.memory.images.len() >= MAX_IMAGES {
-                        self.memory.images.clear();
-                    }
-                    self.memory
-                        .images
-                        .insert(inspected.image.id.clone(), labels);
-                }
-                inspected.image.labels = self.memory.images.get(&inspected.image.id).cloned();
-                if let Some(pid) = inspected.pid.filter(|pid| runs(*pid)) {
-                    self.memory.processes.insert(id, pid);
-                }
-                self.report(Report::Inspected(Box::new(inspected))).await
-            }
+            Answer::Container(id, described) => self.handle_described(id, described).await,
         }
+    }
+
+    async fn handle_described(
+        &mut self,
+        id: ContainerId,
+        described: Result<Option<Box<Described>>, EngineFault>,
+    ) -> Result<(), Ended> {
+        if self.busy.remove(&id) == Some(true) {
+            self.request_later(id);
+            return Ok(());
+        }
+        let Described {
+            mut inspected,
+            image,
+        } = match described {
+            // It was removed between the event and the request.
+            Ok(None) => return Ok(()),
+            Ok(Some(described)) => *described,
+            Err(
+                fault @ (EngineFault::Status(..)
+                | EngineFault::TooLong(..)
+                | EngineFault::Malformed(..)),
+            ) => return self.report(Report::Unreadable(id, fault.to_string())).await,
+            // An engine can fail to describe one container while it describes all others. If it answers nothing, the next
+            // list ends the session.
+            Err(EngineFault::Silent) => {
+                let container = id.short();
+                tracing::warn!(
+                    container,
+                    "the engine does not describe a container; it is asked again"
+                );
+                return Ok(());
+            }
+            Err(fault) => return Err(fault.into()),
+        };
+        if let Some(labels) = image {
+            if self.memory.images.len() >= MAX_IMAGES {
+                self.memory.images.clear();
+            }
+            self.memory
+                .images
+                .insert(inspected.image.id.clone(), labels);
+        }
+        inspected.image.labels = self.memory.images.get(&inspected.image.id).cloned();
+        if let Some(pid) = inspected.pid.filter(|pid| runs(*pid)) {
+            self.memory.processes.insert(id, pid);
+        }
+        self.report(Report::Inspected(Box::new(inspected))).await
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 
+use super::conntrack::StaleConnections;
 use super::docker_user::{self, IPTABLES, Rule};
 use super::ruleset::{TABLE, ValidState};
 use super::{FirewallState, Native};
@@ -26,8 +27,17 @@ pub(super) struct Applied {
     pub(super) native: Option<(Native, Ipv4Addr)>,
     /// The ports that were set to hairpin mode: index and name.
     pub(super) hairpins: BTreeMap<u32, String>,
-    /// Whether meshd turned on IPv4 forwarding, so that it turns it off again.
-    pub(super) forwarding: bool,
+    /// How IPv4 forwarding was turned on, if meshd did that.
+    pub(super) forwarding: Option<Forwarding>,
+    /// The connections that are to be deleted, and could not be deleted at the last attempt.
+    pub(super) undeleted: Option<StaleConnections>,
+}
+
+/// IPv4 forwarding that meshd turned on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Forwarding {
+    /// Whether there was a container engine at that time.
+    pub(super) had_engine: bool,
 }
 
 impl Applied {
@@ -90,7 +100,7 @@ impl Applied {
                 "lets the container reach its own mesh name",
             );
         }
-        if self.forwarding {
+        if self.forwarding.is_some() {
             entry(
                 "sysctl",
                 "net.ipv4.ip_forward = 1 (was 0)".into(),

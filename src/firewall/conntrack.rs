@@ -108,6 +108,17 @@ impl StaleConnections {
         has_any.then_some(stale)
     }
 
+    /// These connections, and those that `earlier` changes made stale. Of two policies of this host, the later one counts.
+    pub(super) fn with_earlier(mut self, earlier: Self) -> Self {
+        self.instances.extend(earlier.instances);
+        self.containers.extend(earlier.containers);
+        self.balanced.extend(earlier.balanced);
+        if self.local.is_empty() {
+            self.local = earlier.local;
+        }
+        self
+    }
+
     /// The message that deletes the connection that `body` describes, if the connection is stale. `body` is the body of
     /// a message of the dump.
     pub(super) fn deletion(&self, body: &[u8], sequence: u32) -> Option<Vec<u8>> {
@@ -325,6 +336,26 @@ mod tests {
             !ends(["172.17.0.2", "192.0.2.1", "192.0.2.1", "198.51.100.1"]),
             "to the world"
         );
+    }
+
+    #[test]
+    fn connections_that_an_earlier_change_made_stale_are_deleted_with_the_others() {
+        let (one, other) = (
+            ("10.210.1.2", "172.17.0.2", 5),
+            ("10.210.1.3", "172.17.0.3", 6),
+        );
+        let (both, rest, none) = (
+            state(&[one, other], &[]),
+            state(&[other], &[]),
+            state(&[], &[]),
+        );
+        let earlier = between(&both, &rest).expect("one is gone");
+        let stale = between(&rest, &none).expect("the other one is gone");
+        let stale = stale.with_earlier(earlier);
+        for (instance, container, _) in [one, other] {
+            let to = connection(6, ["10.210.2.1", instance, container, "10.210.2.1"]);
+            assert!(stale.deletion(&to, 1).is_some(), "{instance}");
+        }
     }
 
     #[test]

@@ -81,14 +81,7 @@ pub(super) fn route_calls(listing: &str, prefix: Ipv4Net, routes: &[Ipv4Net]) ->
     let prefix = prefix.trunc().to_string();
     let mut missing: BTreeSet<String> = routes.iter().map(|net| net.trunc().to_string()).collect();
     let mut calls = Vec::new();
-    for line in listing.lines() {
-        let Some(rule) = line.strip_prefix(&format!("-A {CHAIN} ")) else {
-            continue;
-        };
-        let words: Vec<&str> = rule
-            .split_whitespace()
-            .map(|w| w.trim_matches('"'))
-            .collect();
+    for words in rules_of_chain(listing) {
         let value = |flag: &str| {
             let mut pairs = words.windows(2);
             let pair = pairs.find(|pair| pair.first() == Some(&flag))?;
@@ -101,9 +94,7 @@ pub(super) fn route_calls(listing: &str, prefix: Ipv4Net, routes: &[Ipv4Net]) ->
         let network = value("--ctorigdst").filter(|_| is_of_mesh);
         let is_wanted = network.is_some_and(|network| missing.remove(network));
         if !is_wanted {
-            let mut call = vec!["-D".to_owned(), CHAIN.to_owned()];
-            call.extend(words.iter().map(ToString::to_string));
-            calls.push(call);
+            calls.push(deletion(&words));
         }
     }
     calls.extend(missing.into_iter().map(|network| {
@@ -149,14 +140,7 @@ pub(super) fn steps(listing: &str, wanted: Option<Rule>) -> Steps {
     }
     let mut is_present = false;
     let mut after_jump = false;
-    for line in listing.lines() {
-        let Some(rule) = line.strip_prefix(&format!("-A {CHAIN} ")) else {
-            continue;
-        };
-        let words: Vec<&str> = rule
-            .split_whitespace()
-            .map(|w| w.trim_matches('"'))
-            .collect();
+    for words in rules_of_chain(listing) {
         let has = |flag: &str, value: &str| {
             words
                 .windows(2)
@@ -171,9 +155,7 @@ pub(super) fn steps(listing: &str, wanted: Option<Rule>) -> Steps {
             if is_right && !after_jump && !is_present {
                 is_present = true;
             } else {
-                let mut call = vec!["-D".to_owned(), CHAIN.to_owned()];
-                call.extend(words.iter().map(ToString::to_string));
-                calls.push(call);
+                calls.push(deletion(&words));
             }
         } else if let ["-j", _] = words.as_slice() {
             after_jump = true;
@@ -187,6 +169,25 @@ pub(super) fn steps(listing: &str, wanted: Option<Rule>) -> Steps {
         calls.push(call);
     }
     Steps { has_docker, calls }
+}
+
+/// The rules of [`CHAIN`] in a listing, each as its words. Older programs put some of them in quotes.
+fn rules_of_chain(listing: &str) -> impl Iterator<Item = Vec<&str>> {
+    let rules = listing.lines().filter_map(|line| {
+        let rule = line.strip_prefix("-A ")?.strip_prefix(CHAIN)?;
+        rule.strip_prefix(' ')
+    });
+    rules.map(|rule| {
+        let words = rule.split_whitespace();
+        words.map(|word| word.trim_matches('"')).collect()
+    })
+}
+
+/// The call that deletes a rule of [`CHAIN`].
+fn deletion(words: &[&str]) -> Vec<String> {
+    let call = ["-D", CHAIN];
+    let call = call.iter().chain(words);
+    call.map(ToString::to_string).collect()
 }
 
 /// The calls that put the jump to [`CHAIN`] in front of the jumps to Docker's other chains.

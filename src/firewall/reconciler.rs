@@ -10,7 +10,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::FirewallState;
-use super::applied::Applied;
+use super::applied::{Applied, Forwarding};
 use super::conntrack::StaleConnections;
 use super::docker_user::{self, IP6TABLES, IPTABLES, Rule};
 use super::error::KernelError;
@@ -23,6 +23,7 @@ use crate::model::pace::Pace;
 use crate::os::tasks::{TaskHandle, Tasks};
 use crate::protocol::local::{Problem, SystemEntry};
 
+mod connections;
 mod routes;
 mod v6;
 
@@ -250,16 +251,11 @@ impl<K: Kernel> Work<K> {
                 (false, false)
             }
         };
-        if let Some((old, old_valid)) = &self.applied.state
-            && let Some(stale) = StaleConnections::between((old, old_valid), (&state, &valid))
-            && let Err(error) = self.kernel.delete_connections(stale).await
-        {
-            problems.push(problem(
-                "connections to removed containers continue until they time out, and connections that the policy denies pass whenever another program removes meshd's rules",
-                error.to_string(),
-                "load the kernel module nf_conntrack_netlink",
-            ));
-        }
+        let old = self.applied.state.as_ref();
+        let stale = old.and_then(|(old, old_valid)| {
+            StaleConnections::between((old, old_valid), (&state, &valid))
+        });
+        self.delete_connections(stale, &mut problems).await;
         if self.pace.is_contested(Instant::now()) {
             problems.push(problem(
                 "another program changes meshd's firewall rules or switches forwarding off again and again",
@@ -492,12 +488,16 @@ impl<K: Kernel> Work<K> {
             Ok(false) => match self.kernel.set_forwards(true) {
                 Ok(()) => {
                     // If it was turned on before, another program has turned it off since.
-                    if self.applied.forwarding && self.pace.handle_put_back(Instant::now()) {
+                    let was_on = self.applied.forwarding.is_some();
+                    if was_on && self.pace.handle_put_back(Instant::now()) {
                         tracing::warn!(
                             "restored net.ipv4.ip_forward, which another program switched off"
                         );
                     }
-                    self.applied.forwarding = true;
+                    let had_engine = !state.bridges.is_empty();
+                    self.applied
+                        .forwarding
+                        .get_or_insert(Forwarding { had_engine });
                     return;
                 }
                 Err(error) => error.to_string(),
@@ -558,7 +558,12 @@ impl<K: Kernel> Work<K> {
         for index in std::mem::take(&mut self.applied.hairpins).into_keys() {
             let _ = self.kernel.set_hairpin(index, false).await;
         }
-        if std::mem::take(&mut self.applied.forwarding) {
+        // An engine that is started while forwarding is on relies on that, and does not turn it on again.
+        let state = self.applied.state.as_ref();
+        let has_engine = state.is_some_and(|(state, _)| !state.bridges.is_empty());
+        if let Some(Forwarding { had_engine }) = self.applied.forwarding.take()
+            && (had_engine || !has_engine)
+        {
             log_error(self.kernel.set_forwards(false));
         }
         self.update_report((false, false), None, Vec::new());

@@ -257,8 +257,8 @@ impl Reach {
     /// Whether a peer that is reached directly has reported from which public address this node's packets come. A peer in the same network
     /// sees a private address, which other peers cannot use.
     pub(super) fn is_told_by_peers(&self, is_reached: impl Fn(&PublicKey) -> bool) -> bool {
-        let mut words = self.observed.words();
-        words.any(|(witness, seen, _)| match witness {
+        let mut observations = self.observed.observations();
+        observations.any(|(witness, seen, _)| match witness {
             Witness::Peer(peer) => is_public(seen.ip()) && is_reached(peer),
             Witness::Server(_) => false,
         })

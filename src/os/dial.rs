@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::tcp::connect_any;
 use super::{proxy, tls};
 use crate::protocol::token::SpkiPin;
 use crate::protocol::url::CoordinatorUrl;
@@ -174,7 +175,7 @@ async fn connect(url: &CoordinatorUrl) -> Result<TcpStream, DialError> {
         obstacle,
     };
     let addresses = resolve(url).await?;
-    timeout(CONNECT_LIMIT, TcpStream::connect(&addresses[..]))
+    timeout(CONNECT_LIMIT, connect_any(&addresses))
         .await
         .map_err(|_| unreachable("no answer within 3 seconds".into(), Obstacle::Silence))?
         .map_err(|error| unreachable(error.to_string(), Obstacle::of(&error)))

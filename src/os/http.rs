@@ -200,7 +200,7 @@ where
         .map_err(broken)?;
     let mut connection = Connection::new(async move {
         // The request and the body report the same error.
-        let _ = connection.await;
+        let _ = connection.with_upgrades().await;
     });
     let response = connection
         .drive(sender.send_request(request))
@@ -239,24 +239,7 @@ pub async fn upgrade<S>(stream: S, request: Request) -> Result<Switched, HttpErr
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let request = request.into_hyper()?;
-    let (mut sender, connection) = http1::Builder::new()
-        .max_buf_size(MAX_BUFFER)
-        .handshake(TokioIo::new(stream))
-        .await
-        .map_err(broken)?;
-    let mut connection = Connection::new(async move {
-        // The request and the body report the same error.
-        let _ = connection.with_upgrades().await;
-    });
-    let response = connection
-        .drive(sender.send_request(request))
-        .await
-        .map_err(broken)?;
-    let response = Response {
-        response,
-        connection,
-    };
+    let response = open(stream, request).await?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         return Ok(Switched::Refused(response));
     }

@@ -1,7 +1,7 @@
 //! What the programs need of the operating system: arguments, progress on the terminal, files, configuration files, logs, the
 //! audit log, metrics, signals, clocks, random numbers, supervised tasks, the HTTP client, Unix sockets, netlink, the watchdog,
-//! waiting for descriptors, UDP datagrams in batches, TLS, connections to a coordinator or through a proxy, and the rights of the
-//! process.
+//! waiting for descriptors, UDP datagrams in batches, TCP connections, TLS, connections to a coordinator or through a proxy, and the
+//! rights of the process.
 
 pub mod arguments;
 pub mod audit;
@@ -22,6 +22,7 @@ pub mod repeats;
 pub mod rights;
 pub mod signals;
 pub mod tasks;
+pub mod tcp;
 pub mod tls;
 pub mod token_file;
 pub mod unix_server;

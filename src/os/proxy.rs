@@ -13,6 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 
+use super::tcp::connect_any;
 use crate::model::authority;
 use crate::model::text::printable;
 
@@ -234,7 +235,7 @@ async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
         .await
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the resolver does not answer"))??;
     let addresses: Vec<_> = addresses.collect();
-    timeout(CONNECT_TIMEOUT, TcpStream::connect(&addresses[..]))
+    timeout(CONNECT_TIMEOUT, connect_any(&addresses))
         .await
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no answer within 5 seconds"))?
 }

@@ -1,4 +1,4 @@
-//! The view of the paths between all nodes. Each node tells its own row.
+//! The view of the paths between all nodes. Each node sends its own row.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -21,7 +21,7 @@ const MAX_NAMED: usize = 10;
 pub struct PathsBetween {
     /// The names of all nodes, by their mesh addresses.
     pub names: BTreeMap<Ipv4Addr, Label>,
-    /// The paths from each node that told them.
+    /// The paths from each node that sent them.
     pub rows: BTreeMap<Ipv4Addr, Vec<RowPath>>,
 }
 
@@ -50,13 +50,13 @@ pub fn view(facts: &PathsBetween, filter: &Filter) -> Markup {
     html! {
         (heading("Paths between all nodes"))
         p {
-            "Each node measures its own paths, and tells them while somebody looks. "
-            (facts.rows.len()) " of " (facts.names.len()) " nodes told theirs in the last minute."
+            "Each node measures its own paths, and sends the results while somebody looks at this view. "
+            (facts.rows.len()) " of " (facts.names.len()) " nodes sent theirs in the last minute."
         }
         @if !silent.is_empty() {
             p class="warning" {
-                "Nothing was told by " (text(&silent))
-                ". A node is asked within some seconds if this node reaches it; an earlier version of meshd tells nothing."
+                "Nothing was received from " (text(&silent))
+                ". A node is asked within some seconds if this node reaches it. An earlier version of meshd sends nothing."
             }
         }
         @if facts.names.len() <= MAX_MATRIX { (matrix(facts)) }
@@ -70,9 +70,9 @@ fn matrix(facts: &PathsBetween) -> Markup {
     let names = facts.names.values().map(Label::as_str);
     let columns: Vec<&str> = std::iter::once("From").chain(names).collect();
     let rows = facts.names.iter().map(|(from, name)| -> Vec<Markup> {
-        let told = facts.rows.get(from);
+        let sent = facts.rows.get(from);
         let cells = facts.names.keys().map(|to| {
-            let path = told.and_then(|paths| paths.iter().find(|path| path.to == *to));
+            let path = sent.and_then(|paths| paths.iter().find(|path| path.to == *to));
             match path {
                 Some(path) => cell(path),
                 None if from == to => html! { "itself" },
@@ -170,13 +170,13 @@ mod tests {
     #[test]
     fn a_small_mesh_has_a_matrix_and_the_worst_paths_first() {
         let mut facts = mesh(3);
-        let of_two = facts.rows.get_mut(&address(2)).expect("it told");
+        let of_two = facts.rows.get_mut(&address(2)).expect("it sent some");
         *of_two = vec![
             path(1, PeerState::Relay, 80_000),
             path(3, PeerState::Unreachable, 0),
         ];
         let page = view(&facts, &Filter::default()).into_string();
-        assert!(page.contains("3 of 3 nodes told theirs"), "{page}");
+        assert!(page.contains("3 of 3 nodes sent theirs"), "{page}");
         let matrix = page.find("The round trip and the kind").expect("a matrix");
         let list = page
             .find("The paths, the worst ones first")
@@ -194,11 +194,11 @@ mod tests {
     fn nodes_that_told_nothing_are_named_and_strangers_are_left_out() {
         let mut facts = mesh(3);
         facts.rows.remove(&address(2));
-        let of_one = facts.rows.get_mut(&address(1)).expect("it told");
+        let of_one = facts.rows.get_mut(&address(1)).expect("it sent some");
         of_one.push(path(99, PeerState::Direct, 1));
         let page = view(&facts, &Filter::default()).into_string();
-        assert!(page.contains("2 of 3 nodes told theirs"), "{page}");
-        assert!(page.contains("Nothing was told by n2."), "{page}");
+        assert!(page.contains("2 of 3 nodes sent theirs"), "{page}");
+        assert!(page.contains("Nothing was received from n2."), "{page}");
         assert_eq!(facts.paths().count(), 4);
     }
 

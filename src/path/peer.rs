@@ -133,8 +133,9 @@ impl PeerPaths {
                 self.links.probe(is_new, now);
             }
             // There may be a path now where there was none.
-            State::Lost { .. } => {
+            State::Lost { since, .. } => {
                 self.state = State::Lost {
+                    since,
                     again: now,
                     tries: 0,
                 };
@@ -164,8 +165,9 @@ impl PeerPaths {
         match self.state {
             State::Cold | State::Opening { .. } => {}
             State::Open | State::Suspect { .. } => self.links.probe(|_| true, now),
-            State::Lost { .. } => {
+            State::Lost { since, .. } => {
                 self.state = State::Lost {
+                    since,
                     again: now,
                     tries: 0,
                 }
@@ -292,10 +294,7 @@ impl PeerPaths {
         match self.state {
             State::Cold | State::Opening { .. } | State::Lost { .. } => {
                 let since = match self.state {
-                    State::Opening { since } => Some(since),
-                    State::Lost { again, tries } => {
-                        again.checked_sub(retry_pause(tries.saturating_sub(1)))
-                    }
+                    State::Opening { since } | State::Lost { since, .. } => Some(since),
                     _ => None,
                 };
                 if report
@@ -411,7 +410,7 @@ impl PeerPaths {
             }
             State::Open => self.poll_open(&mut probes, now),
             State::Suspect { .. } => self.poll_suspect(&mut probes, now),
-            State::Lost { again, tries } => {
+            State::Lost { again, tries, .. } => {
                 if again <= now {
                     self.try_again(tries, now);
                 }

@@ -1,8 +1,8 @@
 //! When this node asks STUN servers for its address. Pure.
 //!
-//! It asks while no peer tells it. Each round looks up the names of the servers, and sends a request to each of them, which is
-//! repeated until it is answered (RFC 8489 section 6.2.1), a few times at most. An address translator forgets a port that nothing
-//! uses, so behind one the rounds follow each other closely; servers that do not answer are asked more and more rarely.
+//! It queries servers while no peer reports the address. Each round looks up the names of the servers, and sends a request to each of
+//! them. A request is repeated a few times until it is answered (RFC 8489 section 6.2.1). An address translator removes a mapping that is
+//! not used, so behind one the rounds follow each other closely. Servers that do not answer are queried more and more rarely.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -12,7 +12,7 @@ use crate::model::time::retry_pause;
 
 /// The maximum number of servers that are asked in a round.
 pub const MAX_SERVERS: usize = 16;
-/// How long a peer has to tell this node its address before servers are asked: sessions with peers may be about to begin.
+/// How long this node waits for a peer that reports the address before it queries servers: sessions with peers may be about to begin.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// The first pause between two requests of a round. Each is twice the one before.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -22,7 +22,7 @@ const MAX_REQUESTS: u32 = 5;
 const LAST_PAUSE: Duration = Duration::from_secs(8);
 /// How long after an answer the next round begins, if an address translator is in between: many of them forget a port after 30 s.
 const KEEP_INTERVAL: Duration = Duration::from_secs(25);
-/// How long after an answer the next round begins, if this node has the address itself. What a server saw is believed for
+/// How long after an answer the next round begins, if this node has the address itself. The observation of a server is used for
 /// somewhat longer.
 const CALM_INTERVAL: Duration = Duration::from_secs(240);
 /// How long after a round without an answer the next one begins, at first and at most.
@@ -37,7 +37,7 @@ pub enum StunAction {
     Ask(SocketAddr),
     /// Send the same request again.
     Repeat(SocketAddr),
-    /// Believe no answer of this server any more.
+    /// Accept no answer of this server any more.
     Close(SocketAddr),
 }
 
@@ -76,7 +76,7 @@ struct Request {
 }
 
 impl StunRounds {
-    /// Whether no peer tells this node its address.
+    /// Sets whether no peer reports the address of this node.
     pub fn set_needed(&mut self, is_needed: bool, now: Instant) {
         if is_needed && !self.is_needed {
             self.next = Some(now + PATIENCE);

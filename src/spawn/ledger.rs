@@ -280,15 +280,19 @@ impl Ledger {
     /// The entry of a caller with this id, with this id of its container or a beginning of it that only one has, or with this name.
     ///
     /// # Errors
-    /// The caller has none. Those of others are unknown to it.
+    /// The caller has none, or containers of several templates have this name. Those of others are unknown to it.
     pub fn find(&self, granted: &[Granted], text: &str) -> Result<&Entry, Refused> {
         let text = text.strip_prefix('/').unwrap_or(text);
         let has_name = |entry: &&Entry| {
             entry.id.0 == text || entry.name.as_deref() == Some(text) || entry.engine_name == text
         };
         let mut by_name = self.owned(granted).filter(has_name);
-        if let Some(found) = by_name.next() {
-            return Ok(found);
+        match (by_name.next(), by_name.next()) {
+            (Some(found), None) => return Ok(found),
+            (Some(_), Some(_)) => {
+                return Err(Refused::Ambiguous(crate::model::text::message(text)));
+            }
+            (None, _) => {}
         }
         let begins = |entry: &&Entry| {
             let id = entry.container.as_ref().map(ContainerId::as_str);

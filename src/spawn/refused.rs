@@ -55,6 +55,9 @@ pub enum Refused {
     /// There is no such container among those of the caller.
     #[error("there is no container {0} of this caller")]
     Unknown(String),
+    /// Containers of several templates have this name.
+    #[error("several containers of this caller are called {0}; name one of them by its id")]
+    Ambiguous(String),
     /// There are as many containers as meshd keeps.
     #[error("this node has {0} spawned containers, which are the most; remove one")]
     Everywhere(usize),
@@ -76,7 +79,7 @@ impl Refused {
             Self::NoTemplate(_) | Self::Field(..) | Self::OtherImage(..) => ErrorCode::Forbidden,
             Self::Body(_) | Self::Image(_) | Self::Name(_) => ErrorCode::BadRequest,
             Self::OtherTemplate(..) | Self::Unknown(_) => ErrorCode::NotFound,
-            Self::NameTaken(_) => ErrorCode::Conflict,
+            Self::NameTaken(_) | Self::Ambiguous(_) => ErrorCode::Conflict,
             Self::Full(..) | Self::Memory(..) | Self::Rate(..) | Self::Everywhere(_) => {
                 ErrorCode::Busy
             }

@@ -118,7 +118,7 @@ fn a_node_shows_its_page_to_members_with_a_token_and_its_frame_to_others() {
     let paths = format!("{OWN}/page/view/paths");
     mesh.wait_until("the page shows the paths between all nodes", || {
         let shown = fetch(&mesh, 0, &paths, &token);
-        shown.contains("3 of 3 nodes told theirs")
+        shown.contains("3 of 3 nodes sent theirs")
     });
     let shown = fetch(&mesh, 0, &format!("{paths}/n2%20n3"), &token);
     assert_eq!(shown.matches("rowheader").count(), 3 + 2, "{shown}");

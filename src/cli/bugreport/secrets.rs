@@ -53,11 +53,20 @@ impl Secrets {
                     self.add_file(Path::new(path));
                 }
                 toml::Value::String(text) if is_secret_key(key) => self.add(text),
+                toml::Value::String(url) if is_proxy_key(key) => self.add_credentials(url),
                 _ => {}
             }
         }
         let directory = table.get("state_dir").and_then(toml::Value::as_str);
         directory.map(PathBuf::from)
+    }
+
+    /// Adds the user and the password in the URL of a proxy, which may have any characters.
+    fn add_credentials(&mut self, url: &str) {
+        let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+        if let Some((credentials, _)) = rest.rsplit_once('@') {
+            self.add(credentials);
+        }
     }
 
     /// Adds each line of a file, for example of a private key in PEM.
@@ -151,9 +160,14 @@ fn is_secret_key(key: &str) -> bool {
     !key.ends_with("_file") && words.iter().any(|word| key.contains(word))
 }
 
-/// A line of a configuration without the value of a secret key, also if it is a comment.
+/// Whether a key of a configuration names the URL of a proxy, which may have no scheme.
+fn is_proxy_key(key: &str) -> bool {
+    key.to_ascii_lowercase().ends_with("proxy")
+}
+
+/// A line of a configuration without the value of a secret key and without the password for a proxy, also if it is a comment.
 fn without_setting(line: &str) -> String {
-    let Some((key, _)) = line.split_once('=') else {
+    let Some((key, value)) = line.split_once('=') else {
         return line.to_owned();
     };
     let name = key.trim().trim_start_matches(['#', ' ']).trim_matches('"');
@@ -161,9 +175,13 @@ fn without_setting(line: &str) -> String {
         .bytes()
         .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
     if is_key && is_secret_key(name) {
-        format!("{key}= \"{REMOVED}\"")
-    } else {
-        line.to_owned()
+        return format!("{key}= \"{REMOVED}\"");
+    }
+    match value.rsplit_once('@') {
+        Some((_, host)) if is_key && is_proxy_key(name) && !value.contains("://") => {
+            format!("{key}= \"{REMOVED}@{host}")
+        }
+        _ => line.to_owned(),
     }
 }
 
@@ -245,6 +263,11 @@ mod tests {
                 "proxy = \"http://(removed)@proxy:3128/x\"\n",
             ),
             (
+                "# proxy = \"user:pass@proxy:3128\"",
+                "# proxy = \"(removed)@proxy:3128\"\n",
+            ),
+            ("proxy = \"proxy:3128\"", "proxy = \"proxy:3128\"\n"),
+            (
                 "url = \"https://coord:7443\"",
                 "url = \"https://coord:7443\"\n",
             ),
@@ -276,6 +299,19 @@ mod tests {
         let removed = secrets.remove_from(&text);
         // The form without padding begins the one with it, which is longer and is replaced first.
         assert_eq!(removed, "(removed) (removed) (removed) (removed) public\n");
+    }
+
+    #[test]
+    fn the_password_for_a_proxy_is_removed_whatever_characters_it_has() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("meshd.toml");
+        for url in ["http://user:p/s#s@proxy:3128", "user:p/s#s@proxy:3128"] {
+            let config = format!("relay = {{ proxy = \"{url}\" }}\n");
+            std::fs::write(&path, &config).expect("writable");
+            let secrets = Secrets::collect(&[&path], &directory.path().join("mesh.key"));
+            let removed = secrets.remove_from(&config);
+            assert_eq!(removed, config.replace("user:p/s#s", REMOVED), "{url}");
+        }
     }
 
     #[test]

@@ -21,6 +21,7 @@ use tokio::time::{Instant, sleep};
 use super::exit::CliError;
 use super::{Client, Globals, names};
 use crate::model::ServiceName;
+use crate::model::text::listed;
 use crate::os::arguments;
 use crate::os::progress::ProgressLine;
 use crate::protocol::api::ErrorCode;
@@ -31,6 +32,8 @@ use plan::{Progress, RolloutPlan};
 
 /// How long clients may keep an answer: its TTL, and a second for delayed ones.
 const ANSWER_LIFETIME: Duration = Duration::from_secs(6);
+/// The maximum number of services that a message names.
+const MAX_NAMED: usize = 10;
 /// The interval at which the containers are listed.
 const POLL_INTERVAL: Duration = Duration::from_millis(300);
 
@@ -105,19 +108,15 @@ pub(super) async fn run(arguments: RolloutArguments, globals: &Globals) -> Resul
     };
     match rollout.replace(&arguments).await {
         Ok(()) => {
-            rollout.set_drained(false).await?;
+            rollout.undrain().await?;
             say(&format!("{} published again; done", rollout.plan));
             Ok(0)
         }
         Err(error) => {
             // Containers that still run get clients again, whatever the error was.
-            let again = rollout.set_drained(false).await;
-            let after = match again {
-                Ok(_) => "the instances that run on this node get clients again".to_owned(),
-                Err(also) => format!(
-                    "and they are still drained ({}); run `meshctl service undrain`",
-                    also.message
-                ),
+            let after = match rollout.undrain().await {
+                Ok(()) => "the instances that run on this node get clients again".to_owned(),
+                Err(also) => also.message,
             };
             Err(CliError {
                 message: format!("{}; {after}", error.message),
@@ -138,7 +137,7 @@ impl Rollout {
     /// Drains, replaces the containers, and waits until the new ones are healthy.
     async fn replace(&mut self, arguments: &RolloutArguments) -> Result<(), CliError> {
         say(&format!("draining {} on this node", self.plan));
-        if !self.set_drained(true).await? {
+        if !self.drain().await? {
             return Err(CliError::new(
                 ErrorCode::Unreachable,
                 "the coordinator is not reachable, so the other nodes would not know; nothing was replaced",
@@ -181,16 +180,36 @@ impl Rollout {
         }
     }
 
-    /// Drains or undrains all services. Returns whether the coordinator has received it.
-    async fn set_drained(&self, drained: bool) -> Result<bool, CliError> {
-        let verb = if drained { "drain" } else { "undrain" };
+    /// Drains all services. Returns whether the coordinator has received it.
+    async fn drain(&self) -> Result<bool, CliError> {
         let mut published = true;
         for service in &self.plan.services {
-            let path = format!("/v1/services/{service}/{verb}");
-            let changed: ServiceChanged = self.daemon.post(&path, &serde_json::json!({})).await?;
-            published &= changed.published;
+            published &= self.change(service, "drain").await?.published;
         }
         Ok(published)
+    }
+
+    /// Publishes all services again. A service that cannot be published does not keep the others drained.
+    async fn undrain(&self) -> Result<(), CliError> {
+        let mut drained = Vec::new();
+        let mut failure = None;
+        for service in &self.plan.services {
+            match self.change(service, "undrain").await {
+                Ok(_) => {}
+                // Nothing of the service is left on this node, not even the mark that it is drained.
+                Err(error) if error.code == ErrorCode::NotFound.exit_code() => {}
+                Err(error) => {
+                    drained.push(service);
+                    failure = failure.or(Some(error));
+                }
+            }
+        }
+        failure.map_or(Ok(()), |error| Err(still_drained(&drained, &error)))
+    }
+
+    async fn change(&self, service: &ServiceName, verb: &str) -> Result<ServiceChanged, CliError> {
+        let path = format!("/v1/services/{service}/{verb}");
+        self.daemon.post(&path, &serde_json::json!({})).await
     }
 
     /// Runs the command until it exits. An interrupt from the terminal reaches the command directly. SIGTERM is passed
@@ -227,6 +246,22 @@ impl Rollout {
     }
 }
 
+/// The error if these services could not be published again, the first one because of `error`.
+fn still_drained(services: &[&ServiceName], error: &CliError) -> CliError {
+    let commands = services.iter();
+    let commands = commands.map(|service| format!("`meshctl service undrain {service}`"));
+    let commands: Vec<String> = commands.collect();
+    CliError {
+        code: error.code,
+        message: format!(
+            "{} may still be drained: {}; run {}",
+            listed(services, MAX_NAMED),
+            error.message,
+            commands.join(" and ")
+        ),
+    }
+}
+
 fn interrupted() -> CliError {
     CliError::failed("interrupted")
 }
@@ -257,4 +292,22 @@ async fn wait_until_healthy(
 /// Writes a line to stderr. If the terminal is gone, the rollout continues: it must not leave services drained.
 fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn services_that_could_not_be_published_are_named_with_what_to_run() {
+        let [web, shop] =
+            ["web", "web.shop"].map(|text| ServiceName::parse(text).expect("a literal"));
+        let away = CliError::new(ErrorCode::Unreachable, "meshd is not running");
+        let error = still_drained(&[&web, &shop], &away);
+        assert_eq!(error.code, away.code);
+        assert_eq!(
+            error.message,
+            "web, web.shop may still be drained: meshd is not running; run `meshctl service undrain web` and `meshctl service undrain web.shop`"
+        );
+    }
 }

@@ -2,6 +2,7 @@
 
 use crate::cli::style::{BAD, GOOD, Output, WARNING};
 use crate::cli::table;
+use crate::cli::why::age;
 use crate::model::Label;
 use crate::model::text::{bytes, listed};
 use crate::protocol::local::{
@@ -271,11 +272,6 @@ fn row(peer: &PeerStatus) -> Vec<String> {
 fn joined(tags: &[Label]) -> String {
     let tags: Vec<&str> = tags.iter().map(Label::as_str).collect();
     tags.join(",")
-}
-
-fn age(seconds: f64) -> String {
-    // The cast is exact enough for an age, and saturates.
-    table::age(seconds.round() as u64)
 }
 
 /// A status for tests: the peers by name, state and age of their last packet, and the number of problems.

@@ -308,6 +308,32 @@ async fn an_engine_that_hangs_is_a_fault_after_the_time_limit() {
 }
 
 #[tokio::test]
+async fn a_container_that_the_engine_does_not_describe_in_time_keeps_none_of_the_others() {
+    let stuck = format!("/containers/{}/json", id('a'));
+    let standin = Standin::new(move |path, _| match path {
+        EVENTS => Step::Stream(chunked(&event("start", 'd'))),
+        path if path == stuck => Step::Hang,
+        path => sound(path),
+    });
+    let mut followed = standin.follow();
+    let last = |r: &Report| matches!(r, Report::InventoryKnown | Report::Lost(_));
+    let mut shown = followed.until(last).await;
+    shown.sort();
+    assert_eq!(
+        shown,
+        [
+            "0 networks",
+            "4 listed",
+            "Die cccccccccccc",
+            "Start dddddddddddd",
+            "engine 20.10",
+            "inspected dddddddddddd Some(0)",
+            "inventory_known",
+        ]
+    );
+}
+
+#[tokio::test]
 async fn a_stream_that_ends_within_a_chunk_is_opened_again_and_no_container_is_removed() {
     let standin = Standin::new(|path, before| match path {
         EVENTS if before == 0 => {
@@ -403,11 +429,22 @@ async fn an_endless_answer_is_a_fault() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_reason_of_an_engine_that_does_not_create_the_network_is_shown() {
-    let standin = Standin::new(|path, _| match path {
+    let body = r#"{"message":"Pool overlaps with other one"}"#;
+    is_refused_because(body, "Pool overlaps").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_refuses_the_network_without_a_reason_ends_nothing_else() {
+    let body = "<h1>403 Forbidden</h1>";
+    is_refused_because(body, "it answers 403 to /networks/create").await;
+}
+
+/// Checks that an engine which answers the creation of the network with this body is followed all the same, and that `why` is shown.
+async fn is_refused_because(body: &'static str, why: &str) {
+    let standin = Standin::new(move |path, _| match path {
         "/version" => Step::Answer(r#"{"Version":"26.1.5"}"#.into()),
         "/networks" => Step::Answer("[]".into()),
         "/networks/create" => {
-            let body = r#"{"message":"Pool overlaps with other one"}"#;
             let head = format!("HTTP/1.1 403 x\r\ncontent-length: {}\r\n\r\n", body.len());
             Step::Bytes(format!("{head}{body}").into_bytes())
         }
@@ -425,10 +462,11 @@ async fn the_reason_of_an_engine_that_does_not_create_the_network_is_shown() {
     loop {
         match followed.next().await {
             Report::Native(Err(unusable)) => {
-                assert!(unusable.why.contains("Pool overlaps"), "{}", unusable.why);
+                assert!(unusable.why.contains(why), "{}", unusable.why);
                 break;
             }
             Report::Native(Ok(_)) | Report::InventoryKnown => panic!("there is none"),
+            Report::Lost(fault) => panic!("{fault}"),
             _ => {}
         }
     }

@@ -39,6 +39,8 @@ pub(in crate::containers) async fn keep(
     let refused = match send(socket, Verb::Post, "/networks/create", text).await {
         Ok(()) => None,
         Err(EngineFault::Rejected(_, why)) => Some(why),
+        // A filtering proxy refuses without a reason. Containers are mapped then.
+        Err(fault @ EngineFault::Status(..)) => Some(fault.to_string()),
         Err(fault) => return Err(fault),
     };
     let there = networks(socket, engine.podman).await?;
@@ -54,7 +56,7 @@ pub(in crate::containers) async fn keep(
                 "the engine does not create the network {NAME}: {}",
                 refused.unwrap_or_else(|| "it gives no reason".into())
             ),
-            fix: "remove the cause, and restart meshd".into(),
+            fix: "remove the cause; meshd tries it again within 30 s".into(),
         }),
     };
     Ok((kept, there))
@@ -99,7 +101,7 @@ async fn remove_unused(socket: &Path, there: &[EngineNetwork]) -> Result<bool, E
     {
         Ok(()) => Ok(true),
         // A container may have been attached in the meantime.
-        Err(EngineFault::Rejected(..)) => {
+        Err(EngineFault::Rejected(..) | EngineFault::Status(..)) => {
             Ok(get(socket, &format!("/networks/{}", ours.id), MAX_LIST)
                 .await?
                 .is_none())

@@ -20,6 +20,7 @@ struct FakeState {
     translates_v4_alone: bool,
     bridges_v4_alone: bool,
     deleted: usize,
+    is_untracked: bool,
     route: Option<(String, Ipv4Net, Ipv4Addr)>,
     refuses: Option<KernelError>,
     written: usize,
@@ -168,8 +169,14 @@ impl Kernel for FakeKernel {
     }
 
     async fn delete_connections(&mut self, _: StaleConnections) -> Result<usize, KernelError> {
-        self.with(|m| m.deleted += 1);
-        Ok(1)
+        self.with(|m| {
+            if m.is_untracked {
+                let why = "Protocol not supported".into();
+                return Err(KernelError::Failed("connection tracking", why));
+            }
+            m.deleted += 1;
+            Ok(1)
+        })
     }
 
     async fn changed(&mut self) {
@@ -546,6 +553,51 @@ async fn a_node_without_an_engine_routes_on_a_kernel_without_the_tables_of_iptab
     assert!(firewall.is_active());
     assert_eq!(firewall.problems(), []);
     assert!(kernel.with(|m| m.forwards));
+}
+
+#[tokio::test]
+async fn connections_that_could_not_be_deleted_are_a_problem_until_they_are_deleted() {
+    let kernel = docker();
+    let firewall = Firewall::on(kernel.clone());
+    firewall.set(state());
+    firewall.wait_until_applied().await;
+    kernel.with(|m| m.is_untracked = true);
+    let mut without = state();
+    without.mappings.clear();
+    firewall.set(without);
+    firewall.wait_until_applied().await;
+    let is_problem = || {
+        let problems = firewall.problems();
+        let mut texts = problems.iter().map(|problem| problem.what.as_str());
+        texts.any(|what| what.contains("connections to removed containers"))
+    };
+    assert!(is_problem());
+    let mut compared = firewall.changes();
+    compared.mark_unchanged();
+    firewall.request_check();
+    compared.changed().await.expect("the firewall runs");
+    assert!(is_problem());
+    kernel.with(|m| m.is_untracked = false);
+    firewall.request_check();
+    until("they are deleted", || !is_problem()).await;
+    assert_eq!(kernel.with(|m| m.deleted), 1);
+}
+
+#[tokio::test]
+async fn forwarding_stays_on_for_an_engine_that_was_started_after_it_was_turned_on() {
+    let mut alone = state();
+    alone.bridges.clear();
+    for (later, stays) in [(state(), true), (alone.clone(), false)] {
+        let kernel = docker();
+        let firewall = Firewall::on(kernel.clone());
+        firewall.set(alone.clone());
+        firewall.wait_until_applied().await;
+        assert!(kernel.with(|m| m.forwards));
+        firewall.set(later);
+        firewall.wait_until_applied().await;
+        firewall.stop().await;
+        assert_eq!(kernel.with(|m| m.forwards), stays);
+    }
 }
 
 #[tokio::test]

@@ -60,8 +60,8 @@ fn seen(node: &JoinedNode, now: Instant) -> Vec<SeenFrom> {
         seconds_ago: ago(at),
     });
     let reach = &node.device.reach;
-    let words = reach.observed.words();
-    let servers = words.filter_map(|(witness, seen, at)| match witness {
+    let observations = reach.observed.observations();
+    let servers = observations.filter_map(|(witness, seen, at)| match witness {
         Witness::Server(server) => Some(SeenFrom {
             by: reach.stun.name_of(server),
             address: seen.ip(),

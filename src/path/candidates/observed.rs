@@ -1,9 +1,9 @@
 //! The addresses from which others saw this node's packets come.
 //!
-//! Each echo of a peer says so. Where no peer does, STUN servers are asked. An address counts if two witnesses agree on it, because one
-//! alone may lie or be in the same network. If there is only one witness, its word counts, but not in a signed record. What a record
-//! says must have been agreed for a minute, and changes at most once a minute, so that no peer and no NAT can make a node sign records
-//! without end.
+//! Each echo of a peer has this address. If no peer sends one, this node queries STUN servers. An address is used if two witnesses report
+//! it, because a single one may lie or be in the same network. If there is only one witness, its observation is used, but not in a signed
+//! record. An address is in a record only after two witnesses agreed on it for a minute. A record changes at most once a minute. So no peer
+//! and no NAT can make a node sign records without end.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -13,16 +13,16 @@ use crate::model::address::is_routable;
 use crate::protocol::path_messages::{Nat, NatBehaviour};
 use crate::records::kinds::MAX_OBSERVED;
 
-/// How long what a witness saw is believed without a repetition.
+/// How long an observation is used if the witness does not repeat it.
 const SEEN_FOR: Duration = Duration::from_secs(300);
 /// How long an address must be agreed upon before it is in a record, and how long it stays there after that ends.
 const STABLE_AFTER: Duration = Duration::from_secs(60);
 /// The least time between two changes of the addresses in a record.
 const CHANGE_INTERVAL: Duration = Duration::from_secs(60);
-/// The maximum number of witnesses. The oldest word is forgotten for a newer one.
+/// The maximum number of witnesses. A newer observation replaces the oldest one.
 const MAX_WITNESSES: usize = 64;
 
-/// What the witnesses saw. `K` names a witness: a peer or a server.
+/// The observations of the witnesses. `K` names a witness: a peer or a server.
 #[derive(Debug, Clone)]
 pub struct Observed<K> {
     seen: BTreeMap<K, Seen>,
@@ -56,7 +56,7 @@ impl<K> Default for Observed<K> {
 }
 
 impl<K: Copy + Ord> Observed<K> {
-    /// `witness` said at `now` that it saw this node's packets come from `address`.
+    /// `witness` reported at `now` that this node's packets came from `address`.
     pub fn handle_seen(&mut self, witness: K, address: SocketAddr, now: Instant) {
         let is_late = self.seen.get(&witness).is_some_and(|seen| seen.at > now);
         if !is_routable(address.ip()) || address.port() == 0 || is_late {
@@ -72,14 +72,14 @@ impl<K: Copy + Ord> Observed<K> {
         self.handle_timeout(now);
     }
 
-    /// The network has changed: what was seen before says nothing any more.
+    /// The network has changed, so earlier observations are not valid any more.
     pub fn handle_network_change(&mut self) {
         self.seen.clear();
         self.agreed.clear();
     }
 
-    /// Forgets what is too old, and notes on which addresses witnesses agree now. Called with each word of a witness and each time
-    /// that the record is brought up to date.
+    /// Removes observations that are too old, and stores on which addresses witnesses agree now. This runs after each observation and
+    /// each time that the record is updated.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.seen
             .retain(|_, seen| now.saturating_duration_since(seen.at) < SEEN_FOR);
@@ -97,16 +97,16 @@ impl<K: Copy + Ord> Observed<K> {
     }
 
     /// The addresses to name to a peer besides those that are `known`, those with the most witnesses first. If no two witnesses agree
-    /// on one of them, these are the words of all. Otherwise a single witness counts only if its word is newer than theirs: a router
-    /// that gives this node another port breaks the paths to most witnesses, so perhaps only a relay sees the new port. A witness in
-    /// this node's own network sees an address that is known.
+    /// on one of them, these are the addresses of all observations. Otherwise the observation of a single witness is used only if it is
+    /// newer than theirs: a router that gives this node another port breaks the paths to most witnesses, so perhaps only a relay sees the
+    /// new port. A witness in this node's own network sees an address that is known.
     #[must_use]
     pub fn addresses(&self, known: &[SocketAddr]) -> Vec<SocketAddr> {
         let mut found = self.witnesses();
         found.retain(|(address, _)| !known.contains(address));
         let seen_at = |address: &SocketAddr| {
-            let words = self.seen.values().filter(|seen| seen.address == *address);
-            words.map(|seen| seen.at).max()
+            let observations = self.seen.values().filter(|seen| seen.address == *address);
+            observations.map(|seen| seen.at).max()
         };
         let agreed = found.iter().filter(|(_, witnesses)| *witnesses >= 2);
         let agreed = agreed.filter_map(|(address, _)| seen_at(address)).max();
@@ -116,7 +116,7 @@ impl<K: Copy + Ord> Observed<K> {
         found.into_iter().map(|(address, _)| address).collect()
     }
 
-    /// Brings the addresses for the node record up to date, and returns whether they have changed.
+    /// Updates the addresses for the node record, and returns whether they have changed.
     pub fn refresh_record(&mut self, now: Instant) -> bool {
         self.handle_timeout(now);
         let stable = self.agreed.iter().filter(|(_, agreed)| {
@@ -139,16 +139,16 @@ impl<K: Copy + Ord> Observed<K> {
         &self.recorded
     }
 
-    /// What the words of the witnesses say about the NAT, if this node's own addresses are `host` and the port of its tunnel is
-    /// `port`. Nobody has measured the filtering.
+    /// The behaviour of the NAT according to the observations, if this node's own addresses are `host` and the port of its tunnel is
+    /// `port`. The filtering is not measured.
     #[must_use]
     pub fn nat(&self, host: &[std::net::IpAddr], port: u16) -> Nat {
         let outside = self.seen.values().map(|seen| seen.address);
         let mut outside = outside.filter(|seen| !host.contains(&seen.ip()));
         let Some(first) = outside.next() else {
-            let has_words = !self.seen.is_empty();
+            let has_observations = !self.seen.is_empty();
             return Nat {
-                mapping: if has_words {
+                mapping: if has_observations {
                     NatBehaviour::Absent
                 } else {
                     NatBehaviour::Unknown
@@ -174,10 +174,10 @@ impl<K: Copy + Ord> Observed<K> {
         }
     }
 
-    /// Who saw this node where, and when.
-    pub fn words(&self) -> impl Iterator<Item = (&K, SocketAddr, Instant)> {
-        let words = self.seen.iter();
-        words.map(|(witness, seen)| (witness, seen.address, seen.at))
+    /// The observations: the witness, the address and the time of each one.
+    pub fn observations(&self) -> impl Iterator<Item = (&K, SocketAddr, Instant)> {
+        let observations = self.seen.iter();
+        observations.map(|(witness, seen)| (witness, seen.address, seen.at))
     }
 
     /// The addresses and how many witnesses saw each one.

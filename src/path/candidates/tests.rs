@@ -136,8 +136,8 @@ fn candidates_are_ordered_by_their_evidence_and_each_address_is_one() {
 }
 
 /// Lets each of these witnesses see an address.
-fn see(observed: &mut Observed<u8>, words: &[(u8, &str)], now: Instant) {
-    for (witness, address) in words {
+fn see(observed: &mut Observed<u8>, observations: &[(u8, &str)], now: Instant) {
+    for (witness, address) in observations {
         observed.handle_seen(*witness, at(address), now);
     }
 }
@@ -165,7 +165,7 @@ fn an_observed_address_is_named_to_peers_at_once_and_recorded_when_two_agreed_fo
     assert!(!observed.refresh_record(after(259)));
     assert!(observed.refresh_record(after(260)));
     assert_eq!(observed.recorded(), [at("203.0.113.7:4000")]);
-    // The word of the first witness is too old after five minutes, and the address leaves the record a minute later.
+    // The observation of the first witness is too old after five minutes, and the address leaves the record a minute later.
     assert!(!observed.refresh_record(after(299)));
     assert!(!observed.refresh_record(after(358)));
     assert!(observed.refresh_record(after(359)));
@@ -187,7 +187,7 @@ fn another_network_makes_what_was_seen_before_void() {
 }
 
 #[test]
-fn a_single_witness_whose_word_is_newer_than_that_of_the_others_is_heard_as_well() {
+fn an_observation_of_a_single_witness_that_is_newer_than_those_of_the_others_is_used_as_well() {
     let start = Instant::now();
     let mut observed = Observed::default();
     let before = "203.0.113.7:4000";
@@ -210,11 +210,11 @@ fn a_single_witness_whose_word_is_newer_than_that_of_the_others_is_heard_as_well
 }
 
 #[test]
-fn the_words_of_the_witnesses_tell_how_the_nat_maps() {
+fn the_observations_of_the_witnesses_show_how_the_nat_maps() {
     let own = ["192.0.2.5".parse().expect("a literal")];
-    let nat = |words: &[(u8, &str)]| {
+    let nat = |observations: &[(u8, &str)]| {
         let mut observed = Observed::default();
-        see(&mut observed, words, Instant::now());
+        see(&mut observed, observations, Instant::now());
         observed.nat(&own, 51820)
     };
     let found = |mapping, ports_kept| Nat {
@@ -248,10 +248,10 @@ fn the_words_of_the_witnesses_tell_how_the_nat_maps() {
 proptest! {
     /// Whatever witnesses say, the state is bounded, and the record changes at most once a minute and never because of one of them.
     #[test]
-    fn lying_witnesses_change_the_record_seldom(words in vec((any::<u8>(), 1u8..5, 1u16..4, 0u64..20), 1..300)) {
+    fn lying_witnesses_change_the_record_seldom(observations in vec((any::<u8>(), 1u8..5, 1u16..4, 0u64..20), 1..300)) {
         let (mut now, mut observed) = (Instant::now(), Observed::default());
         let mut last: Option<Instant> = None;
-        for (witness, host, port, seconds) in words {
+        for (witness, host, port, seconds) in observations {
             now += Duration::from_secs(seconds);
             observed.handle_seen(witness, SocketAddr::from(([198, 51, 100, host], port)), now);
             if observed.refresh_record(now) {

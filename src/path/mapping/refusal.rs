@@ -123,7 +123,7 @@ impl Refusal {
     pub fn reason(&self) -> String {
         match self {
             Self::NoGateway => {
-                "this host has no default route over IPv4, or no address in the network of its gateway".into()
+                "this host has no default route, or no address in the network of its gateway".into()
             }
             Self::Public(own) => format!("this host has the public address {own} and needs none"),
             Self::Silent(gateway @ IpAddr::V4(_)) => {
@@ -133,7 +133,10 @@ impl Refusal {
                 format!("the router {gateway} does not answer PCP over IPv6")
             }
             Self::Outer(protocol, outer, why) => {
-                format!("the router's outer address {outer}, by {protocol}, {}", why.why())
+                format!(
+                    "the router's outer address {outer}, by {protocol}, {}",
+                    why.why()
+                )
             }
             Self::Denied(protocol, why) => format!("the router refuses by {protocol}: {why}"),
             Self::Dead(protocol, endpoint) => format!(
@@ -153,7 +156,10 @@ impl Refusal {
             Self::Outer(_, outer, Reserved::Private) => Some(format!(
                 "forward UDP port {port} on the second router as well, the one that gave the router of this host the address {outer}, or set it up as a bridge"
             )),
-            Self::Outer(..) => Some(
+            Self::Outer(_, _, Reserved::Local | Reserved::Ipv6) => Some(format!(
+                "look at the router whether it is connected to the Internet over IPv4; if it is, forward UDP port {port} there by hand and set [path] advertise"
+            )),
+            Self::Outer(_, _, Reserved::Shared | Reserved::Mesh) => Some(
                 "ask the provider for a public IPv4 address, or give this host IPv6; until then peers behind such routers need a relay"
                     .into(),
             ),

@@ -180,7 +180,9 @@ fn an_outer_address_that_strangers_do_not_reach_is_no_mapping_and_says_why() {
         assert_eq!(world.mapping.why(), Some(&why));
         assert_eq!(world.mapping.offered(), None);
         assert!(why.reason().contains(outer), "{}", why.reason());
-        assert!(why.remedy(51820).is_some());
+        let remedy = why.remedy(51820).expect("there is one");
+        let is_provider = matches!(reserved, Reserved::Shared | Reserved::Mesh);
+        assert_eq!(remedy.contains("provider"), is_provider, "{remedy}");
         let index = why.index().expect("a router that refuses");
         assert_eq!(world.mapping.refused()[index], 1);
     }

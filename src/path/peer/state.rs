@@ -44,6 +44,8 @@ pub enum State {
     },
     /// Nothing answers.
     Lost {
+        /// When the last attempt began. The peer was silent before.
+        since: Instant,
         /// When the next attempt begins.
         again: Instant,
         /// The number of attempts so far.
@@ -66,6 +68,7 @@ impl State {
     /// The state after an attempt that was in vain; there were `tries` before.
     pub(super) fn lost(tries: u32, now: Instant) -> Self {
         Self::Lost {
+            since: now,
             again: now + retry_pause(tries),
             tries: tries.saturating_add(1),
         }

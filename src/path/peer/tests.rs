@@ -811,6 +811,30 @@ fn a_peer_that_did_not_answer_through_a_relay_is_tried_again_when_the_relay_is_r
 }
 
 #[test]
+fn what_was_heard_before_a_peer_was_lost_does_not_open_it_when_a_relay_is_renewed() {
+    let node = relay(1).relay().expect("a relay");
+    let mut world = World::new(&[host(relay(1))], &[(relay(1), 20)]);
+    world.run(2000, Some(20));
+    world.trips.clear();
+    let rests = |world: &World| {
+        let State::Lost { again, .. } = world.peer.state() else {
+            return false;
+        };
+        again > world.at(world.now + 250_000)
+    };
+    // The pause between two attempts is longer now than the time since the peer was heard.
+    while !rests(&world) {
+        assert!(world.now < 250_000, "{:?}", world.peer.state());
+        world.run(world.now + 1000, Some(20));
+    }
+    let now = world.at(world.now);
+    assert!(world.peer.handle_relay_renewed(node, now));
+    world.tell();
+    let state = world.peer.state();
+    assert!(matches!(state, State::Lost { .. }), "{state:?}");
+}
+
+#[test]
 fn a_path_by_which_the_peer_is_heard_but_does_not_answer_gives_way_to_one_that_answers() {
     // The first datagram of the peer comes by a path that leads nowhere in the other direction.
     for (heard, other) in [
@@ -1036,13 +1060,14 @@ fn another_order_of_the_candidates_changes_nothing_and_a_new_one_is_probed_alone
     // A lost peer is not tried again because of the order, or because there are fewer candidates.
     world.trips.clear();
     world.run(100_000, Some(100));
-    let State::Lost { again, tries } = world.peer.state() else {
-        panic!("{:?}", world.peer.state());
+    let lost = world.peer.state();
+    let State::Lost { again, tries, .. } = lost else {
+        panic!("{lost:?}");
     };
     assert!(tries > 3 && again > world.at(world.now + 5000));
     set(&mut world, &[a, c, b, host(direct(1)), host(direct(2))]);
     set(&mut world, &[a, host(direct(1)), b]);
-    assert_eq!(world.peer.state(), State::Lost { again, tries });
+    assert_eq!(world.peer.state(), lost);
     set(&mut world, &[a, host(direct(1)), b, host(direct(3))]);
     let State::Lost { tries, .. } = world.peer.state() else {
         panic!("{:?}", world.peer.state());

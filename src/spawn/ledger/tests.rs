@@ -230,6 +230,27 @@ fn a_beginning_that_two_containers_have_names_neither() {
 }
 
 #[test]
+fn a_name_that_containers_of_two_templates_have_names_neither() {
+    let start = Instant::now();
+    let other = Template {
+        name: label("other"),
+        ..template()
+    };
+    let mine = [granted(template(), token(1)), granted(other, token(1))];
+    let mut ledger = Ledger::default();
+    for (own, n) in mine.iter().zip([1, 2]) {
+        let entry = ledger.reserve(order(own, n, Some("web")), at(start, 0));
+        let entry = entry.expect("it is permitted");
+        ledger.set_container(&entry.id, container(n));
+    }
+    let ambiguous = Refused::Ambiguous("web".to_owned());
+    assert_eq!(ledger.find(&mine, "web"), Err(ambiguous));
+    assert_eq!(ledger.find(&mine[..1], "web").map(|e| &e.id), Ok(&id(1)));
+    let by_id = ledger.find(&mine, container(2).as_str());
+    assert_eq!(by_id.map(|e| &e.id), Ok(&id(2)));
+}
+
+#[test]
 fn names_and_networks_are_those_of_the_template_and_the_owner() {
     let start = Instant::now();
     let (own, other) = (granted(template(), token(1)), granted(template(), token(2)));
