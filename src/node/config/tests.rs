@@ -306,6 +306,7 @@ fn the_addresses_of_this_node_are_set_and_excluded_as_they_are_written() {
     assert_eq!(set.expect("it is valid"), expected);
     for (wrong, part) in [
         ("port_mapping = true", "\"auto\" or false"),
+        ("port_mapping = \"yes\"", "it is \"auto\", true or false"),
         (
             "stun = [\"stun.example.com\"]",
             "such as \"203.0.113.7:3478\"",
