@@ -360,6 +360,12 @@ fn explain(message: &str, key: Option<&str>) -> String {
 
 /// A message about a value, with the words of TOML for the types of Rust.
 fn plain(message: &str) -> String {
+    if let Some(rest) = message.strip_prefix("unknown variant ")
+        && let Some((found, known)) = rest.rsplit_once(", expected ")
+    {
+        let known = known.strip_prefix("one of ").unwrap_or(known);
+        return format!("{found} is none of its values, which are {known}");
+    }
     let wrong = ["invalid type: ", "invalid value: "];
     let rest = wrong.iter().find_map(|start| message.strip_prefix(start));
     let Some((found, expected)) = rest.and_then(|rest| rest.rsplit_once(", expected ")) else {
@@ -414,6 +420,15 @@ mod tests {
     struct Table {
         enabled: bool,
         ports: Vec<u16>,
+        word: Word,
+    }
+
+    #[derive(Debug, Default, PartialEq, serde::Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    enum Word {
+        #[default]
+        One,
+        Two,
     }
 
     #[derive(Debug, Default, PartialEq, serde::Deserialize)]
@@ -450,6 +465,14 @@ mod tests {
         assert_eq!(
             error("\n[table]\nenabled = \"yes\""),
             "x.toml, line 3: `table.enabled`: it is the string \"yes\", and must be a boolean"
+        );
+    }
+
+    #[test]
+    fn a_wrong_word_is_named_with_those_that_are_known() {
+        assert_eq!(
+            error("[table]\nword = \"three\""),
+            "x.toml, line 2: `table.word`: `three` is none of its values, which are `one` or `two`"
         );
     }
 

@@ -547,8 +547,8 @@ fn a_setting_of_a_template_without_a_meaning_is_an_error_that_says_what_to_write
             "network = \"none\"\nlabels = [\"mesh.service\"]",
             "labels: a container without a network",
         ),
-        (r#"network = "host""#, "unknown variant `host`"),
-        (r#"volumes = ["/"]"#, "unknown variant `/`"),
+        (r#"network = "host""#, "`host` is none of its values"),
+        (r#"volumes = ["/"]"#, "`/` is none of its values"),
         ("privileged = true", "privileged"),
     ] {
         let error = template(wrong).expect_err(wrong);
