@@ -264,8 +264,7 @@ impl Store {
                 "store.endpoints must name each member of the etcd cluster, such as [\"http://127.0.0.1:2379\"]",
             ),
             (
-                self.endpoints.is_empty()
-                    || self.ca_file.is_some() != self.endpoints.iter().any(plain),
+                !endpoints_valid || self.ca_file.is_some() != self.endpoints.iter().any(plain),
                 "ca_file",
                 "store.ca_file goes with https:// in all of store.endpoints, and they with it",
             ),

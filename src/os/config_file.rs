@@ -360,6 +360,19 @@ fn explain(message: &str, key: Option<&str>) -> String {
 
 /// A message about a value, with the words of TOML for the types of Rust.
 fn plain(message: &str) -> String {
+    let known = match message {
+        "invalid socket address syntax" => {
+            Some("it is no IP address with a port, such as 192.0.2.7:7443 or [2001:db8::7]:7443")
+        }
+        "invalid IP address syntax" => {
+            Some("it is no IP address, such as 192.0.2.7, and no network, such as 192.0.2.0/24")
+        }
+        "wanted string or table" => Some("it must be a word in quotes"),
+        _ => None,
+    };
+    if let Some(known) = known {
+        return known.to_owned();
+    }
     if let Some(rest) = message.strip_prefix("unknown variant ")
         && let Some((found, known)) = rest.rsplit_once(", expected ")
     {
@@ -379,10 +392,12 @@ fn plain(message: &str) -> String {
     let expected = match expected {
         "u8" => "a number from 0 to 255",
         "u16" => "a number from 0 to 65535",
+        "a nonzero u16" => "a number from 1 to 65535",
         "u32" => "a number from 0 to 4294967295",
         "u64" | "usize" => "a number that is not negative",
         "a sequence" => "a list",
         "a map" => "a table",
+        "path string" => "a path in quotes",
         expected if expected.starts_with("struct ") => "a table",
         expected => expected,
     };
@@ -421,6 +436,8 @@ mod tests {
         enabled: bool,
         ports: Vec<u16>,
         word: Word,
+        address: Option<std::net::IpAddr>,
+        directory: PathBuf,
     }
 
     #[derive(Debug, Default, PartialEq, serde::Deserialize)]
@@ -465,6 +482,16 @@ mod tests {
         assert_eq!(
             error("\n[table]\nenabled = \"yes\""),
             "x.toml, line 3: `table.enabled`: it is the string \"yes\", and must be a boolean"
+        );
+    }
+
+    #[test]
+    fn a_wrong_address_and_a_wrong_path_are_named_in_the_words_of_users() {
+        assert_eq!(
+            error("[table]\naddress = \"x\"\ndirectory = 3\nword = 1"),
+            "x.toml, line 2: `table.address`: it is no IP address, such as 192.0.2.7, and no network, such as 192.0.2.0/24; \
+             line 3: `table.directory`: it is the integer `3`, and must be a path in quotes; \
+             line 4: `table.word`: it must be a word in quotes"
         );
     }
 
