@@ -85,11 +85,13 @@ pub(crate) fn compare(settings: &Settings, rounds: usize, subjects: &[Subject]) 
     let began = Instant::now();
     // One list of samples for every subject and figure.
     let mut samples = vec![vec![Vec::new(); FIGURES.len()]; subjects.len()];
-    for round in 1..=rounds {
-        for (subject, samples) in subjects.iter().zip(&mut samples) {
-            let figures = measure(subject, settings);
-            eprintln!("round {round}: {} done", subject.name);
-            for (figure, samples) in figures.into_iter().zip(samples) {
+    for round in 0..rounds {
+        // Each of them is the first in turn, so that none always profits from its place.
+        for place in 0..subjects.len() {
+            let at = (round + place) % subjects.len();
+            let figures = measure(&subjects[at], settings);
+            eprintln!("round {}: {} done", round + 1, subjects[at].name);
+            for (figure, samples) in figures.into_iter().zip(&mut samples[at]) {
                 samples.push(figure);
             }
         }
@@ -100,7 +102,7 @@ pub(crate) fn compare(settings: &Settings, rounds: usize, subjects: &[Subject]) 
         .map(|figures| figures.iter().map(|figure| median(figure)).collect())
         .collect();
     println!(
-        "medians of {rounds} rounds over {}; the host withheld {withheld:.2} cores\n",
+        "medians of {rounds} rounds over {}, and of the ratios within a round; the host withheld {withheld:.2} cores\n",
         settings.network()
     );
     let names: Vec<&str> = subjects.iter().map(|subject| subject.name).collect();
@@ -127,7 +129,12 @@ pub(crate) fn compare(settings: &Settings, rounds: usize, subjects: &[Subject]) 
     println!();
     print_table(
         &second,
-        &rows(&|subject, figure| crate::number(medians[0][figure] / medians[subject][figure])),
+        &rows(&|subject, figure| {
+            let own = samples[0][figure].iter();
+            let ratios = own.zip(&samples[subject][figure]);
+            let ratios: Vec<f64> = ratios.map(|(own, other)| own / other).collect();
+            crate::number(median(&ratios))
+        }),
     );
 }
 

@@ -67,6 +67,12 @@ fn parse_timeout(text: &str) -> Result<Duration, String> {
 
 pub(super) async fn run(arguments: JoinArguments, globals: &Globals) -> Result<u8, CliError> {
     let token = read_token(arguments.token, arguments.token_file)?;
+    if token.is_empty() {
+        return Err(CliError::new(
+            ErrorCode::BadRequest,
+            "join: nothing was read; give the whole word that `meshctl token create` printed",
+        ));
+    }
     JoinToken::parse(&token)
         .map_err(|error| CliError::new(ErrorCode::BadRequest, format!("join: {error}")))?;
     let join = Join {

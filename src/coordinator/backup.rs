@@ -42,7 +42,10 @@ pub(super) fn restore(config: &Config, from: &Path) -> Result<(), Failure> {
     if !from.is_file() {
         return Err(Failure::new(
             ErrorCode::NotFound,
-            format!("there is no file {}", from.display()),
+            format!(
+                "there is no file {}; name one that `mesh-coordinator backup` wrote",
+                from.display()
+            ),
         ));
     }
     file::private_dir(&config.state_dir)?;

@@ -264,7 +264,7 @@ impl Store {
                 "store.endpoints must name each member of the etcd cluster, such as [\"http://127.0.0.1:2379\"]",
             ),
             (
-                self.ca_file.is_some() != self.endpoints.iter().any(plain),
+                !endpoints_valid || self.ca_file.is_some() != self.endpoints.iter().any(plain),
                 "ca_file",
                 "store.ca_file goes with https:// in all of store.endpoints, and they with it",
             ),
@@ -354,6 +354,14 @@ mod tests {
         for taken in ["mesh", "internal"] {
             assert_eq!(domain(taken).expect("free").domain.as_str(), taken);
         }
+    }
+
+    #[test]
+    fn a_cluster_without_endpoints_is_no_matter_of_certificates() {
+        let error = load("[store]\nkind = \"etcd\"", &[]).expect_err("it has none");
+        let error = error.to_string();
+        assert!(error.contains("store.endpoints must name each"), "{error}");
+        assert!(!error.contains("ca_file"), "{error}");
     }
 
     #[test]

@@ -14,6 +14,8 @@ use crate::model::interface::is_plain_interface;
 
 /// The kernel's default, in hundredths of a second.
 const PROXY_DELAY: &str = "80";
+/// The step that sets proxy ARP, as errors name it.
+pub(super) const PROXY_ARP: &str = "proxy_arp";
 
 /// Adds the route and turns on proxy ARP. It does not matter which of the two is there already.
 pub(super) async fn add_route(
@@ -66,10 +68,9 @@ async fn index(handle: &Handle, bridge: &str) -> Result<u32, KernelError> {
 /// Sets whether the bridge answers ARP requests for all addresses to which a route leads elsewhere (`proxy_arp`). It
 /// answers without the kernel's delay, which is for links where the owner of an address may answer as well.
 fn set_proxy_arp(native: &Native, on: bool) -> Result<(), KernelError> {
-    const WHAT: &str = "proxy_arp";
     if !is_plain_interface(&native.bridge) {
         return Err(KernelError::Failed(
-            WHAT,
+            PROXY_ARP,
             "the name of the bridge is not plain".into(),
         ));
     }
@@ -86,7 +87,7 @@ fn set_proxy_arp(native: &Native, on: bool) -> Result<(), KernelError> {
     ];
     for (path, [off, on_value]) in settings {
         let written = std::fs::write(path, if on { on_value } else { off });
-        written.map_err(|error| KernelError::Failed(WHAT, error.to_string()))?;
+        written.map_err(|error| KernelError::Failed(PROXY_ARP, error.to_string()))?;
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use super::error::KernelError;
+use super::native::PROXY_ARP;
 use crate::protocol::local::Problem;
 
 pub(super) fn problem(what: &str, why: impl Into<String>, fix: &str) -> Problem {
@@ -73,6 +74,21 @@ pub(super) fn no_forwarding_v6(error: Option<&KernelError>) -> Problem {
     )
 }
 
+/// Containers with mesh addresses of their own are not reached.
+pub(super) fn no_native(error: &KernelError) -> Problem {
+    let fix = match error {
+        KernelError::Failed(PROXY_ARP, _) => {
+            "let meshd write in /proc/sys/net, as its unit does; in a container it cannot: run meshd on the host"
+        }
+        _ => "restart Docker, so that it makes its bridges again",
+    };
+    problem(
+        "the containers that have mesh addresses of their own cannot be reached",
+        error.to_string(),
+        fix,
+    )
+}
+
 /// `mark` is the packet mark that Docker has to accept.
 pub(super) fn docker_drops(mark: &str) -> Problem {
     problem(
@@ -92,4 +108,16 @@ pub(super) fn no_bridge(bridge: &str, node: Ipv4Addr) -> Problem {
             "run the engine as root, or publish ports on the node's address (`ports: [\"{node}:5432:5432\"]`)"
         ),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_setting_that_cannot_be_written_is_no_reason_to_restart_docker() {
+        let failed = |step| no_native(&KernelError::Failed(step, "no such file".into())).fix;
+        assert!(failed(PROXY_ARP).contains("/proc/sys/net"));
+        assert!(failed("add a route").contains("restart Docker"));
+    }
 }

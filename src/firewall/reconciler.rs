@@ -16,7 +16,9 @@ use super::docker_user::{self, IP6TABLES, IPTABLES, Rule};
 use super::error::KernelError;
 use super::kernel::{Kernel, Machine};
 use super::ports::Ports;
-use super::problems::{docker_drops, left_out, no_bridge, no_hairpin, no_tables, problem};
+use super::problems::{
+    docker_drops, left_out, no_bridge, no_hairpin, no_native, no_tables, problem,
+};
 use super::ruleset::{self, MARK, TABLE, ValidState};
 use crate::model::interface::is_plain_interface;
 use crate::model::pace::Pace;
@@ -339,11 +341,7 @@ impl<K: Kernel> Work<K> {
         let Some((native, node)) = wanted else { return };
         match self.kernel.add_route(&native, node).await {
             Ok(()) => self.applied.native = Some((native, node)),
-            Err(error) => problems.push(problem(
-                "the containers that have mesh addresses of their own cannot be reached",
-                error.to_string(),
-                "restart Docker, so that it makes its bridges again",
-            )),
+            Err(error) => problems.push(no_native(&error)),
         }
     }
 

@@ -104,8 +104,7 @@ impl ConfigFile {
     /// It cannot be read, is not text, or is larger than 1 MiB.
     pub fn open(path: &Path, required: bool) -> Result<Self, ConfigError> {
         use std::io::Read as _;
-        let unreadable =
-            |error: std::io::Error| ConfigError(format!("cannot read {}: {error}", path.display()));
+        let unreadable = |error: std::io::Error| unreadable(path, &error);
         let mut text = String::new();
         match std::fs::File::open(path) {
             Ok(file) => file
@@ -308,6 +307,22 @@ fn remove_within(
     }
 }
 
+fn unreadable(path: &Path, error: &std::io::Error) -> ConfigError {
+    use std::io::ErrorKind;
+    let reason = match error.kind() {
+        ErrorKind::NotFound => "there is no such file; name the file with --config".to_owned(),
+        ErrorKind::IsADirectory => {
+            "it is a directory; name the file in it with --config".to_owned()
+        }
+        ErrorKind::InvalidData => "it is not text; name the right file with --config".to_owned(),
+        ErrorKind::PermissionDenied => {
+            "it is not permitted; let the user of this program read the file".to_owned()
+        }
+        _ => error.to_string(),
+    };
+    ConfigError(format!("cannot read {}: {reason}", path.display()))
+}
+
 fn is_missing_field(message: &str) -> bool {
     message.starts_with("missing field")
 }
@@ -328,8 +343,8 @@ fn explain(message: &str, key: Option<&str>) -> String {
                 ),
                 None => message,
             },
-            Some(key) => format!("`{key}`: {message}"),
-            None => message,
+            Some(key) => format!("`{key}`: {}", plain(&message)),
+            None => plain(&message),
         };
     };
     // "unknown field `x`, expected one of `a`, `b`": every second part is a name.
@@ -341,6 +356,52 @@ fn explain(message: &str, key: Option<&str>) -> String {
         Some(nearest) => format!("unknown key `{shown}`; the nearest known key is `{nearest}`"),
         None => format!("unknown key `{shown}`"),
     }
+}
+
+/// A message about a value, with the words of TOML for the types of Rust.
+fn plain(message: &str) -> String {
+    let known = match message {
+        "invalid socket address syntax" => {
+            Some("it is no IP address with a port, such as 192.0.2.7:7443 or [2001:db8::7]:7443")
+        }
+        "invalid IP address syntax" => {
+            Some("it is no IP address, such as 192.0.2.7, and no network, such as 192.0.2.0/24")
+        }
+        "wanted string or table" => Some("it must be a word in quotes"),
+        _ => None,
+    };
+    if let Some(known) = known {
+        return known.to_owned();
+    }
+    if let Some(rest) = message.strip_prefix("unknown variant ")
+        && let Some((found, known)) = rest.rsplit_once(", expected ")
+    {
+        let known = known.strip_prefix("one of ").unwrap_or(known);
+        return format!("{found} is none of its values, which are {known}");
+    }
+    let wrong = ["invalid type: ", "invalid value: "];
+    let rest = wrong.iter().find_map(|start| message.strip_prefix(start));
+    let Some((found, expected)) = rest.and_then(|rest| rest.rsplit_once(", expected ")) else {
+        return message.to_owned();
+    };
+    let found = match found {
+        "sequence" => "a list".to_owned(),
+        "map" => "a table".to_owned(),
+        found => format!("the {found}"),
+    };
+    let expected = match expected {
+        "u8" => "a number from 0 to 255",
+        "u16" => "a number from 0 to 65535",
+        "a nonzero u16" => "a number from 1 to 65535",
+        "u32" => "a number from 0 to 4294967295",
+        "u64" | "usize" => "a number that is not negative",
+        "a sequence" => "a list",
+        "a map" => "a table",
+        "path string" => "a path in quotes",
+        expected if expected.starts_with("struct ") => "a table",
+        expected => expected,
+    };
+    format!("it is {found}, and must be {expected}")
 }
 
 /// An example configuration with its keys in force: in the examples, a `#` without a space after it precedes a key or a table.
@@ -374,6 +435,17 @@ mod tests {
     struct Table {
         enabled: bool,
         ports: Vec<u16>,
+        word: Word,
+        address: Option<std::net::IpAddr>,
+        directory: PathBuf,
+    }
+
+    #[derive(Debug, Default, PartialEq, serde::Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    enum Word {
+        #[default]
+        One,
+        Two,
     }
 
     #[derive(Debug, Default, PartialEq, serde::Deserialize)]
@@ -409,7 +481,25 @@ mod tests {
     fn a_wrong_type_names_key_line_and_what_is_expected() {
         assert_eq!(
             error("\n[table]\nenabled = \"yes\""),
-            "x.toml, line 3: `table.enabled`: invalid type: string \"yes\", expected a boolean"
+            "x.toml, line 3: `table.enabled`: it is the string \"yes\", and must be a boolean"
+        );
+    }
+
+    #[test]
+    fn a_wrong_address_and_a_wrong_path_are_named_in_the_words_of_users() {
+        assert_eq!(
+            error("[table]\naddress = \"x\"\ndirectory = 3\nword = 1"),
+            "x.toml, line 2: `table.address`: it is no IP address, such as 192.0.2.7, and no network, such as 192.0.2.0/24; \
+             line 3: `table.directory`: it is the integer `3`, and must be a path in quotes; \
+             line 4: `table.word`: it must be a word in quotes"
+        );
+    }
+
+    #[test]
+    fn a_wrong_word_is_named_with_those_that_are_known() {
+        assert_eq!(
+            error("[table]\nword = \"three\""),
+            "x.toml, line 2: `table.word`: `three` is none of its values, which are `one` or `two`"
         );
     }
 
@@ -420,9 +510,9 @@ mod tests {
                 "statedir = \"b\"\nlisten = 3\n[table]\nports = [1, 99999, 2, \"x\"]\n[[item]]\nnam = \"a\"\nport = 1\n[[item]]\nname = \"b\"\n"
             ),
             "x.toml, line 1: unknown key `statedir`; the nearest known key is `state_dir`; \
-             line 2: `listen`: invalid type: integer `3`, expected a string; \
-             line 4: `table.ports`: invalid value: integer `99999`, expected u16; \
-             line 4: `table.ports`: invalid type: string \"x\", expected u16; \
+             line 2: `listen`: it is the integer `3`, and must be a string; \
+             line 4: `table.ports`: it is the integer `99999`, and must be a number from 0 to 65535; \
+             line 4: `table.ports`: it is the string \"x\", and must be a number from 0 to 65535; \
              line 6: unknown key `item.nam`; the nearest known key is `name`; \
              line 8: a `item` entry lacks `port`"
         );
@@ -466,7 +556,13 @@ mod tests {
     fn a_file_that_is_not_there_is_an_error_only_if_it_was_asked_for() {
         let missing = Path::new("/nonexistent/x.toml");
         assert_eq!(read::<Example>(missing, false), Ok(Example::default()));
-        assert!(read::<Example>(missing, true).is_err());
+        assert_eq!(
+            read::<Example>(missing, true),
+            Err(ConfigError(
+                "cannot read /nonexistent/x.toml: there is no such file; name the file with --config"
+                    .to_owned()
+            ))
+        );
     }
 
     #[test]

@@ -63,6 +63,7 @@ fn remedy(error: &io::Error) -> &'static str {
             "; make room on that file system"
         }
         io::ErrorKind::ReadOnlyFilesystem => "; name a directory on a writable file system",
+        io::ErrorKind::InvalidInput => "; name a file, and no directory, device or pipe",
         _ => "",
     }
 }
@@ -372,7 +373,10 @@ mod tests {
         let path = dir.path().join("key");
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRUSR).expect("a writable directory");
         let refused = read_private(&path, 10).expect_err("a pipe").to_string();
-        assert!(refused.contains("not a regular file"), "{refused}");
+        assert!(
+            refused.ends_with("not a regular file; name a file, and no directory, device or pipe"),
+            "{refused}"
+        );
     }
 
     #[test]

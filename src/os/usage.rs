@@ -169,7 +169,8 @@ impl Mistake<'_> {
             ErrorKind::InvalidSubcommand => self.unknown_command(),
             ErrorKind::MissingRequiredArgument => {
                 let missing = self.list(ContextKind::InvalidArg);
-                format!("{} is missing{}", missing.join(" and "), self.example())
+                let verb = if missing.len() == 1 { "is" } else { "are" };
+                format!("{} {verb} missing{}", missing.join(" and "), self.example())
             }
             ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
                 match self.place.commands() {

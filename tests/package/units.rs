@@ -12,6 +12,8 @@ const UNITS: [(&str, &str); 3] = [
 ];
 /// The units that run a daemon for as long as the machine runs.
 const DAEMONS: [&str; 2] = ["meshd", "mesh-coordinator"];
+/// The line that lets meshd write the kernel's settings of the network, and no others.
+const NETWORK_SETTINGS: &str = "ReadWritePaths=-/proc/sys/net";
 
 #[test]
 fn the_units_expose_no_more_than_they_must() {
@@ -78,14 +80,11 @@ fn what_lets_meshd_change_the_hosts_resolver_is_there_and_asks_for_no_more() {
     // A program that can write in /etc can become root, so no unit that runs for long has this right.
     for name in DAEMONS {
         let unit = read(&format!("systemd/{name}.service"));
-        for right in [
-            "CAP_DAC_OVERRIDE",
-            "CAP_SYS_ADMIN",
-            "ReadWritePaths=",
-            "CAP_CHOWN",
-        ] {
+        for right in ["CAP_DAC_OVERRIDE", "CAP_SYS_ADMIN", "CAP_CHOWN"] {
             assert!(!unit.contains(right), "{name}: {right}");
         }
+        let mut writable = unit.lines().filter(|l| l.starts_with("ReadWritePaths="));
+        assert!(writable.all(|line| line == NETWORK_SETTINGS), "{unit}");
     }
     assert!(
         !repository("systemd/meshd-resolv-conf.conf").exists(),
@@ -97,6 +96,21 @@ fn what_lets_meshd_change_the_hosts_resolver_is_there_and_asks_for_no_more() {
     for file in ["systemd/meshd-resolv-conf.", "systemd/meshd.rules"] {
         assert!(page.contains(file), "{file}");
     }
+}
+
+#[test]
+fn meshd_may_change_the_kernels_settings_of_the_network_and_no_others() {
+    let unit = read("systemd/meshd.service");
+    for line in ["ProtectKernelTunables=yes", NETWORK_SETTINGS] {
+        assert!(unit.lines().any(|l| l == line), "no {line}");
+    }
+    // It hides /proc/sys, with the settings that meshd reads.
+    assert!(
+        !unit.lines().any(|l| l.starts_with("ProcSubset=")),
+        "{unit}"
+    );
+    let coordinator = read("systemd/mesh-coordinator.service");
+    assert!(!coordinator.contains("ReadWritePaths="), "{coordinator}");
 }
 
 #[test]

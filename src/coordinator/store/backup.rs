@@ -57,6 +57,12 @@ pub fn back_up(state_dir: &Path, files: &[&str], to: &Path) -> Result<(), StoreE
 
 fn write_copy(state_dir: &Path, files: &[&str], to: &Path) -> Result<(), StoreError> {
     let store = state_dir.join(FILE);
+    if matches!(fs::metadata(&store), Err(error) if error.kind() == io::ErrorKind::NotFound) {
+        return Err(failed(format_args!(
+            "there are no records in {}; name the state directory of the coordinator with --state-dir",
+            state_dir.display()
+        )));
+    }
     let source = open(&store)?;
     private_new(to)?;
     source.execute("VACUUM INTO ?1", [to.to_string_lossy()])?;

@@ -123,7 +123,7 @@ pub(super) enum Enabled {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "it is \"auto\", true or false")]
 pub(super) enum EnabledValue {
     Word(AutoWord),
     Flag(bool),

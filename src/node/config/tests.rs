@@ -306,6 +306,7 @@ fn the_addresses_of_this_node_are_set_and_excluded_as_they_are_written() {
     assert_eq!(set.expect("it is valid"), expected);
     for (wrong, part) in [
         ("port_mapping = true", "\"auto\" or false"),
+        ("port_mapping = \"yes\"", "it is \"auto\", true or false"),
         (
             "stun = [\"stun.example.com\"]",
             "such as \"203.0.113.7:3478\"",
@@ -546,8 +547,8 @@ fn a_setting_of_a_template_without_a_meaning_is_an_error_that_says_what_to_write
             "network = \"none\"\nlabels = [\"mesh.service\"]",
             "labels: a container without a network",
         ),
-        (r#"network = "host""#, "unknown variant `host`"),
-        (r#"volumes = ["/"]"#, "unknown variant `/`"),
+        (r#"network = "host""#, "`host` is none of its values"),
+        (r#"volumes = ["/"]"#, "`/` is none of its values"),
         ("privileged = true", "privileged"),
     ] {
         let error = template(wrong).expect_err(wrong);

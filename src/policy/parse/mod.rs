@@ -6,7 +6,7 @@ mod target;
 
 use toml::de::{DeTable, DeValue};
 
-use self::document::{Entry, Errors, TOP, Word, kind_of, nearest, quoted};
+use self::document::{Entry, Errors, TOP, Word, kind_of, nearest};
 use self::groups::Names;
 use super::error::{PolicyError, printable};
 use super::rules::{Group, Policy, Ports, Route, Rule, Serve, Target, Term, Test, Wanted};
@@ -317,7 +317,7 @@ impl Reader<'_, '_> {
                 let shown = printable(other);
                 let remedy = match nearest(other, &known) {
                     Some(nearest) => format!("did you mean \"{nearest}\"?"),
-                    None => format!("it is {}", quoted(&known)),
+                    None => "it is \"allow\" or \"deny\"".to_owned(),
                 };
                 let message = format!("`is` cannot be \"{shown}\"; {remedy}");
                 self.errors.add(word.at, message);
