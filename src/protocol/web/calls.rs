@@ -52,6 +52,8 @@ const DENIED: Document = document!("DeniedList", "policy-denied");
 const NETCHECK: Document = document!("Netcheck", "netcheck");
 const NODES: Document = document!("NodeList", "nodes");
 const OWN_INSTANCES: Document = document!("OwnInstances", "own-instances");
+const POLICY_CHECK: Document = document!("PolicyCheck", "policy-check");
+const POLICY_CHECK_REQUEST: Document = document!("PolicyCheckRequest", "policy-check-request");
 const RESERVE: Document = document!("Reserve", "reserve");
 const RESERVED: Document = document!("Reserved", "reserved");
 const RESOLVE: Document = document!("Resolve", "resolve");
@@ -200,6 +202,13 @@ pub const OF_COORDINATOR: &[ApiCall] = &[
         Scope::ServicesRead,
         SERVICES,
         "Lists the services of the mesh. An instance is reachable if its node is connected.",
+    ),
+    ask(
+        "/v1/api/policy/check",
+        Scope::PolicyCheck,
+        POLICY_CHECK_REQUEST,
+        POLICY_CHECK,
+        "Checks a policy against the present mesh, and runs its tests. It does not come in force.",
     ),
     text(
         "/v1/api/metrics",
@@ -412,7 +421,8 @@ mod tests {
                 call.path
                     .starts_with(crate::protocol::web::COORDINATOR_PREFIX)
             );
-            assert_eq!(call.method, "GET", "{}", call.path);
+            let is_question = call.method == "POST" && call.scope == Scope::PolicyCheck;
+            assert!(call.method == "GET" || is_question, "{}", call.path);
         }
     }
 
