@@ -305,7 +305,10 @@ pub enum Found {
 /// Returns the call among `calls` with this method and path.
 #[must_use]
 pub fn find(calls: &'static [ApiCall], method: &str, path: &str) -> Found {
-    let at_path: Vec<&ApiCall> = calls.iter().filter(|call| call.is_at(path)).collect();
+    let mut at_path: Vec<&ApiCall> = calls.iter().filter(|call| call.is_at(path)).collect();
+    // A path with fewer parameters comes first, as OpenAPI says and as the router does it.
+    let fewest = at_path.iter().map(|call| call.parameters().count()).min();
+    at_path.retain(|call| Some(call.parameters().count()) == fewest);
     if let Some(call) = at_path.iter().copied().find(|call| call.method == method) {
         return Found::Call(call);
     }
@@ -375,8 +378,8 @@ mod tests {
         assert_eq!(scope_of("GET", &instances), Some(Scope::Drain));
         let reserve = format!("{name}/reserve");
         assert_eq!(scope_of("POST", &reserve), Some(Scope::Drain));
-        // This is a service whose port is `drain`, which no service has.
-        assert_eq!(scope_of("DELETE", &drain), Some(Scope::ServicesWrite));
+        let port = format!("{name}/80");
+        assert_eq!(scope_of("DELETE", &port), Some(Scope::ServicesWrite));
     }
 
     #[test]
@@ -412,6 +415,10 @@ mod tests {
         let others = Found::OtherMethods(vec!["GET", "POST"]);
         assert_eq!(find(OF_NODE, "PUT", "/v1/services"), others);
         assert_eq!(find(OF_NODE, "get", "/v1/services"), others);
+        // No service has a port `drain`.
+        let drain = "/v1/services/web/drain";
+        let others = Found::OtherMethods(vec!["POST"]);
+        assert_eq!(find(OF_NODE, "DELETE", drain), others);
     }
 
     #[test]
