@@ -81,7 +81,7 @@ impl Transition for SpawnedChange<'_> {
             (Some(why), _) => {
                 tracing::info!(target: TRANSITION, %template, %owner, container, why, "a spawned container ended");
             }
-            // A caller can repeat these without end, so they are no lines that are never left out.
+            // A caller can repeat these without end, so the log may leave some of them out.
             (None, SpawnTurn::Exec { command }) => {
                 tracing::info!(%template, %owner, container, command, "a process was started in a spawned container");
             }
