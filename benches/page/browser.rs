@@ -61,7 +61,7 @@ impl Browser {
             directory,
         };
         let end = Instant::now() + START_TIMEOUT;
-        while curl(&[&format!("{url}/status")]).is_none() {
+        while curl(&[format!("{url}/status").as_str()]).is_none() {
             assert!(Instant::now() < end, "the driver does not start");
             std::thread::sleep(Duration::from_millis(50));
         }

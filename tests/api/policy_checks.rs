@@ -54,7 +54,7 @@ fn test(is: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_policy_is_checked_for_a_token_and_does_not_come_in_force() {
+async fn a_policy_is_checked_for_a_token_and_does_not_come_into_force() {
     let coordinator = Coordinator::start();
     let at = coordinator.token();
     let token = create(&coordinator, &["--name", "ci", "--scope", "policy:check"]);

@@ -208,7 +208,7 @@ pub const OF_COORDINATOR: &[ApiCall] = &[
         Scope::PolicyCheck,
         POLICY_CHECK_REQUEST,
         POLICY_CHECK,
-        "Checks a policy against the present mesh, and runs its tests. It does not come in force.",
+        "Checks a policy against the present mesh, and runs its tests. It does not come into force.",
     ),
     text(
         "/v1/api/metrics",
