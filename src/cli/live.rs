@@ -7,7 +7,7 @@ use crate::policy::{Policy, Subject};
 use crate::protocol::admin::{MeshState, RecordList};
 use crate::protocol::api::ErrorCode;
 use crate::records::netmap::{Netmap, Rules};
-use crate::records::subjects::{subjects, without_policies, without_routes};
+use crate::records::subjects::{not_keeping_to, subjects, without_policies};
 use crate::records::{Envelope, Ledger, RecordKey};
 
 /// The records of the mesh.
@@ -104,11 +104,7 @@ impl Live {
 
     /// The members that would not keep to `policy`, because their version does not know what is in it.
     pub(super) fn not_keeping_to(&self, policy: &Policy) -> Vec<Label> {
-        if policy.has_routes() {
-            without_routes(&self.ledger)
-        } else {
-            self.without_policies()
-        }
+        not_keeping_to(&self.ledger, policy)
     }
 }
 

@@ -5,23 +5,29 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
-use axum::routing::get;
-use tokio::sync::watch;
+use axum::routing::{get, post};
+use tokio::sync::{Semaphore, watch};
 
 use super::hub::{self, Hub};
-use super::reply::document;
+use super::reply::{answer, crashed, document};
 use super::{metrics, page};
 use crate::model::PublicKey;
 use crate::os::clock;
+use crate::os::unix_server::failure;
 use crate::os::web::{self, Facts, Guard, Knowledge, guarded, json};
 use crate::page::frame::COORDINATOR;
 use crate::page::server::with_page;
-use crate::protocol::api::ApiError;
+use crate::protocol::api::{ApiError, ErrorCode};
+use crate::protocol::policy_check::PolicyCheckRequest;
 use crate::protocol::web::calls::OF_COORDINATOR;
 use crate::protocol::web::openapi;
+
+/// How many policies are checked at once. A check can occupy a core of the processor for seconds.
+const MAX_CHECKS: usize = 1;
 
 /// The handlers of all calls and of the page, behind the check of their tokens. When `stop` becomes true, the streams of events end.
 pub(super) fn router(hub: Arc<Hub>, stop: watch::Receiver<bool>) -> Router {
@@ -37,10 +43,15 @@ pub(super) fn router(hub: Arc<Hub>, stop: watch::Receiver<bool>) -> Router {
     let events = move |State(hub): State<Arc<Hub>>, headers: HeaderMap| async move {
         events(hub, &headers, stopping)
     };
+    let turns = Arc::new(Semaphore::new(MAX_CHECKS));
+    let check = move |State(hub): State<Arc<Hub>>, body: Bytes| async move {
+        check_policy(hub, turns, &body).await
+    };
     let views = page::start(&hub, &guard, stop);
     let router = Router::new()
         .route("/v1/api/nodes", get(nodes))
         .route("/v1/api/services", get(services))
+        .route("/v1/api/policy/check", post(check))
         .route("/v1/api/metrics", get(scrape))
         .route("/v1/api/events", get(events))
         .route(
@@ -72,6 +83,25 @@ async fn nodes(State(hub): State<Arc<Hub>>) -> Response {
 
 async fn services(State(hub): State<Arc<Hub>>) -> Response {
     document(hub::api::services(&hub))
+}
+
+/// Checks the policy in a request. `turns` has a place for each check that may run now.
+async fn check_policy(hub: Arc<Hub>, turns: Arc<Semaphore>, body: &[u8]) -> Response {
+    let request: PolicyCheckRequest = match serde_json::from_slice(body) {
+        Ok(request) => request,
+        Err(error) => return failure(ApiError::unreadable(&error)),
+    };
+    let Ok(turn) = turns.try_acquire_owned() else {
+        let text = "the coordinator checks another policy at the moment; try again in a second";
+        return failure(ApiError::new(ErrorCode::Busy, text));
+    };
+    let check = move || {
+        let checked = hub::api::check_policy(&hub, &request.policy);
+        drop(turn);
+        checked
+    };
+    let checked = tokio::task::spawn_blocking(check).await;
+    answer(checked.unwrap_or_else(|_| Err(crashed())))
 }
 
 fn events(hub: Arc<Hub>, headers: &HeaderMap, stop: watch::Receiver<bool>) -> Response {

@@ -40,7 +40,7 @@ pub use self::selector::{Selector, SelectorError, Wild};
 pub use self::subject::{MAX_NARROWED, Network, NodeFacts, Offered, OfferedPort, Subject};
 pub use self::table::{Class, Table};
 pub use self::unmatched::{Unmatched, unmatched};
-pub use self::verify::{Failure, run_tests};
+pub use self::verify::{Failure, TestsTooLong, run_tests, run_tests_bounded};
 
 #[cfg(test)]
 pub(crate) mod tests;

@@ -36,8 +36,53 @@ impl fmt::Display for Failure {
 /// selects none, subjects are made up for it, so that tests can run without a mesh.
 #[must_use]
 pub fn run_tests(policy: &Policy, subjects: &[Subject]) -> Vec<Failure> {
+    let failures = run(policy, subjects, u64::MAX);
+    failures.expect("no mesh has that many pairs")
+}
+
+/// Runs the tests as [`run_tests`] does, for a policy whose author may mean harm: with a bound on the time and the memory that they take.
+///
+/// # Errors
+/// They take more.
+pub fn run_tests_bounded(
+    policy: &Policy,
+    subjects: &[Subject],
+) -> Result<Vec<Failure>, TestsTooLong> {
+    let selectors = |test: &Test| {
+        let (from, to) = (
+            policy.selectors(&test.from),
+            policy.selectors(&test.to.term),
+        );
+        from.len() + to.len()
+    };
+    let count: usize = policy.tests.iter().map(selectors).sum();
+    if count > MAX_SELECTORS {
+        return Err(TestsTooLong);
+    }
+    run(policy, subjects, MAX_PAIRS)
+}
+
+/// Why the tests of a policy were not run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the tests of the policy compare too much; write fewer ones, with fewer sources and destinations"
+)]
+pub struct TestsTooLong;
+
+/// The maximum number of selectors in the tests that [`run_tests_bounded`] runs. A subject may be made up for each one, with
+/// [`MAX_DECLARED`] ports.
+const MAX_SELECTORS: usize = 2_000;
+/// The maximum number of pairs of a source and a destination that [`run_tests_bounded`] compares, which takes seconds.
+const MAX_PAIRS: u64 = 20_000_000;
+
+/// Runs the tests, which may compare `pairs` pairs of a source and a destination.
+fn run(
+    policy: &Policy,
+    subjects: &[Subject],
+    mut pairs: u64,
+) -> Result<Vec<Failure>, TestsTooLong> {
     if policy.tests.is_empty() {
-        return Vec::new();
+        return Ok(Vec::new());
     }
     let mut all = subjects.to_vec();
     let mut make_up = |term, ports| {
@@ -64,8 +109,11 @@ pub fn run_tests(policy: &Policy, subjects: &[Subject]) -> Vec<Failure> {
         classes: &kinds.of_subject,
         live: subjects.len(),
     };
-    let failures = tests.iter().filter_map(|sides| world.failure(sides));
-    failures.collect()
+    let mut failures = Vec::new();
+    for sides in &tests {
+        failures.extend(world.failure(sides, &mut pairs)?);
+    }
+    Ok(failures)
 }
 
 /// A test, and the numbers of the subjects that are made up for its source and for its destination. No other test uses them, because they
@@ -87,12 +135,17 @@ struct World<'a> {
 }
 
 impl World<'_> {
-    fn failure(&self, Sides { test, from, to }: &Sides<'_>) -> Option<Failure> {
+    /// How the policy differs from a test. The pairs that are compared are taken from `pairs`.
+    fn failure(
+        &self,
+        Sides { test, from, to }: &Sides<'_>,
+        pairs: &mut u64,
+    ) -> Result<Option<Failure>, TestsTooLong> {
         let failed = |message| {
-            Some(Failure {
+            Ok(Some(Failure {
                 line: test.line,
                 message,
-            })
+            }))
         };
         let sources = self.selected(&test.from, from, |_, _| Some(PortSet::nothing()));
         let destinations = self.selected(&test.to.term, to, |selector, subject| {
@@ -102,6 +155,9 @@ impl World<'_> {
         if destinations.is_empty() {
             return failed(self.without_ports(&test.to));
         }
+        let compared = sources.len().saturating_mul(destinations.len());
+        let left = pairs.checked_sub(u64::try_from(compared).unwrap_or(u64::MAX));
+        *pairs = left.ok_or(TestsTooLong)?;
         for (from, (source, _)) in &sources {
             for (to, (destination, asked)) in &destinations {
                 let open = self.table.ports(*from, *to);
@@ -117,7 +173,7 @@ impl World<'_> {
                 }
             }
         }
-        None
+        Ok(None)
     }
 
     /// One subject of each class that a term selects, with the ports that `ports` returns for it. They are those that were made up for the

@@ -10,6 +10,7 @@ pub mod gossip;
 pub mod join;
 pub mod local;
 pub mod path_messages;
+pub mod policy_check;
 pub mod service_list;
 pub mod spawn;
 pub mod stream;

@@ -10,7 +10,7 @@ use super::ledger::Ledger;
 use super::netmap::{GuestAt, Member, Netmap};
 use crate::model::address::Block;
 use crate::model::{Label, PublicKey};
-use crate::policy::{Network, Offered, OfferedPort, Selector, Subject};
+use crate::policy::{Network, Offered, OfferedPort, Policy, Selector, Subject};
 
 /// Returns the subjects of `netmap`: the nodes, the guests, the instances that have addresses of their own, and the networks to which nodes
 /// route. An instance with an address of its node is a service that the node itself offers.
@@ -61,11 +61,15 @@ pub fn without_policies(ledger: &Ledger) -> Vec<Label> {
     without(ledger, POLICY_1)
 }
 
-/// Returns the members that do not understand a policy with routes, because their version of meshd knows none, in the order of their
+/// Returns the members that would not keep to `policy`, because their version of meshd does not know what is in it, in the order of their
 /// names.
 #[must_use]
-pub fn without_routes(ledger: &Ledger) -> Vec<Label> {
-    without(ledger, ROUTES_1)
+pub fn not_keeping_to(ledger: &Ledger, policy: &Policy) -> Vec<Label> {
+    if policy.has_routes() {
+        without(ledger, ROUTES_1)
+    } else {
+        without_policies(ledger)
+    }
 }
 
 /// The members that do not understand what `word` stands for.

@@ -7,6 +7,7 @@ mod hostile;
 mod joins;
 mod kills;
 mod page;
+mod policy_checks;
 mod strangers;
 mod tokens;
 mod versions;

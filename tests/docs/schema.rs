@@ -65,9 +65,10 @@ const DOCUMENTS: [(&str, &str, &str); 19] = [
     ),
 ];
 /// The types of requests and answers of the API over the network that no command prints, and the files of their schemas.
-const MESSAGES: [(&str, &str); 11] = [
+const MESSAGES: [(&str, &str); 12] = [
     ("AddService", "add-service"),
     ("OwnInstances", "own-instances"),
+    ("PolicyCheckRequest", "policy-check-request"),
     ("Reserve", "reserve"),
     ("Reserved", "reserved"),
     ("Resolve", "resolve"),
@@ -87,6 +88,7 @@ const SOURCES: [&str; 23] = [
     "src/protocol/local/policy.rs",
     "src/protocol/local/routes.rs",
     "src/protocol/admin.rs",
+    "src/protocol/policy_check.rs",
     "src/protocol/spawn.rs",
     "src/records/kinds/services.rs",
     "src/model/protocol.rs",
@@ -98,7 +100,6 @@ const SOURCES: [&str; 23] = [
     "src/cli/doctor/mod.rs",
     "src/cli/doctor/explain.rs",
     "src/cli/policy/apply.rs",
-    "src/cli/policy/check.rs",
     "src/cli/policy/diff.rs",
     "src/cli/policy/explain.rs",
     "src/cli/policy/show.rs",

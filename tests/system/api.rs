@@ -78,6 +78,24 @@ fn a_token_opens_the_api_of_a_node_until_it_is_revoked_also_without_a_coordinato
     assert_eq!(status(&mesh, &gone), 77, "the revocation is on disk");
 }
 
+/// Asks the API at `address` `count` times from node `n` to drain a service. Returns the statuses of the answers, one on each line.
+fn drain_again(mesh: &Mesh, n: usize, address: IpAddr, token: &str, count: usize) -> String {
+    let host = &mesh.nodes[n].host;
+    let header = write(
+        host,
+        "/run/header",
+        &format!("Authorization: Bearer {token}"),
+    );
+    let header = format!("@{header}");
+    // The server ignores the query, which makes another URL for curl.
+    let url = format!("http://{address}:7447/v1/services/web/drain?[1-{count}]");
+    let mut command = host.command("curl").expect("a namespace");
+    command.args(["-s", "-X", "POST", "--max-time", "60", "-o", "/dev/null"]);
+    command.args(["-w", "%{http_code}\n", "--header", &header, &url]);
+    let output = command.output().expect("a program");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
 #[test]
 fn a_stolen_token_that_is_bound_to_a_node_works_from_nowhere_else() {
     if !has_curl() {
@@ -98,6 +116,14 @@ fn a_stolen_token_that_is_bound_to_a_node_works_from_nowhere_else() {
             assert_eq!(ended.code, 1, "{n}: {ended:?}");
             assert!(ended.stderr.contains("node:n2"), "{n}: {ended:?}");
         }
+    }
+    // A program that does not stop. With those before it, these are 1,000 calls.
+    for n in [0, 2] {
+        let statuses = drain_again(&mesh, n, v4, &token, 490);
+        assert_eq!(statuses.lines().count(), 490, "{n}: {statuses}");
+        let mut statuses = statuses.lines();
+        let accepted = statuses.find(|status| !matches!(*status, "403" | "429"));
+        assert_eq!(accepted, None, "{n}");
     }
     let listed = || mesh.on(0, &["service", "list"]).stdout;
     assert!(!listed().contains("draining"), "{}", listed());

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 
-use super::check::UnmatchedSelector;
 use super::{MAX_NAMED, check, file};
 use crate::cli::exit::CliError;
 use crate::cli::live::Live;
@@ -17,6 +16,7 @@ use crate::os::{arguments, clock};
 use crate::policy::{OPEN, Policy, Unmatched, unmatched};
 use crate::protocol::admin::{MeshState, Submit, Submitted};
 use crate::protocol::api::ErrorCode;
+use crate::protocol::policy_check::UnmatchedSelector;
 use crate::records::Envelope;
 use crate::records::envelope::MAX_PAYLOAD;
 use crate::records::kinds::{MeshPolicy, Record};

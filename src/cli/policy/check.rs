@@ -2,8 +2,6 @@
 
 use std::path::Path;
 
-use serde::Serialize;
-
 use super::{MAX_NAMED, file};
 use crate::cli::exit::CliError;
 use crate::cli::live::Live;
@@ -12,72 +10,10 @@ use crate::model::Label;
 use crate::model::text::listed;
 use crate::policy::{Failure, Policy, PolicyError, Unmatched, run_tests, unmatched};
 use crate::protocol::api::ErrorCode;
+use crate::protocol::policy_check::Checked;
 
 /// The maximum number of selectors of which `check` and `apply` warn.
 const MAX_WARNED: usize = 16;
-
-/// `meshctl policy check --json`.
-#[derive(Debug, Serialize)]
-struct Checked {
-    schema: u32,
-    /// Whether there is no error, and no test fails.
-    ok: bool,
-    errors: Vec<Fault>,
-    /// The tests that fail.
-    failed: Vec<Fault>,
-    /// The selectors that select nobody in the present mesh, which may be errors in writing.
-    unmatched: Vec<UnmatchedSelector>,
-    /// The nodes that would not keep to it, because their version of meshd knows no policies.
-    without: Vec<Label>,
-}
-
-/// A selector that selects nobody in the present mesh.
-#[derive(Debug, PartialEq, Eq, Serialize)]
-pub(super) struct UnmatchedSelector {
-    line: usize,
-    selector: String,
-    /// The most similar name in the mesh. It is null if none is similar.
-    nearest: Option<String>,
-}
-
-impl From<&Unmatched> for UnmatchedSelector {
-    fn from(unmatched: &Unmatched) -> Self {
-        Self {
-            line: unmatched.line,
-            selector: unmatched.selector.to_string(),
-            nearest: unmatched.nearest.clone(),
-        }
-    }
-}
-
-/// A place in the file, and what is wrong there.
-#[derive(Debug, PartialEq, Eq, Serialize)]
-struct Fault {
-    line: usize,
-    /// It is null for a test.
-    column: Option<usize>,
-    message: String,
-}
-
-impl From<&PolicyError> for Fault {
-    fn from(error: &PolicyError) -> Self {
-        Self {
-            line: error.line,
-            column: Some(error.column),
-            message: error.message.clone(),
-        }
-    }
-}
-
-impl From<&Failure> for Fault {
-    fn from(failure: &Failure) -> Self {
-        Self {
-            line: failure.line,
-            column: None,
-            message: failure.message.clone(),
-        }
-    }
-}
 
 pub(super) async fn run(path: &Path, json: bool, globals: &Globals) -> Result<u8, CliError> {
     let text = file::text("check", path)?;
@@ -91,14 +27,7 @@ pub(super) async fn run(path: &Path, json: bool, globals: &Globals) -> Result<u8
     let without = live.not_keeping_to(&policy);
     warn(path, &unmatched, &without);
     if json {
-        table::json(&Checked {
-            schema: 1,
-            ok: failures.is_empty(),
-            errors: Vec::new(),
-            failed: failures.iter().map(Fault::from).collect(),
-            unmatched: unmatched.iter().map(UnmatchedSelector::from).collect(),
-            without,
-        })?;
+        table::json(&Checked::read(&failures, &unmatched, without))?;
     } else {
         for failure in &failures {
             table::line(&line_of(path, failure));
@@ -116,14 +45,7 @@ fn report_errors(path: &Path, errors: &[PolicyError], json: bool) -> Result<u8, 
         return Err(CliError::failed("the policy is wrong in an unknown place"));
     };
     if json {
-        table::json(&Checked {
-            schema: 1,
-            ok: false,
-            errors: errors.iter().map(Fault::from).collect(),
-            failed: Vec::new(),
-            unmatched: Vec::new(),
-            without: Vec::new(),
-        })?;
+        table::json(&Checked::refused(errors))?;
     } else if errors.len() > 1 {
         for error in errors {
             let (line, column) = (error.line, error.column);

@@ -6,12 +6,15 @@ use super::view::View;
 use crate::model::{Label, PublicKey};
 use crate::os::audit::Who;
 use crate::page::policy::PolicyFacts;
+use crate::policy::{Policy, run_tests_bounded, unmatched};
 use crate::protocol::admin::RevokedApiTokens;
-use crate::protocol::api::ApiError;
+use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::api_token::{ApiCertificate, Place};
 use crate::protocol::local::ServiceList;
+use crate::protocol::policy_check::Checked;
 use crate::protocol::service_list;
-use crate::records::subjects::subjects;
+use crate::records::netmap::Rules;
+use crate::records::subjects::{not_keeping_to, subjects};
 use crate::records::{Ledger, RecordKey, api_revocation};
 
 /// Where a call with `token`, if it shows one, arrives, and the domain of the mesh.
@@ -63,6 +66,28 @@ pub fn policy_facts(view: &View) -> PolicyFacts {
         rules: netmap.rules,
         denied: None,
     }
+}
+
+/// Checks a policy that is not in force against the present mesh, and runs its tests, which can take seconds.
+///
+/// # Errors
+/// There is no mesh, or the tests would take longer.
+pub fn check_policy(view: &View, text: &str) -> Result<Checked, ApiError> {
+    let policy = match Policy::check(text) {
+        Ok(policy) => policy,
+        Err(errors) => return Ok(Checked::refused(&errors)),
+    };
+    let (subjects, without) = {
+        let state = view.read();
+        let ledger = state.ledger.as_ref().ok_or_else(no_mesh)?;
+        let netmap = ledger.netmap_under(Rules::Policy(policy.clone().into()));
+        (subjects(&netmap), not_keeping_to(ledger, &policy))
+    };
+    let failures = run_tests_bounded(&policy, &subjects);
+    let failures =
+        failures.map_err(|error| ApiError::new(ErrorCode::Configuration, error.to_string()))?;
+    let unmatched = unmatched(&policy, &subjects);
+    Ok(Checked::read(&failures, &unmatched, without))
 }
 
 /// The API tokens that the administrator revoked.

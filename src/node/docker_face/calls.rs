@@ -13,6 +13,7 @@ use super::streams::{body_later, body_of};
 use super::{Asked, PROGRAM, commands, documents, shown};
 use crate::containers::control::{AttachWanted, Labelled, LogsWanted, WaitUntil};
 use crate::model::ContainerId;
+use crate::node::spawn::StateChange;
 use crate::spawn::Entry;
 use crate::spawn::body::ID_LABEL;
 
@@ -105,9 +106,9 @@ pub(super) async fn container(
     let (entry, id) = asked.own(name)?;
     match action {
         Action::Inspect => inspect(&asked, &entry, &id).await,
-        Action::Start => start(&asked, name).await,
-        Action::Stop => stop(&asked, &id).await,
-        Action::Kill => kill(&asked, &id).await,
+        Action::Start => start(&asked, &entry).await,
+        Action::Stop => stop(&asked, &entry).await,
+        Action::Kill => kill(&asked, &entry).await,
         Action::Remove => remove(&asked, name, &id).await,
         Action::Wait => wait(&asked, &entry, &id).await,
         Action::Logs => logs(&asked, &entry, &id).await,
@@ -125,17 +126,20 @@ async fn inspect(asked: &Asked, entry: &Entry, id: &ContainerId) -> Result<Respo
     Ok(answer::json(&document))
 }
 
-async fn start(asked: &Asked, name: &str) -> Result<Response, Failure> {
+async fn start(asked: &Asked, entry: &Entry) -> Result<Response, Failure> {
     // The keys are those of the caller's terminal.
     asked.query(&["detachKeys"])?;
-    asked.spawner.start(&asked.call, name).await?;
-    Ok(answer::done())
+    change(asked, entry, StateChange::Start).await
 }
 
-async fn stop(asked: &Asked, id: &ContainerId) -> Result<Response, Failure> {
+async fn stop(asked: &Asked, entry: &Entry) -> Result<Response, Failure> {
     let grace = grace(&asked.query(&["t"])?)?;
     asked.connection.long.set();
-    asked.engine().stop(id, grace).await?;
+    change(asked, entry, StateChange::Stop(grace)).await
+}
+
+async fn change(asked: &Asked, entry: &Entry, change: StateChange) -> Result<Response, Failure> {
+    asked.spawner.change(&asked.call, entry, change).await?;
     Ok(answer::done())
 }
 
@@ -148,15 +152,14 @@ fn grace(query: &Query) -> Result<Duration, Failure> {
     Ok(Duration::from_secs(seconds).min(MAX_GRACE))
 }
 
-async fn kill(asked: &Asked, id: &ContainerId) -> Result<Response, Failure> {
+async fn kill(asked: &Asked, entry: &Entry) -> Result<Response, Failure> {
     let query = asked.query(&["signal"])?;
     let signal = query.text("signal").unwrap_or("SIGKILL");
     if !is_signal(signal) {
         let text = "the parameter signal is no signal; send its name or number, such as SIGTERM";
         return Err(Failure::bad_request(text));
     }
-    asked.engine().kill(id, signal).await?;
-    Ok(answer::done())
+    change(asked, entry, StateChange::Kill(signal.to_owned())).await
 }
 
 fn is_signal(text: &str) -> bool {

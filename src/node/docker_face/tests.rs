@@ -73,7 +73,7 @@ struct Node {
     router: Router,
     /// Whether another service has the address of the caller.
     is_other: Arc<AtomicBool>,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Node {
@@ -130,7 +130,7 @@ impl Node {
             engine,
             router,
             is_other,
-            _directory: directory,
+            directory,
         }
     }
 
@@ -192,7 +192,9 @@ fn router(engine: &Standin, directory: &std::path::Path, known: Known) -> Router
     let file = file.to_str().expect("a plain path");
     let arguments = Arguments::try_parse_from(["meshd", "--config", file]);
     let config = Config::load(&arguments.expect("valid arguments")).expect("it is valid");
-    let dir = StateDir::open(&directory.join("state")).expect("a new directory");
+    let state = directory.join("state");
+    let mut dir = StateDir::open(&state).expect("a new directory");
+    dir.audit = Audit::open(&state);
     let spawner = Spawner::open(&config, &dir, &Tasks::new("test")).expect("a template");
     let guard = Guard::new(known, OF_NODE, openapi::PATH_OF_NODE, Audit::none());
     let own = Router::new().route("/v1/status", get(|| async { "own" }));
@@ -349,6 +351,29 @@ async fn each_call_asks_the_engine_for_what_it_says_and_for_nothing_else() {
     assert!(node.asked().contains(&removed), "{:?}", node.asked());
     let (status, _) = node.send(RUNNER, "GET", "/containers/job/json", "").await;
     assert_eq!(status, 404);
+}
+
+#[tokio::test]
+async fn a_start_a_stop_and_a_signal_have_an_event_before_they_are_answered() {
+    let node = Node::new();
+    node.create().await;
+    let log = node.directory.path().join("state").join("audit.jsonl");
+    for (call, what, signal) in [
+        ("start", "spawn_started", None),
+        ("stop?t=3", "spawn_stopped", None),
+        ("kill?signal=SIGHUP", "spawn_killed", Some("SIGHUP")),
+    ] {
+        let path = format!("/containers/job/{call}");
+        let (status, answer) = node.send(RUNNER, "POST", &path, "").await;
+        assert_eq!(status, 204, "{call}: {answer}");
+        let lines = std::fs::read_to_string(&log).expect("there is a log");
+        let last = lines.lines().next_back().expect("an event");
+        let event: Value = serde_json::from_str(last).expect("a document");
+        assert_eq!(event["what"], what, "{lines}");
+        assert_eq!(event["who"]["address"], "10.210.1.9", "{lines}");
+        assert_eq!(event["object"]["owner"], "service:runner.ci", "{lines}");
+        assert_eq!(event["object"]["signal"].as_str(), signal, "{lines}");
+    }
 }
 
 #[tokio::test]

@@ -15,4 +15,4 @@ mod spawner;
 pub(super) use self::face::router;
 pub(super) use self::failed::Failed;
 pub(super) use self::keeper::keep;
-pub(super) use self::spawner::{Call, Spawner};
+pub(super) use self::spawner::{Call, Spawner, StateChange};

@@ -37,6 +37,16 @@ pub(in crate::node) struct Call {
     pub caller: ApiCaller,
 }
 
+/// A change of the state of a container.
+#[derive(Debug)]
+pub(in crate::node) enum StateChange {
+    Start,
+    /// It ends: with a signal first, and after this time without one.
+    Stop(Duration),
+    /// Its first process receives the signal with this name or number.
+    Kill(String),
+}
+
 /// The spawned containers of this node. A clone refers to the same ones.
 #[derive(Debug, Clone)]
 pub(in crate::node) struct Spawner(Arc<Shared>);
@@ -149,14 +159,37 @@ impl Spawner {
         Ok(self.ledger().owned(&granted).cloned().collect())
     }
 
-    /// Starts a container of the caller.
+    /// Changes the state of a container of the caller.
     ///
     /// # Errors
-    /// The caller has none with this name, or the engine cannot do it.
-    pub(in crate::node) async fn start(&self, call: &Call, text: &str) -> Result<(), Failed> {
-        let entry = self.find(call, text)?;
-        let container = container_of(&entry)?;
-        Ok(self.0.engine.start(container).await?)
+    /// The engine cannot do it.
+    pub(in crate::node) async fn change(
+        &self,
+        call: &Call,
+        entry: &Entry,
+        change: StateChange,
+    ) -> Result<(), Failed> {
+        let (spawner, by, entry) = (self.clone(), call.by.clone(), entry.clone());
+        self.finish("change of a spawned container", async move {
+            let (engine, container) = (&spawner.0.engine, container_of(&entry)?);
+            let turn = match &change {
+                StateChange::Start => {
+                    engine.start(container).await?;
+                    SpawnTurn::Started
+                }
+                StateChange::Stop(grace) => {
+                    engine.stop(container, *grace).await?;
+                    SpawnTurn::Stopped
+                }
+                StateChange::Kill(signal) => {
+                    engine.kill(container, signal).await?;
+                    SpawnTurn::Killed { signal }
+                }
+            };
+            spawner.note(&entry, &by, turn);
+            Ok::<_, Failed>(())
+        })
+        .await
     }
 
     /// Ends and removes a container of the caller.

@@ -19,6 +19,14 @@ pub(in crate::node) enum SpawnTurn<'a> {
     Exec {
         command: &'a str,
     },
+    /// Its caller started it.
+    Started,
+    /// Its caller stopped it.
+    Stopped,
+    /// Its caller sent a signal to its first process.
+    Killed {
+        signal: &'a str,
+    },
 }
 
 /// Something happened to a spawned container.
@@ -48,7 +56,11 @@ impl SpawnTurn<'_> {
     /// Why a container does not exist any more, as the log has it. None if it exists.
     fn end(self) -> Option<&'static str> {
         match self {
-            Self::Created | Self::Exec { .. } => None,
+            Self::Created
+            | Self::Exec { .. }
+            | Self::Started
+            | Self::Stopped
+            | Self::Killed { .. } => None,
             Self::Removed => Some("removed"),
             Self::Expired => Some("expired"),
             Self::Gone => Some("gone"),
@@ -69,9 +81,18 @@ impl Transition for SpawnedChange<'_> {
             (Some(why), _) => {
                 tracing::info!(target: TRANSITION, %template, %owner, container, why, "a spawned container ended");
             }
+            // A caller can repeat these without end, so the log may leave some of them out.
             (None, SpawnTurn::Exec { command }) => {
-                // A caller can repeat this without end, so it is no line that is never left out.
                 tracing::info!(%template, %owner, container, command, "a process was started in a spawned container");
+            }
+            (None, SpawnTurn::Started) => {
+                tracing::info!(%template, %owner, container, "a spawned container was started");
+            }
+            (None, SpawnTurn::Stopped) => {
+                tracing::info!(%template, %owner, container, "a spawned container was stopped");
+            }
+            (None, SpawnTurn::Killed { signal }) => {
+                tracing::info!(%template, %owner, container, signal, "a spawned container received a signal");
             }
             (None, _) => {
                 tracing::info!(target: TRANSITION, %template, %owner, container, image, "a container was spawned");
@@ -100,6 +121,22 @@ impl Transition for SpawnedChange<'_> {
                 owner,
                 container,
                 command: Text::from(command),
+            },
+            (None, SpawnTurn::Started) => What::SpawnStarted {
+                template,
+                owner,
+                container,
+            },
+            (None, SpawnTurn::Stopped) => What::SpawnStopped {
+                template,
+                owner,
+                container,
+            },
+            (None, SpawnTurn::Killed { signal }) => What::SpawnKilled {
+                template,
+                owner,
+                container,
+                signal: Text::from(signal),
             },
             (None, _) => What::Spawned {
                 template,

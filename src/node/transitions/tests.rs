@@ -485,6 +485,9 @@ fn each_transition_of_a_spawned_container_is_one_line_and_one_event() {
     let turns = [
         SpawnTurn::Created,
         SpawnTurn::Exec { command: "sh -c x" },
+        SpawnTurn::Started,
+        SpawnTurn::Stopped,
+        SpawnTurn::Killed { signal: "SIGHUP" },
         SpawnTurn::Removed,
         SpawnTurn::Expired,
         SpawnTurn::Gone,
@@ -515,6 +518,9 @@ fn each_transition_of_a_spawned_container_is_one_line_and_one_event() {
     let expected = [
         format!("INFO a container was spawned {of} image=alpine:3.20"),
         format!("INFO a process was started in a spawned container {of} command=\"sh -c x\""),
+        format!("INFO a spawned container was started {of}"),
+        format!("INFO a spawned container was stopped {of}"),
+        format!("INFO a spawned container received a signal {of} signal=SIGHUP"),
         ended("removed"),
         ended("expired"),
         ended("gone"),
@@ -530,6 +536,9 @@ fn each_transition_of_a_spawned_container_is_one_line_and_one_event() {
     let kinds = [
         "spawned",
         "spawn_exec",
+        "spawn_started",
+        "spawn_stopped",
+        "spawn_killed",
         "spawn_removed",
         "spawn_expired",
         "spawn_removed",

@@ -423,6 +423,25 @@ pub enum What {
         container: Text,
         command: Text,
     },
+    /// A caller started a container that it spawned.
+    SpawnStarted {
+        template: Label,
+        owner: Text,
+        container: Text,
+    },
+    /// A caller stopped a container that it spawned.
+    SpawnStopped {
+        template: Label,
+        owner: Text,
+        container: Text,
+    },
+    /// A caller sent a signal to the first process of a container that it spawned.
+    SpawnKilled {
+        template: Label,
+        owner: Text,
+        container: Text,
+        signal: Text,
+    },
     /// A spawned container does not exist any more: its caller or somebody else removed it.
     SpawnRemoved {
         template: Label,
@@ -520,7 +539,10 @@ impl Event {
             What::JoinRefused { .. } => (Noise::Joins, source_of(&self.who)),
             What::ApiRefused { .. } => (Noise::Calls, source_of(&self.who)),
             What::SpawnRefused { .. } => (Noise::Spawns, source_of(&self.who)),
-            What::SpawnExec { container, .. } => (Noise::Spawns, container.0.clone()),
+            What::SpawnExec { container, .. }
+            | What::SpawnStarted { container, .. }
+            | What::SpawnStopped { container, .. }
+            | What::SpawnKilled { container, .. } => (Noise::Spawns, container.0.clone()),
             What::NodeAway { id, .. } | What::NodeBack { id, .. } => {
                 (Noise::Members, id.to_string())
             }

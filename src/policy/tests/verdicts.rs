@@ -159,6 +159,26 @@ fn a_subject_that_is_made_up_belongs_to_one_side_of_one_test() {
 }
 
 #[test]
+fn tests_of_an_author_who_may_mean_harm_are_run_up_to_a_bound() {
+    let of = |tests: Vec<String>| policy(&format!("{POLICY}{}", tests.concat()));
+    let most = of(vec![test("shop/api", "db:5432", "deny"); 1_000]);
+    let failures = run_tests(&most, &subjects());
+    assert_eq!(failures.len(), 1_000);
+    assert_eq!(run_tests_bounded(&most, &subjects()), Ok(failures));
+    let more = of(vec![test("shop/api", "db:5432", "deny"); 1_001]);
+    assert_eq!(run_tests_bounded(&more, &subjects()), Err(TestsTooLong));
+
+    let wide = of(vec![test("*", "*:1", "deny")]);
+    let subject = |n: u16| Subject {
+        node: label(&format!("n{}", n % 5)),
+        ..instance(n, &format!("s{n}"), &[])
+    };
+    let large: Vec<Subject> = (1..=4_500).map(subject).collect();
+    assert_eq!(run_tests_bounded(&wide, &large), Err(TestsTooLong));
+    assert_eq!(run_tests_bounded(&wide, &large[..100]), Ok(Vec::new()));
+}
+
+#[test]
 fn a_test_without_a_port_needs_an_instance_that_declares_one() {
     assert_eq!(
         failures(&test("web", "cache", "deny"), &subjects()),

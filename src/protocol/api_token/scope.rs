@@ -32,6 +32,8 @@ pub enum Scope {
     MetricsRead,
     /// Add, change, remove, drain and undrain services of a node.
     ServicesWrite,
+    /// Check a policy that is not in force against the present mesh.
+    PolicyCheck,
     /// Drain and undrain services of a node, see their instances, and reserve them for a rollout.
     Drain,
     /// Spawn containers from the template with this name on a node, and use these containers.
@@ -44,7 +46,7 @@ pub enum Scope {
 }
 
 /// The scopes that consist of one word, with their texts.
-static SCOPES: [(Scope, &str); 8] = [
+static SCOPES: [(Scope, &str); 9] = [
     (Scope::StatusRead, "status:read"),
     (Scope::ServicesRead, "services:read"),
     (Scope::NodesRead, "nodes:read"),
@@ -52,6 +54,7 @@ static SCOPES: [(Scope, &str); 8] = [
     (Scope::AuditRead, "audit:read"),
     (Scope::MetricsRead, "metrics:read"),
     (Scope::ServicesWrite, "services:write"),
+    (Scope::PolicyCheck, "policy:check"),
     (Scope::Drain, "drain"),
 ];
 
