@@ -98,14 +98,14 @@ fn the_records_are_summed_up_only_for_a_summary_whose_revision_is_reached() {
     let mut kit = Kit::new(&[]);
     kit.open(STORE, 5);
     let now = kit.now;
-    let uplink = |kit: &mut Kit, why: &str| kit.replica.uplink.compare(|| panic!("{why}"), now);
-    uplink(&mut kit, "there is no summary");
+    let compare = |kit: &mut Kit, why: &str| kit.replica.uplink.compare(|| panic!("{why}"), now);
+    compare(&mut kit, "there is no summary");
     let fingerprint = kit.replica.ledger().fingerprint();
     kit.event(StreamEvent::Summary(Summary {
         revision: 6,
         fingerprint,
     }));
-    uplink(&mut kit, "its revision is not reached");
+    compare(&mut kit, "its revision is not reached");
 }
 
 #[test]
