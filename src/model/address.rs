@@ -368,6 +368,25 @@ mod tests {
     }
 
     #[test]
+    fn blocks_overlap_by_either_family() {
+        let block = |v4: &str, v6: &str| Block {
+            v4: v4.parse().expect("a literal"),
+            v6: v6.parse().expect("a literal"),
+        };
+        let own = block("10.210.1.0/24", "fd00:1:2:1::/64");
+        assert!(own.overlaps(&own));
+        for other in [
+            block("10.210.1.0/24", "fd00:1:2:9::/64"),
+            block("10.210.1.128/25", "fd00:1:2:9::/64"),
+            block("10.210.9.0/24", "fd00:1:2:1::/64"),
+            block("10.210.9.0/24", "fd00:1:2:1:8000::/65"),
+        ] {
+            assert!(own.overlaps(&other) && other.overlaps(&own), "{other:?}");
+        }
+        assert!(!own.overlaps(&block("10.210.2.0/24", "fd00:1:2:2::/64")));
+    }
+
+    #[test]
     fn blocks_are_cut_in_step_in_both_families() {
         let plan = plan();
         assert_eq!(plan.check(), Ok(()));

@@ -237,8 +237,21 @@ mod tests {
     }
 
     #[test]
-    fn a_payload_over_the_bound_is_never_authentic() {
+    fn a_payload_over_the_bound_is_never_authentic_and_has_no_header() {
         let key = SigningKey::from_seed(&[5; 32]);
-        assert!(!Envelope::seal_payload("x".repeat(MAX_PAYLOAD + 1), &key).is_authentic());
+        let text = r#"{"kind":"weather","id":"x","version":1}"#;
+        for (bytes, is_read) in [(MAX_PAYLOAD, true), (MAX_PAYLOAD + 1, false)] {
+            let envelope = Envelope::seal_payload(format!("{text:bytes$}"), &key);
+            assert_eq!(envelope.payload.len(), bytes);
+            assert_eq!(envelope.is_authentic(), is_read);
+            assert_eq!(envelope.header().is_some(), is_read);
+        }
+    }
+
+    #[test]
+    fn a_signature_is_shown_as_it_is_written() {
+        let signature = Signature([7; 64]);
+        let text = serde_json::to_string(&signature).expect("plain data");
+        assert_eq!(format!("\"{signature:?}\""), text);
     }
 }

@@ -110,6 +110,10 @@ mod tests {
     fn a_fingerprint_survives_its_text_form() {
         let text = serde_json::to_string(&of(&[1])).expect("plain data");
         assert_eq!(text.len(), 34, "{text}");
+        // Logs show the same digits.
+        let shown = text.trim_matches('"');
+        assert_eq!(format!("{:?}", of(&[1])), shown);
+        assert_eq!(format!("{:?}", sum_of(&[1])), shown);
         assert_eq!(
             serde_json::from_str::<Fingerprint>(&text).ok(),
             Some(of(&[1]))

@@ -320,6 +320,12 @@ mod tests {
     }
 
     #[test]
+    fn a_key_is_shown_by_its_two_texts() {
+        let key = RecordKey::parse("weather", "here");
+        assert_eq!(format!("{key} {key:?}"), "weather here weather here");
+    }
+
+    #[test]
     fn every_kind_is_read_from_what_it_is_written_as() {
         for key in keys() {
             assert_eq!(RecordKey::parse(key.kind(), &key.id()), key);

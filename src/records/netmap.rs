@@ -417,6 +417,30 @@ mod tests {
     }
 
     #[test]
+    fn a_node_serves_if_one_of_the_services_in_the_map_is_its_own() {
+        let mut netmap = serving(&[(1, &[]), (3, &[])]);
+        for (n, serves) in [(0, false), (1, true), (2, false), (3, true), (4, false)] {
+            assert_eq!(netmap.serves(&PublicKey([n; 32])), serves, "{n}");
+        }
+        netmap.services.clear();
+        assert!(!netmap.serves(&PublicKey([1; 32])));
+    }
+
+    #[test]
+    fn a_member_without_ipv6_is_reached_at_its_ipv4_address_alone() {
+        let block = build::block(1);
+        let addresses = |without_ipv6| {
+            let member = Member {
+                without_ipv6,
+                ..build::member(&build::id(1), "n1", block)
+            };
+            member.addresses()
+        };
+        assert_eq!(addresses(false), block.node_addresses());
+        assert_eq!(addresses(true), block.node_addresses()[..1]);
+    }
+
+    #[test]
     fn a_service_is_not_contested_if_a_rule_names_its_nodes() {
         let nodes: [(u8, &[&str]); 2] = [(1, &["db"]), (2, &["web"])];
         let under = |rules: &str| {

@@ -348,6 +348,19 @@ mod tests {
     }
 
     #[test]
+    fn the_address_of_a_first_claim_is_the_same_in_every_version() {
+        for (service, address) in [
+            ("a", "10.210.0.109"),
+            ("db", "10.210.0.206"),
+            ("mail", "10.210.0.205"),
+            ("web.shop", "10.210.0.239"),
+        ] {
+            let chosen = ServiceAddresses::default().choose(&plan(), name(service));
+            assert_eq!(chosen.map(|a| a.to_string()).as_deref(), Some(address));
+        }
+    }
+
+    #[test]
     fn a_service_keeps_its_address_whoever_claims_it_later() {
         let address = "10.210.0.99";
         let before = assign(&netmap(&[(5, "db", address)]));
@@ -374,8 +387,13 @@ mod tests {
         let without = ServiceAddresses::assign(&gone, &before);
         assert!(address_of(&without, "a").is_some_and(|other| other != address));
         let back = netmap(&[(1, "a", address), (5, "db", "10.210.0.70")]);
-        let again = ServiceAddresses::assign(&back, &without);
-        assert_eq!(address_of(&again, "db").as_deref(), Some(address));
+        // The same holds after a restart, with the addresses from the disk.
+        let stored = serde_json::to_string(&without).expect("plain values");
+        let stored: ServiceAddresses = serde_json::from_str(&stored).expect("just written");
+        for held in [without, stored] {
+            let again = ServiceAddresses::assign(&back, &held);
+            assert_eq!(address_of(&again, "db").as_deref(), Some(address));
+        }
     }
 
     #[test]

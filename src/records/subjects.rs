@@ -361,6 +361,7 @@ fn selectors(instance: &Instance) -> Vec<Selector> {
 mod tests {
     use super::*;
     use crate::model::{Protocol, ServiceName};
+    use crate::records::kinds::{Node, Record, Token};
     use crate::testbed::records as build;
     use crate::testbed::records::label;
 
@@ -474,6 +475,80 @@ mod tests {
         let addresses: Vec<IpAddr> = moved.gone.iter().map(|(address, _)| *address).collect();
         assert_eq!(addresses, [own, address("fd00:1:2:1::fe")]);
         assert!(moved.added.is_empty());
+    }
+
+    #[test]
+    fn a_network_is_a_subject_of_its_gateways_and_the_narrowest_one_has_an_address() {
+        let mut netmap = netmap();
+        let (one, two) = (build::id(1), build::id(2));
+        let member = build::member(&two, "a2", build::block(2));
+        netmap.members.insert(two, member);
+        let without = netmap.clone();
+        for (network, gateways) in [
+            ("192.168.0.0/16", vec![one, two]),
+            ("192.168.1.0/24", vec![one]),
+            // Its gateway is no member.
+            ("172.16.0.0/12", vec![build::id(3)]),
+        ] {
+            let network = network.parse().expect("a literal");
+            netmap
+                .routes
+                .insert(network, gateways.into_iter().collect());
+        }
+        let gateways = |at: &str| Some(subject_at(&netmap, address(at))?.network?.gateways);
+        assert_eq!(
+            gateways("192.168.2.1"),
+            Some(vec![label("a2"), label("n1")])
+        );
+        assert_eq!(gateways("192.168.1.1"), Some(vec![label("n1")]));
+        assert_eq!(gateways("172.16.0.1"), None);
+        let all = subjects(&netmap);
+        let networks = all.iter().filter(|subject| subject.network.is_some());
+        assert_eq!(networks.count(), 2);
+        assert!(changed(&without, &netmap));
+    }
+
+    #[test]
+    fn members_of_versions_that_know_no_policies_or_no_routes_are_named_in_order() {
+        let mut ledger = Ledger::new(build::id(1));
+        let token = Token {
+            uses: 3,
+            ..build::token(&build::id(2))
+        };
+        let mut records = vec![(Record::Mesh(build::mesh()), 1), (Record::Token(token), 1)];
+        for (n, name, speaks) in [
+            (3, "n3", &[POLICY_1][..]),
+            (4, "b", &[][..]),
+            (5, "a", &[POLICY_1, ROUTES_1][..]),
+        ] {
+            let id = build::id(n);
+            let membership = build::membership(&id, &build::id(2), name);
+            let node = Node {
+                speaks: speaks.iter().map(|word| (*word).to_owned()).collect(),
+                ..build::node(&id, build::block(n.into()))
+            };
+            records.push((Record::Membership(membership), 2));
+            records.push((Record::Node(node), n));
+        }
+        for (record, signer) in records {
+            ledger.apply(build::sealed(&record, signer)).expect("valid");
+        }
+        assert_eq!(without_policies(&ledger), [label("b")]);
+        assert_eq!(without_routes(&ledger), [label("b"), label("n3")]);
+    }
+
+    #[test]
+    fn a_mesh_is_narrowed_by_the_selectors_of_one_instance() {
+        let mut netmap = netmap();
+        let open = build::instance("n1-db-1", vec![address("10.210.1.64")]);
+        serve(&mut netmap, "db", None, vec![open.clone()]);
+        assert!(!is_narrowed(&netmap));
+        let narrow = Instance {
+            allow: vec!["tag:ops".into()],
+            ..build::instance("n1-db-2", vec![address("10.210.1.65")])
+        };
+        serve(&mut netmap, "db", None, vec![open, narrow]);
+        assert!(is_narrowed(&netmap));
     }
 
     #[test]
@@ -644,6 +719,13 @@ mod tests {
         assert!(after(|member| member.name = label("n2")));
         assert!(after(|member| member.block = build::block(2)));
         let mut now = before.clone();
+        let moved = build::instance("n1-db-1", vec![address("10.210.1.65")]);
+        serve(&mut now, "db", None, vec![moved]);
+        assert!(changed(&before, &now), "an instance has another address");
+        now = netmap();
+        serve(&mut now, "web", None, vec![instance.clone()]);
+        assert!(changed(&before, &now), "a service has another name");
+        now = before.clone();
         serve(&mut now, "web", None, vec![instance]);
         assert!(changed(&before, &now) && changed(&now, &before));
         now = before.clone();

@@ -165,19 +165,17 @@ impl Acceptance {
         // A version is the time in milliseconds at which the record was made, or one more than the last version.
         let is_live = version >= self.started;
         let before = self.shown.take();
-        let was_live = before.as_ref().is_some_and(|shown| shown.is_live);
         let is_first = before
             .as_ref()
             .is_none_or(|shown| is_live && !shown.is_live);
         self.shown = Some(match before {
             Some(before) if before.version > version => Shown {
                 seen: now,
-                is_live: was_live || is_live,
                 ..before
             },
             _ => Shown {
                 seen: now,
-                is_live: was_live || is_live,
+                is_live,
                 version,
                 what: what.clone(),
             },

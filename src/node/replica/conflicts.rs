@@ -232,8 +232,9 @@ fn is_conflict(refused: &Refused) -> bool {
 mod tests {
     use super::*;
     use crate::records::Envelope;
+    use crate::records::kinds::{Name, ServiceId};
     use crate::testbed::records as build;
-    use crate::testbed::records::{block, key};
+    use crate::testbed::records::{block, key, label};
 
     fn authentic(record: &Record, n: u8) -> Authentic {
         Authentic::verify(build::sealed(record, n)).expect("just signed")
@@ -251,6 +252,15 @@ mod tests {
     fn membership(n: u8) -> Authentic {
         let record = build::membership(&key(n).public(), &key(9).public(), "n1");
         authentic(&Record::Membership(record), 9)
+    }
+
+    fn name(n: u8, name: &str) -> Authentic {
+        let record = Name {
+            id: key(n).public(),
+            version: 1,
+            name: label(name),
+        };
+        authentic(&Record::Name(record), n)
     }
 
     /// A node record with a field of a later version, so that it has more than so many bytes.
@@ -275,6 +285,15 @@ mod tests {
         assert!(!conflicts.take_overflowed());
         assert!(!conflicts.handle_refused(membership(1), &taken, None));
         assert!(!conflicts.take_overflowed(), "there is no room yet");
+        // The signers that are remembered are bounded as well.
+        let others = (1..=255).map(|n| PublicKey([n; 32]));
+        conflicts.overflowed.extend(others);
+        assert_eq!(conflicts.overflowed.len(), ALL.records);
+        assert!(!conflicts.handle_refused(name(1, "web"), &taken, None));
+        assert_eq!(conflicts.overflowed.len(), ALL.records);
+        conflicts
+            .overflowed
+            .retain(|signer| *signer == key(9).public());
         conflicts.waiting.clear();
         assert!(!conflicts.is_empty());
         assert!(conflicts.take_overflowed() && conflicts.is_empty());
@@ -330,6 +349,36 @@ mod tests {
         }
         assert!(conflicts.take_overflowed());
         assert!(!conflicts.take_overflowed());
+    }
+
+    #[test]
+    fn a_record_that_waits_claims_its_name_for_its_own_node() {
+        let joined = build::membership(&key(1).public(), &key(9).public(), "web");
+        let joined = authentic(&Record::Membership(joined), 9);
+        let taken = Refused::NameTaken("web".into());
+        for record in [name(1, "web"), joined] {
+            let mut conflicts = Conflicts::default();
+            assert!(conflicts.handle_refused(record, &taken, None));
+            let claims = |name, own: u8| conflicts.claims_name(&label(name), &key(own).public());
+            assert!(claims("web", 2));
+            assert!(!claims("web", 1) && !claims("db", 2) && !claims("db", 1));
+        }
+    }
+
+    #[test]
+    fn a_change_of_a_service_frees_nothing_and_every_other_change_may() {
+        let service = ServiceId::new(key(1).public(), None, &label("web"));
+        let changes = [RecordKey::Service(service), RecordKey::Mesh];
+        let mut conflicts = Conflicts::default();
+        conflicts.handle_changed(&changes[..1]);
+        assert!(!conflicts.is_due);
+        // Both calls come before the records are compared.
+        for _ in 0..2 {
+            conflicts.handle_changed(&changes);
+            assert!(conflicts.is_due);
+        }
+        conflicts.handle_changed(&changes[..1]);
+        assert!(conflicts.is_due);
     }
 
     #[test]

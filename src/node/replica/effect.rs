@@ -133,6 +133,25 @@ impl Changes {
     /// Whether nothing changed.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.records.is_empty() && !self.duplicate && !self.own && self.name.is_none()
+        *self == Self::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_of_any_sort_is_no_empty_one() {
+        assert!(Changes::default().is_empty());
+        let record = Changes {
+            records: vec![RecordKey::Mesh],
+            ..Changes::default()
+        };
+        let duplicate = Changes {
+            duplicate: true,
+            ..Changes::default()
+        };
+        assert!(!record.is_empty() && !duplicate.is_empty());
     }
 }

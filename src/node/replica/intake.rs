@@ -181,7 +181,7 @@ impl Intake {
         let RecordKey::Membership(id) = envelope.key()? else {
             return None;
         };
-        if id == *own || self.ledger.holds(envelope) {
+        if id == *own {
             return None;
         }
         let membership = membership_in(envelope)?;

@@ -37,7 +37,7 @@ pub(super) struct Lease {
 impl Lease {
     /// The ledger refused the record of `node`, which is authentic, since its block belongs to another node.
     pub(super) fn handle_rival(&mut self, own: &Block, node: &Node) {
-        if overlaps(own, &node.block) {
+        if own.overlaps(&node.block) {
             self.rival = Some(node.id);
         }
     }
@@ -89,7 +89,7 @@ impl Lease {
         let mesh = ledger.mesh()?;
         let is_free = ledger
             .nodes()
-            .all(|node| node.id == id || !overlaps(&node.block, &block));
+            .all(|node| node.id == id || !node.block.overlaps(&block));
         if mesh.addresses.index_of(&block).is_none() || !is_free {
             tracing::warn!(block = %block.v4, "the coordinator leases a block to this node that is not free; this node keeps its block");
             return None;
@@ -109,32 +109,9 @@ impl Lease {
     }
 }
 
-fn overlaps(one: &Block, other: &Block) -> bool {
-    one.contains(other.node_v4().into())
-        || other.contains(one.node_v4().into())
-        || one.contains(other.node_v6().into())
-        || other.contains(one.node_v6().into())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn block(v4: &str, v6: &str) -> Block {
-        Block {
-            v4: v4.parse().expect("a literal"),
-            v6: v6.parse().expect("a literal"),
-        }
-    }
-
-    #[test]
-    fn blocks_overlap_by_either_family() {
-        let own = block("10.210.1.0/24", "fd00:1:2:1::/64");
-        assert!(overlaps(&own, &own));
-        assert!(overlaps(&own, &block("10.210.1.0/24", "fd00:1:2:9::/64")));
-        assert!(overlaps(&own, &block("10.210.9.0/24", "fd00:1:2:1::/64")));
-        assert!(!overlaps(&own, &block("10.210.2.0/24", "fd00:1:2:2::/64")));
-    }
 
     #[test]
     fn a_coordinator_is_asked_for_a_lease_once_a_minute() {

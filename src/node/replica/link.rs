@@ -299,6 +299,7 @@ mod tests {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut link = LinkState::new(url.to_string());
+        assert_eq!(link.losses(), 0);
         let lines = captured::lines(|| {
             let close = |link: &mut LinkState, why: &str, second| {
                 link.handle_closed(&url, why.to_owned(), None, false, at(second));

@@ -85,3 +85,25 @@ impl Naming {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testbed::records::label;
+
+    #[test]
+    fn a_name_that_was_given_up_is_shown_for_a_day() {
+        let at = Instant::now();
+        let naming = Naming {
+            former: None,
+            given_up: Some(GivenUp {
+                lost: label("web"),
+                instead: label("db"),
+                at,
+            }),
+        };
+        let last = at + SHOWN - Duration::from_nanos(1);
+        assert!(naming.problem(last).is_some());
+        assert!(naming.problem(at + SHOWN).is_none());
+    }
+}

@@ -89,3 +89,23 @@ impl Progress {
         self.is_requesting = false;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_has_reached_no_revision_while_it_waits_for_all_records() {
+        let mut progress = Progress::new(Position {
+            revision: 5,
+            ..Position::default()
+        });
+        assert_eq!(progress.reached(), Some(5));
+        progress.request_all(Duration::ZERO);
+        assert_eq!(progress.reached(), None, "they are to be requested");
+        assert!(progress.poll_request(true, Instant::now()));
+        assert_eq!(progress.reached(), None, "they are requested");
+        progress.handle_closed();
+        assert_eq!(progress.reached(), Some(0));
+    }
+}

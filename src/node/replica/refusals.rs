@@ -47,13 +47,12 @@ impl PeerRefusals {
             logged.is_none_or(|at| now.saturating_duration_since(at) >= INTERVAL)
         };
         self.0.retain(|_, held| held.count > 0 || !is_due(held));
-        let due = self.0.iter_mut().filter(|(_, held)| held.count > 0);
-        due.filter_map(|(peer, held)| {
-            is_due(held).then(|| {
-                held.logged = Some(now);
-                let count = std::mem::take(&mut held.count);
-                (*peer, count, std::mem::take(&mut held.first))
-            })
+        // Peers that are due and have no refused records are forgotten by now.
+        let due = self.0.iter_mut().filter(|(_, held)| is_due(held));
+        due.map(|(peer, held)| {
+            held.logged = Some(now);
+            let count = std::mem::take(&mut held.count);
+            (*peer, count, std::mem::take(&mut held.first))
         })
         .collect()
     }

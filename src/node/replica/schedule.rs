@@ -197,6 +197,15 @@ mod tests {
     }
 
     #[test]
+    fn peers_that_are_reached_are_dialled_before_the_others() {
+        let now = Instant::now();
+        let mut rounds = rounds(3);
+        rounds.handle_reach(&id(3), true, false, now);
+        rounds.handle_news(now);
+        assert_eq!(rounds.poll(false, now), [id(3), id(1), id(2)]);
+    }
+
+    #[test]
     fn the_number_of_conversations_at_once_is_limited() {
         let now = Instant::now();
         let mut rounds = rounds(200);

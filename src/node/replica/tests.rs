@@ -15,6 +15,7 @@ mod arbitrary;
 mod conflicts;
 mod coordinator;
 mod disk;
+mod newcomers;
 mod peers;
 
 const MESH: u8 = 1;

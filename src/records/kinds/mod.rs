@@ -192,7 +192,7 @@ impl Record {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::PublicHost;
+    use crate::model::{PublicHost, WireGuardKey};
     use crate::testbed::records as build;
 
     fn service() -> Service {
@@ -264,7 +264,15 @@ mod tests {
         };
         // Versions that do not have the fields read and write the same text.
         let payload = Record::Node(node(&[])).payload();
-        for field in ["speaks", "relays", "observed", "mapped", "stream", "guest"] {
+        for field in [
+            "speaks",
+            "relays",
+            "observed",
+            "mapped",
+            "stream",
+            "guest",
+            "services_from",
+        ] {
             assert!(!payload.contains(field), "{field}");
         }
         for (speaks, expected) in [
@@ -409,6 +417,33 @@ mod tests {
     }
 
     #[test]
+    fn the_key_of_a_node_towards_guests_is_read_and_what_is_none_is_ignored() {
+        let node = |guest_key| {
+            Record::Node(Node {
+                guest_key,
+                ..build::node(&build::id(3), build::block(1))
+            })
+        };
+        let read = |payload: &str| Record::parse(payload).map(|(_, record)| record);
+        let with_key = node(Some(WireGuardKey([7; 32])));
+        assert_eq!(read(&with_key.payload()), Ok(with_key));
+        for odd in ["5", "null", "[]", r#""x""#] {
+            let fields = format!(r#"{{"guest_key":{odd},"#);
+            let payload = node(None).payload().replacen('{', &fields, 1);
+            assert_eq!(read(&payload), Ok(node(None)), "{odd}");
+        }
+    }
+
+    #[test]
+    fn an_instance_without_a_weight_has_that_of_one_for_which_none_was_configured() {
+        let payload = Record::Service(service()).payload();
+        let without = payload.replacen(r#""weight":10,"#, "", 1);
+        assert_ne!(without, payload);
+        let read = Record::parse(&without).map(|(_, record)| record);
+        assert_eq!(read, Ok(Record::Service(service())));
+    }
+
+    #[test]
     fn the_proof_of_a_membership_covers_all_that_it_says() {
         let key = build::key(3);
         let membership = Membership {
@@ -438,6 +473,84 @@ mod tests {
             change(&mut changed);
             assert!(!changed.is_proven(), "{n}");
         }
+    }
+
+    #[test]
+    fn each_list_of_a_record_may_reach_its_bound_and_not_exceed_it() {
+        type Make = fn(usize) -> Record;
+        let bounds: [(&str, usize, Make); 7] = [
+            ("coordinators", MAX_COORDINATORS, |count| {
+                Record::Mesh(Mesh {
+                    coordinators: vec!["https://a.example".to_owned(); count],
+                    ..build::mesh()
+                })
+            }),
+            ("tags", MAX_TAGS, |count| {
+                Record::Token(Token {
+                    tags: vec![build::label("db"); count],
+                    ..build::token(&build::id(2))
+                })
+            }),
+            ("tags", MAX_TAGS, |count| {
+                Record::Membership(Membership {
+                    tags: vec![build::label("db"); count],
+                    ..build::membership(&build::id(3), &build::id(2), "n3")
+                })
+            }),
+            ("endpoints", MAX_ENDPOINTS, |count| {
+                Record::Node(Node {
+                    endpoints: vec!["192.0.2.7:51820".parse().expect("a literal"); count],
+                    ..build::node(&build::id(3), build::block(1))
+                })
+            }),
+            ("instances", MAX_INSTANCES, |count| {
+                let mut service = service();
+                service.instances = vec![service.instances[0].clone(); count];
+                Record::Service(service)
+            }),
+            ("ports", MAX_PORTS, |count| {
+                let mut service = service();
+                service.instances[0].ports = vec![build::port(80, None); count];
+                Record::Service(service)
+            }),
+            ("addresses", MAX_ADDRESSES, |count| {
+                let mut service = service();
+                let address = service.instances[0].addresses[0];
+                service.instances[0].addresses = vec![address; count];
+                Record::Service(service)
+            }),
+        ];
+        for (what, most, make) in bounds {
+            let check = |count| Record::parse(&make(count).payload()).map(drop);
+            assert_eq!(check(most), Ok(()), "{what}");
+            let found = most + 1;
+            let too_many = RecordError::TooMany { what, found, most };
+            assert_eq!(check(found), Err(too_many));
+        }
+    }
+
+    #[test]
+    fn a_kind_that_is_not_known_and_its_ids_have_bounds() {
+        let parse = |kind: usize, id: usize| {
+            let (kind, id) = ("k".repeat(kind), "i".repeat(id));
+            let payload = format!(r#"{{"kind":"{kind}","id":"{id}","version":1}}"#);
+            Record::parse(&payload).map(drop)
+        };
+        assert_eq!(parse(MAX_KIND, MAX_ID), Ok(()));
+        for (kind, id) in [(MAX_KIND + 1, 1), (1, MAX_ID + 1), (1, 0)] {
+            assert_eq!(parse(kind, id), Err(RecordError::WrongId), "{kind} {id}");
+        }
+    }
+
+    #[test]
+    fn a_record_that_lacks_a_field_of_its_kind_is_refused() {
+        let id = build::id(3);
+        let payload = format!(r#"{{"kind":"node","id":"{id}","version":1}}"#);
+        let parsed = Record::parse(&payload);
+        assert!(
+            matches!(parsed, Err(RecordError::Malformed(_))),
+            "{parsed:?}"
+        );
     }
 
     #[test]

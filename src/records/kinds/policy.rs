@@ -124,7 +124,9 @@ mod tests {
         for text in ["", "a = 'b'\r\n\t# \u{e4}\\", "`\u{7f}\"\n`", "~^|"] {
             let record = Record::Policy(MeshPolicy::new(1, text));
             assert_eq!(read(&record.payload()).1, record, "{text:?}");
-            let record = Record::Policy(MeshPolicy::new(1, "a").trying(text));
+            let trying = MeshPolicy::new(1, "a").trying(text);
+            assert_eq!(trying.tried.as_deref(), Some(text));
+            let record = Record::Policy(trying);
             assert_eq!(read(&record.payload()).1, record, "{text:?}");
         }
     }

@@ -303,3 +303,83 @@ impl Source {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testbed::records::port;
+
+    #[test]
+    fn a_list_of_selectors_has_one_or_more_up_to_a_number_and_all_of_them_are_right() {
+        let parsed = parse_allowed(&["shop/api", " tag:ops "]);
+        let expected = ["shop/api", "tag:ops"].map(str::to_owned);
+        assert_eq!(parsed, Ok(expected.to_vec()));
+        assert_eq!(parse_allowed::<&str>(&[]), Err(AllowError::Nobody));
+        let most = parse_allowed(&["db"; MAX_ALLOWED]);
+        assert_eq!(most.map(|list| list.len()), Ok(MAX_ALLOWED));
+        let more = MAX_ALLOWED + 1;
+        let too_many = parse_allowed(&["db"; MAX_ALLOWED + 1]);
+        assert_eq!(too_many, Err(AllowError::TooMany(more)));
+        let wrong = parse_allowed(&["db", "moon:full"]);
+        assert!(matches!(wrong, Err(AllowError::Selector(_))), "{wrong:?}");
+    }
+
+    #[test]
+    fn a_list_of_host_names_has_each_of_them_once_and_in_one_form() {
+        let parse = |texts: &[String]| -> Result<Vec<String>, PublicError> {
+            let hosts = parse_public(texts)?;
+            Ok(hosts.iter().map(ToString::to_string).collect())
+        };
+        let owned = |texts: &[&str]| -> Vec<String> {
+            texts.iter().map(|text| (*text).to_owned()).collect()
+        };
+        let given = owned(&["shop.example.com", " *.Example.com "]);
+        let expected = owned(&["shop.example.com", "*.example.com"]);
+        assert_eq!(parse(&given), Ok(expected));
+        assert_eq!(parse(&[]), Err(PublicError::None));
+        let hosts = |count: usize| -> Vec<String> {
+            (0..count).map(|n| format!("h{n}.example.com")).collect()
+        };
+        assert_eq!(parse(&hosts(MAX_PUBLIC)), Ok(hosts(MAX_PUBLIC)));
+        let more = MAX_PUBLIC + 1;
+        assert_eq!(parse(&hosts(more)), Err(PublicError::TooMany(more)));
+        let twice = parse(&owned(&["a.example", "A.example"]));
+        assert!(matches!(twice, Err(PublicError::Twice(_))), "{twice:?}");
+        let wrong = parse(&owned(&["10.0.0.1"]));
+        assert!(matches!(wrong, Err(PublicError::Host(_))), "{wrong:?}");
+    }
+
+    #[test]
+    fn requests_go_to_the_tcp_port_with_the_name_http_or_else_to_the_first_one() {
+        let udp = Port {
+            protocol: Protocol::Udp,
+            ..port(443, Some("http"))
+        };
+        let number = |ports: &[Port]| web_port(ports).map(std::num::NonZeroU16::get);
+        let first = [udp.clone(), port(80, None), port(81, Some("https"))];
+        assert_eq!(number(&first), Some(80));
+        let [udp_port, first, https] = first;
+        let named = [udp_port, first, https, port(82, Some("http"))];
+        assert_eq!(number(&named), Some(82));
+        assert_eq!(number(&[udp]), None);
+    }
+
+    #[test]
+    fn a_state_and_a_source_are_shown_by_the_text_in_the_record() {
+        for (health, is_usable) in [
+            (Health::Healthy, true),
+            (Health::Unhealthy, false),
+            (Health::Starting, false),
+            (Health::Draining, false),
+            (Health::Unknown, true),
+        ] {
+            let text = serde_json::to_value(health).expect("plain data");
+            assert_eq!(text, health.as_str());
+            assert_eq!(health.is_usable(), is_usable, "{health:?}");
+        }
+        for source in [Source::Cli, Source::Config, Source::Docker] {
+            let text = serde_json::to_value(source).expect("plain data");
+            assert_eq!(text, source.as_str());
+        }
+    }
+}

@@ -95,3 +95,31 @@ fn held_by_another<A: Ord + Copy>(
         .take_while(|(_, (end, _))| *end >= first)
         .any(|(_, (_, holder))| holder != node)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::address::Block;
+    use crate::testbed::records as build;
+
+    #[test]
+    fn a_block_is_taken_if_another_node_has_one_of_its_parts() {
+        let node = |n: u8, v4: u32, v6: u32| {
+            let block = Block {
+                v4: build::block(v4).v4,
+                v6: build::block(v6).v6,
+            };
+            build::node(&build::id(n), block)
+        };
+        let mut index = AddressIndex::default();
+        index.replace(None, &node(1, 1, 1));
+        for (n, v4, v6, is_taken) in [
+            (2, 1, 9, true),
+            (2, 9, 1, true),
+            (2, 9, 9, false),
+            (1, 1, 1, false),
+        ] {
+            assert_eq!(index.block_is_taken(&node(n, v4, v6)), is_taken);
+        }
+    }
+}

@@ -236,6 +236,12 @@ fn a_revoked_token_admits_nobody_and_keeps_whom_it_admitted() {
         .expect("signed by the mesh key");
     assert_eq!(ledger.apply(membership(11)), Err(Refused::TokenRevoked));
     ledger.apply(node(10, 1, 1)).expect("still a member");
+    // The certificate of another node that it admitted before may come later than the revocation.
+    let mut late = membership_record(12, "n12");
+    late.issued_at = UnixSeconds(NOW.0 - 1);
+    ledger
+        .apply(Envelope::seal(&Record::Membership(late), &key(TOKEN)))
+        .expect("before the revocation");
 }
 
 #[test]
@@ -344,12 +350,14 @@ fn an_endpoint_to_which_not_every_node_can_send_is_left_out_of_the_netmap() {
     .map(|endpoint| endpoint.parse().expect("a literal"))
     .to_vec();
     record.endpoints.push(good);
+    record.observed.clone_from(&record.endpoints);
     ledger
         .apply(Envelope::seal(&Record::Node(record), &key(10)))
         .expect("versions that did not look at this may have sent it");
     let netmap = ledger.netmap();
     let member = netmap.by_name(&label("n10")).expect("a member");
     assert_eq!(member.endpoints, [good]);
+    assert_eq!(member.at_router.observed, [good]);
 }
 
 #[test]
@@ -545,9 +553,13 @@ fn a_node_has_another_name_where_nobody_else_has_it() {
     ledger.apply(departure(11, 11)).expect("its own word");
     ledger.apply(name(10, 3, "n11")).expect("its own word");
     assert_eq!(called(&ledger, 10), "n11");
+    ledger.apply(departure(12, 12)).expect("its own word");
+    ledger.apply(name(10, 4, "db")).expect("its own word");
+    assert_eq!(called(&ledger, 10), "db");
 }
 
 mod bounds;
+mod changes;
 mod orders;
 mod policies;
 mod ranks;

@@ -204,6 +204,90 @@ fn services_that_another_machine_made_up_are_withdrawn() {
 }
 
 #[test]
+fn of_the_records_of_another_machine_the_first_is_a_line_and_the_newest_is_shown() {
+    let now = Instant::now();
+    let mut word = word();
+    let late = now + Duration::from_secs(60);
+    for (name, seconds, at, is_line) in [
+        ("db", 5, now, true),
+        ("web", 7, now, false),
+        ("api", 6, now, false),
+        // This one was made before this program started.
+        ("old", -3600, late, false),
+    ] {
+        let (key, record) = (key("service", name), service(name));
+        let line = word.handle_foreign(key, &record, millis(seconds), Some(OWN), at);
+        assert_eq!(line.is_some(), is_line, "{name}");
+    }
+    // What is shown is shown until a time after the last of them.
+    let [problem] = &word.problems(now + SHOWN)[..] else {
+        panic!("one problem")
+    };
+    assert_eq!(problem.what, "another machine speaks with this node's keys");
+    assert!(problem.why.contains("the service web"), "{}", problem.why);
+    assert!(word.problems(late + SHOWN).is_empty());
+}
+
+#[test]
+fn only_a_newer_record_of_another_machine_replaces_one_that_is_known() {
+    let now = Instant::now();
+    let mut word = word();
+    let node_key = key("node", "");
+    let mut receive = |seconds, at| {
+        let record = node(OWN);
+        word.handle_foreign(node_key.clone(), &record, millis(seconds), Some(OWN), at);
+        word.last_version(&node_key, 0)
+    };
+    assert_eq!(receive(5, now), millis(5));
+    assert_eq!(receive(4, now), millis(5));
+    // The same one shows that the other machine still speaks.
+    let later = now + Duration::from_secs(60);
+    assert_eq!(receive(5, later), millis(5));
+    assert_eq!(word.problems(now + SHOWN).len(), 1);
+    assert!(word.problems(later + SHOWN).is_empty());
+}
+
+#[test]
+fn only_a_publication_above_the_record_of_the_other_machine_overtakes_it_and_only_once() {
+    let now = Instant::now();
+    let mut word = word();
+    let node_key = key("node", "");
+    word.handle_foreign(node_key.clone(), &node(OWN), millis(5), Some(OWN), now);
+    word.handle_published(&node_key, millis(5), now);
+    assert!(word.is_due(now));
+    word.handle_published(&node_key, millis(6), now);
+    assert!(!word.is_due(now + QUIET));
+    word.handle_published(&node_key, millis(7), now + MIN_PAUSE);
+    assert_eq!((word.pause, word.overtaken_at), (MIN_PAUSE, Some(now)));
+}
+
+#[test]
+fn the_pause_doubles_until_a_quiet_time_has_passed() {
+    let start = Instant::now();
+    let mut word = word();
+    let node_key = key("node", "");
+    let second = start + MIN_PAUSE;
+    let third = second + QUIET - Duration::from_nanos(1);
+    let times = [start, second, third, third + QUIET];
+    let pauses = [1, 2, 4, 1].map(|times| MIN_PAUSE * times);
+    for (n, (at, pause)) in (0..).zip(times.into_iter().zip(pauses)) {
+        word.handle_foreign(node_key.clone(), &node(OWN), millis(2 * n), Some(OWN), at);
+        word.handle_published(&node_key, millis(2 * n + 1), at);
+        assert_eq!(word.pause, pause, "{n}");
+    }
+}
+
+#[test]
+fn a_record_that_the_own_ledger_refuses_is_tried_again_after_a_pause() {
+    let now = Instant::now();
+    let mut word = word();
+    word.handle_foreign(key("node", ""), &node(OWN), millis(5), Some(OWN), now);
+    word.handle_unpublished(now);
+    assert!(!word.is_due(now));
+    assert!(word.is_due(now + MIN_PAUSE));
+}
+
+#[test]
 fn nothing_is_above_the_largest_version_and_that_is_said() {
     let now = Instant::now();
     let mut word = word();
@@ -286,6 +370,42 @@ fn a_record_that_the_coordinator_refuses_is_a_problem_in_its_words_and_is_offere
 }
 
 #[test]
+fn each_reason_of_a_refusal_has_a_remedy_of_its_own() {
+    let now = Instant::now();
+    for (reason, remedy) in [
+        (RefusedReason::Block, "for its lease again"),
+        (RefusedReason::Stale, "asks for the newer record"),
+        (RefusedReason::Name, "takes another name"),
+        (RefusedReason::Other, "offers the record again by itself"),
+    ] {
+        let (mut word, node) = (word(), key("node", ""));
+        word.handle_offered(1, vec![node.clone()]);
+        let records = vec![refused(node, "no", reason)];
+        word.handle_answer(1, &["no".into()], records, now);
+        let [problem] = &word.problems(now)[..] else {
+            panic!("one problem")
+        };
+        assert!(problem.fix.contains(remedy), "{}", problem.fix);
+    }
+}
+
+#[test]
+fn a_few_refused_records_are_problems_and_the_others_are_counted() {
+    let now = Instant::now();
+    let named = |count: usize| {
+        let mut word = word();
+        let keys = (0..count).map(|n| key("service", &format!("s{n}")));
+        word.handle_offered(1, keys.collect());
+        word.handle_answer(1, &["no".into()], vec![], now);
+        whats(&word, now)
+    };
+    assert_eq!(named(MAX_NAMED).len(), MAX_NAMED);
+    let whats = named(MAX_NAMED + 2);
+    assert_eq!(whats.len(), MAX_NAMED + 1);
+    assert!(whats[MAX_NAMED].contains("2 more records"), "{whats:?}");
+}
+
+#[test]
 fn a_coordinator_that_names_no_record_is_quoted_for_all_that_were_offered() {
     let now = Instant::now();
     let mut word = word();
@@ -318,6 +438,12 @@ fn a_coordinator_that_never_answers_is_a_problem() {
         word.problems(now + ANSWER_LIMIT).is_empty(),
         "not connected"
     );
+    word.handle_opened(now);
+    word.handle_offered(1, vec![key("node", "")]);
+    word.handle_closed();
+    assert!(word.problems(now + ANSWER_LIMIT).is_empty(), "it is closed");
+    let late = word.handle_answer(1, &["no".into()], vec![], now);
+    assert!(late.is_empty(), "the answer is one to another stream");
     word.handle_opened(now);
     word.handle_offered(1, vec![key("node", "")]);
     assert!(word.problems(now).is_empty());

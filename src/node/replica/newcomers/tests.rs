@@ -81,6 +81,8 @@ fn a_clock_that_is_wrong_holds_no_node_back_that_has_a_token_which_holds() {
     let newcomers = in_step(Some(ago(0)));
     let holds = token(UnixSeconds(NOW.0 + 60));
     assert_eq!(judged(&newcomers, 5 * 3600, &holds), Verdict::OnTrust);
+    // At its expiry a token holds no more.
+    assert_eq!(judged(&newcomers, 5 * 3600, &token(NOW)), Verdict::HeldBack);
     let (membership, _) = membership(1, 200, ago(5 * 3600));
     for (is_revoked, is_name_taken) in [(true, false), (false, true)] {
         let circumstances = Circumstances {
@@ -177,9 +179,127 @@ fn one_token_fills_its_own_share_of_what_is_held_back() {
     assert!(!newcomers.take_overflowed());
     assert!(newcomers.asks(now).is_empty());
     // A membership that is larger than any that a node makes is not held back at all.
-    let mut large = envelope;
-    large.payload = format!("{}{}", large.payload, " ".repeat(MAX_MEMBERSHIP_BYTES));
-    assert!(!newcomers.hold_back(&large, &held, now));
+    let long = |bytes: usize| Envelope {
+        payload: format!("{:bytes$}", envelope.payload),
+        ..envelope.clone()
+    };
+    assert!(!newcomers.hold_back(&long(MAX_MEMBERSHIP_BYTES + 1), &held, now));
+    assert!(newcomers.hold_back(&long(MAX_MEMBERSHIP_BYTES), &held, now));
+}
+
+#[test]
+fn the_lists_are_written_when_one_of_them_changes_and_only_then() {
+    type Change<'a> = &'a dyn Fn(&mut Newcomers);
+    let now = Instant::now();
+    let (held, envelope) = membership(1, 200, ago(60 * DAY));
+    let (further, other) = membership(1, 200, ago(50 * DAY));
+    let (trusted, unknown) = (key(2).public(), key(3).public());
+    let hold_back = |newcomers: &mut Newcomers, envelope: &Envelope, held: &Membership| {
+        assert!(
+            !newcomers.hold_back(envelope, held, now),
+            "it is not the first one"
+        );
+    };
+    let changes: [(bool, Change<'_>); 11] = [
+        (false, &|n: &mut Newcomers| hold_back(n, &envelope, &held)),
+        (true, &|n: &mut Newcomers| hold_back(n, &other, &further)),
+        (true, &|n: &mut Newcomers| n.handle_accepted(&held.id, true)),
+        (true, &|n: &mut Newcomers| n.handle_accepted(&trusted, true)),
+        (false, &|n: &mut Newcomers| {
+            n.handle_accepted(&trusted, false)
+        }),
+        (true, &|n: &mut Newcomers| {
+            n.handle_accepted(&unknown, false)
+        }),
+        (false, &|n: &mut Newcomers| {
+            n.handle_accepted(&unknown, true)
+        }),
+        (false, &|n: &mut Newcomers| n.retain(|_, _| true)),
+        (true, &|n: &mut Newcomers| n.retain(|_, _| false)),
+        (false, &|n: &mut Newcomers| n.retain_members(|_| true)),
+        (true, &|n: &mut Newcomers| n.retain_members(|_| false)),
+    ];
+    for (n, (is_change, change)) in changes.into_iter().enumerate() {
+        let lists = NewcomerLists {
+            held_back: vec![envelope.clone()],
+            on_trust: BTreeSet::from([trusted]),
+        };
+        let mut newcomers = Newcomers::new(InStep::default(), lists, now);
+        change(&mut newcomers);
+        assert_eq!(newcomers.is_written(), !is_change, "{n}");
+    }
+}
+
+#[test]
+fn a_further_membership_of_a_node_replaces_the_first_one_within_the_room_of_its_token() {
+    let now = Instant::now();
+    let mut newcomers = in_step(Some(ago(0)));
+    let mut hold_back = |node: u8, token: u8, days: u64| {
+        let (held, envelope) = membership(node, token, ago(days * DAY));
+        newcomers.hold_back(&envelope, &held, now);
+        newcomers.may_release(&envelope, &key(250).public())
+    };
+    for node in 1..=MAX_HELD_OF_TOKEN as u8 {
+        assert!(hold_back(node, 200, 60), "{node}");
+    }
+    assert!(hold_back(100, 201, 60));
+    assert!(hold_back(1, 200, 50), "it takes no further room");
+    assert!(!hold_back(100, 200, 50), "there is no room left");
+}
+
+#[test]
+fn the_tokens_that_are_remembered_for_lack_of_room_are_bounded() {
+    let now = Instant::now();
+    let mut newcomers = in_step(Some(ago(0)));
+    let tokens = (0..MAX_HELD as u64).map(|n| {
+        let mut bytes = [0; 32];
+        bytes[..8].copy_from_slice(&n.to_be_bytes());
+        PublicKey(bytes)
+    });
+    newcomers.overflowed = tokens.collect();
+    for node in 0..=MAX_HELD_OF_TOKEN as u8 {
+        let (held, envelope) = membership(node, 200, ago(60 * DAY));
+        newcomers.hold_back(&envelope, &held, now);
+    }
+    assert_eq!(newcomers.held.len(), MAX_HELD_OF_TOKEN);
+    assert_eq!(newcomers.overflowed.len(), MAX_HELD);
+}
+
+#[test]
+fn memberships_that_were_left_out_are_requested_when_less_than_half_of_the_room_is_taken() {
+    let now = Instant::now();
+    let mut newcomers = in_step(Some(ago(0)));
+    for node in 0..=255 {
+        let (held, envelope) = membership(node, 200 + node / 32, ago(60 * DAY));
+        newcomers.hold_back(&envelope, &held, now);
+    }
+    assert_eq!(newcomers.held.len(), MAX_HELD / 2);
+    newcomers.overflowed.insert(key(250).public());
+    assert!(!newcomers.take_overflowed());
+    newcomers.held.pop_first();
+    assert!(newcomers.take_overflowed());
+}
+
+#[test]
+fn peers_are_asked_about_a_membership_in_each_round_and_after_some_minutes_once_a_minute() {
+    let now = Instant::now();
+    let mut newcomers = in_step(Some(ago(0)));
+    let (held, envelope) = membership(1, 200, ago(60 * DAY));
+    newcomers.hold_back(&envelope, &held, now);
+    for (seconds, is_asked) in [
+        (59, true),
+        (299, true),
+        (300, true),
+        (305, true),
+        (306, false),
+        (359, false),
+        (360, true),
+        (365, true),
+        (366, false),
+    ] {
+        let asks = newcomers.asks(now + Duration::from_secs(seconds));
+        assert_eq!(asks.len(), usize::from(is_asked), "{seconds}");
+    }
 }
 
 #[test]

@@ -1,4 +1,6 @@
 use super::*;
+use crate::os::log::captured;
+use crate::records::kinds::Name;
 
 #[test]
 fn a_node_offers_its_own_records_to_the_store_it_knows_and_all_records_to_another() {
@@ -44,22 +46,81 @@ fn an_offer_of_all_records_that_the_coordinator_could_not_store_is_made_again() 
 }
 
 #[test]
+fn an_offer_of_all_records_is_not_complete_if_two_of_its_publications_failed() {
+    let mut kit = Kit::new(&[11]);
+    kit.open("another", 9);
+    kit.publications();
+    kit.fail(1);
+    kit.fail(2);
+    assert!(kit.sent.is_empty());
+}
+
+#[test]
+fn an_offer_of_all_records_is_complete_although_a_publication_before_it_failed() {
+    let mut kit = Kit::new(&[11]);
+    kit.open("another", 9);
+    kit.fail(1);
+    kit.published(2, &[]);
+    kit.publish(vec![service_record(OWN, "web", 1)]);
+    kit.publications();
+    kit.pass(Duration::from_secs(16));
+    let sequences: Vec<u64> = kit.publications().iter().map(|(n, _)| *n).collect();
+    assert_eq!(sequences, [4, 5]);
+    kit.fail(3);
+    kit.published(4, &[]);
+    kit.published(5, &[]);
+    assert_eq!(kit.sent, [FromNode::Told]);
+}
+
+/// What a coordinator sends at revision 5 if it has lost what node 11 published.
+fn summary_without_node_11() -> StreamEvent {
+    StreamEvent::Summary(Summary {
+        revision: 5,
+        fingerprint: ledger_of(&records_of(&[])).fingerprint(),
+    })
+}
+
+#[test]
+fn other_records_are_requested_while_a_stream_is_open_and_not_without_one() {
+    let mut kit = Kit::new(&[11]);
+    kit.open(STORE, 5);
+    kit.event(summary_without_node_11());
+    kit.close(None, false);
+    kit.pass(Duration::from_secs(61));
+    assert_eq!(kit.requests_for_all(), 0);
+    kit.open(STORE, 5);
+    kit.pass(Duration::from_secs(1));
+    assert_eq!(kit.requests_for_all(), 1);
+}
+
+#[test]
+fn the_records_are_summed_up_only_for_a_summary_whose_revision_is_reached() {
+    let mut kit = Kit::new(&[]);
+    kit.open(STORE, 5);
+    let now = kit.now;
+    let compare = |kit: &mut Kit, why: &str| kit.replica.uplink.compare(|| panic!("{why}"), now);
+    compare(&mut kit, "there is no summary");
+    let fingerprint = kit.replica.ledger().fingerprint();
+    kit.event(StreamEvent::Summary(Summary {
+        revision: 6,
+        fingerprint,
+    }));
+    compare(&mut kit, "its revision is not reached");
+}
+
+#[test]
 fn a_node_that_holds_other_records_than_its_coordinator_requests_and_offers_all() {
     let mut kit = Kit::new(&[11]);
     kit.open(STORE, 5);
     kit.publications();
-    let summary = |fingerprint| {
-        StreamEvent::Summary(Summary {
-            revision: 5,
-            fingerprint,
-        })
-    };
-    kit.event(summary(kit.replica.ledger().fingerprint()));
+    let fingerprint = kit.replica.ledger().fingerprint();
+    kit.event(StreamEvent::Summary(Summary {
+        revision: 5,
+        fingerprint,
+    }));
     kit.pass(Duration::from_secs(300));
     assert_eq!(kit.requests_for_all(), 0);
-    // The coordinator has lost what node 11 published.
-    let held = ledger_of(&records_of(&[])).fingerprint();
-    kit.event(summary(held));
+    kit.event(summary_without_node_11());
     kit.pass(Duration::from_secs(61));
     assert_eq!(kit.requests_for_all(), 1);
     kit.close(None, false);
@@ -121,14 +182,17 @@ fn the_link_is_away_revoked_or_a_duplicate_until_a_stream_opens() {
     kit.close(None, false);
     assert_eq!(link(&kit), Link::Away { why: why.clone() });
     assert!(kit.replica.link().is_away() && !kit.replica.is_removed());
-    kit.close(Some(Refusal::Revoked), false);
-    kit.close(None, false);
+    for refusal in [Some(Refusal::Revoked), Some(Refusal::Revoked), None] {
+        kit.close(refusal, false);
+    }
     assert_eq!(link(&kit), Link::Revoked { why: why.clone() });
     assert!(
         kit.replica.is_removed() && !kit.replica.is_out(),
         "nothing is signed"
     );
-    kit.close(Some(Refusal::Clone), false);
+    for _ in 0..2 {
+        kit.close(Some(Refusal::Clone), false);
+    }
     assert!(kit.replica.link().is_called_duplicate() && !kit.replica.link().is_duplicate());
     assert!(kit.replica.take_changes().is_empty());
     kit.close(Some(Refusal::Clone), true);
@@ -158,6 +222,34 @@ fn the_link_is_away_revoked_or_a_duplicate_until_a_stream_opens() {
     kit.wait(Duration::from_secs(9));
     kit.event(StreamEvent::Alive);
     assert_eq!(kit.replica.link().last_received(), Some(kit.now.monotonic));
+}
+
+#[test]
+fn a_node_that_was_a_duplicate_between_two_calls_of_the_shell_has_changed() {
+    let mut kit = Kit::new(&[]);
+    kit.close(Some(Refusal::Clone), true);
+    kit.open(STORE, 5);
+    assert!(kit.replica.take_changes().duplicate);
+}
+
+#[test]
+fn the_shell_takes_each_turn_of_the_link_once() {
+    let mut kit = Kit::new(&[]);
+    kit.open(STORE, 5);
+    kit.close(None, false);
+    assert_eq!(take_link_turns(&mut kit.replica).len(), 2);
+    assert!(take_link_turns(&mut kit.replica).is_empty());
+}
+
+#[test]
+fn the_address_at_which_a_coordinator_sees_the_node_is_known_with_its_time() {
+    let mut kit = Kit::new(&[]);
+    kit.open(STORE, 5);
+    assert_eq!(kit.replica.link().seen(), None);
+    let address = "192.0.2.9".parse().expect("a literal");
+    kit.event(StreamEvent::Seen(address));
+    let seen = Some((address, kit.now.monotonic));
+    assert_eq!(kit.replica.link().seen(), seen);
 }
 
 #[test]
@@ -288,6 +380,17 @@ fn a_refused_record_is_offered_again_and_the_second_time_all_records_are_request
 }
 
 #[test]
+fn a_record_that_is_refused_for_another_reason_than_its_block_leads_to_no_question_for_the_lease() {
+    let mut kit = Kit::new(&[]);
+    kit.open(STORE, 5);
+    kit.refuse(1, &node(OWN, 1), RefusedReason::Other);
+    kit.pass(Duration::from_secs(6));
+    assert_eq!(kit.publications().len(), 2, "it is offered again");
+    let is_question = |effect: &Effect| matches!(effect, Effect::AskLease { .. });
+    assert!(!kit.others.iter().any(is_question));
+}
+
+#[test]
 fn a_node_that_its_coordinator_does_not_know_joins_again() {
     let mut kit = Kit::new(&[]);
     let joins = |kit: &mut Kit| {
@@ -365,6 +468,20 @@ fn a_node_publishes_above_a_record_that_another_machine_made_with_its_key() {
 }
 
 #[test]
+fn a_record_with_the_version_of_the_own_one_and_another_text_is_one_of_another_machine() {
+    let mut kit = Kit::new(&[]);
+    kit.open(STORE, 5);
+    kit.changes(vec![node(OWN, 1)], 5);
+    assert!(!kit.replica.take_changes().own);
+    let foreign = Node {
+        wireguard_key: WireGuardKey([99; 32]),
+        ..node_record(OWN, 1, OWN.into())
+    };
+    kit.changes(vec![Envelope::seal(&Record::Node(foreign), &key(OWN))], 6);
+    assert!(kit.replica.take_changes().own);
+}
+
+#[test]
 fn a_service_below_the_floor_of_the_node_record_is_not_taken_for_one_of_another_machine() {
     let mut kit = Kit::new(&[]);
     kit.open(STORE, 5);
@@ -380,14 +497,25 @@ fn a_service_below_the_floor_of_the_node_record_is_not_taken_for_one_of_another_
     assert!(kit.replica.take_changes().own);
     // A departure, or a record of another node, that is signed with this key is no record to publish above.
     let mut kit = Kit::new(&[]);
+    let name_of = |n: u8| {
+        let record = Name {
+            id: id(n),
+            version: 1,
+            name: label("other"),
+        };
+        Envelope::seal(&Record::Name(record), &key(OWN))
+    };
     kit.changes(
         vec![
             departure(OWN),
             Envelope::seal(&service_record(11, "web", 1), &key(OWN)),
+            name_of(11),
         ],
         6,
     );
     assert!(!kit.replica.take_changes().own && !kit.replica.is_removed());
+    kit.changes(vec![name_of(OWN)], 7);
+    assert!(kit.replica.take_changes().own);
 }
 
 #[test]
@@ -428,9 +556,25 @@ fn a_person_sees_why_the_coordinator_does_not_tell_which_block_is_leased_to_the_
         problems.iter().any(|problem| problem.why.contains(why))
     };
     assert!(shown(&kit));
+    // While a stream is open, it matters only if the coordinator accepts the records of this node.
+    kit.open(STORE, 5);
+    assert!(!shown(&kit));
+    kit.refuse(2, &node(OWN, 1), RefusedReason::Block);
+    assert!(shown(&kit));
     let own = block(OWN.into());
     assert_eq!(kit.replica.handle_leased(Ok(own)), None);
     assert!(!shown(&kit));
+}
+
+#[test]
+fn the_same_failure_of_a_question_for_the_lease_is_logged_once() {
+    let mut kit = Kit::new(&[]);
+    let lines = captured::lines(|| {
+        for why in ["the token is spent", "the token is spent", "it is revoked"] {
+            assert_eq!(kit.replica.handle_leased(Err(why.into())), None);
+        }
+    });
+    assert_eq!(lines.len(), 2, "{lines:?}");
 }
 
 #[test]
@@ -477,87 +621,12 @@ fn a_node_moves_although_the_member_that_claimed_its_block_is_out_if_its_record_
 }
 
 #[test]
-fn a_membership_that_is_dated_before_the_node_was_in_step_is_held_back() {
-    let expired = token_of(3, UnixSeconds(START.0 - 30 * DAY), false);
-    let late = membership_by(20, 3, UnixSeconds(START.0 - 60 * DAY));
-    let mut records = records_of(&[11]);
-    records.push(expired);
-    let mut kit = Kit::with(&records, position(5), Some(60));
-    kit.open(STORE, 5);
-    // A membership that the ledger refuses is refused whatever its date.
-    let refused = membership_by(21, 4, UnixSeconds(START.0 - 60 * DAY));
-    kit.changes(vec![late.clone(), node(20, 1), refused, membership(22)], 9);
-    assert!(!kit.holds(&late) && kit.holds(&membership(22)));
-    assert_eq!(kit.replica.take_changes().records.len(), 1);
-    kit.pass(Duration::from_secs(20));
-    let problems = kit.replica.problems(kit.now.monotonic);
-    assert!(problems[0].what.contains("1 node(s)"), "{problems:?}");
-    // Peers are asked about it, in turn.
-    kit.replica.handle_reach(&id(11), true, kit.now);
-    kit.pass(Duration::from_secs(6));
-    let (peer, opening) = kit.dials.last().expect("a conversation");
-    assert_eq!((peer, &opening.asks), (&id(11), &vec![id(20)]));
-
-    let vouched = |peer: u8, memberships: &[Envelope]| LedgerRequest::Vouched {
-        peer: id(peer),
-        memberships: memberships.to_vec(),
-    };
-    let verified = |reply| match reply {
-        Some(LedgerReply::Applied(applied)) => (applied.verified, applied.changed),
-        other => panic!("{other:?}"),
-    };
-    kit.requests_for_all();
-    for (peer, memberships) in [
-        (
-            11,
-            vec![membership_by(20, 3, UnixSeconds(START.0 - 61 * DAY))],
-        ),
-        (20, vec![late.clone()]),
-        (99, vec![late.clone()]),
-    ] {
-        assert_eq!(
-            verified(kit.request(vouched(peer, &memberships))),
-            (0, false)
-        );
-    }
-    assert!(!kit.holds(&late));
-    assert_eq!(kit.requests_for_all(), 0);
-    let reply = kit.request(vouched(11, std::slice::from_ref(&late)));
-    assert_eq!(
-        verified(reply),
-        (1, true),
-        "the signature is charged to the peer"
-    );
-    assert!(kit.holds(&late));
-    assert_eq!(
-        kit.requests_for_all(),
-        1,
-        "the records of the node were refused"
-    );
-    // This node does not vouch for it in turn. It vouches for the membership that it saw when it was made.
-    let vouched = kit.request(LedgerRequest::Memberships(vec![id(20), id(22), id(OWN)]));
-    assert_eq!(
-        vouched,
-        Some(LedgerReply::Memberships(vec![membership(22)]))
-    );
-    assert!(kit.replica.problems(kit.now.monotonic).is_empty());
-}
-
-#[test]
-fn memberships_that_are_held_back_without_prospect_are_forgotten() {
-    let expired = token_of(3, UnixSeconds(START.0 - 30 * DAY), false);
-    let late = membership_by(20, 3, UnixSeconds(START.0 - 60 * DAY));
-    let mut records = records_of(&[]);
-    records.push(expired);
-    let mut kit = Kit::with(&records, position(5), Some(60));
-    kit.open(STORE, 5);
-    kit.published(1, &[]);
-    kit.changes(vec![late], 9);
-    kit.pass(Duration::from_secs(16));
-    assert_eq!(kit.replica.problems(kit.now.monotonic).len(), 1);
-    kit.changes(vec![revocation(20)], 10);
-    kit.pass(Duration::from_secs(16));
-    assert!(kit.replica.problems(kit.now.monotonic).is_empty());
+fn the_time_of_the_next_call_follows_each_call() {
+    let mut kit = Kit::new(&[]);
+    assert_eq!(kit.replica.poll_timeout(), Some(kit.now.monotonic));
+    kit.replica.handle_time(kit.now);
+    let next = kit.now.monotonic + CHECK_INTERVAL;
+    assert_eq!(kit.replica.poll_timeout(), Some(next));
 }
 
 #[test]

@@ -1,4 +1,5 @@
 use super::*;
+use crate::os::log::captured;
 use crate::records::kinds::Guest;
 
 fn web(version: u64) -> Record {
@@ -75,7 +76,10 @@ fn peers_are_dialled_when_the_records_are_on_disk_and_not_before() {
     kit.close(None, false);
     kit.disk = Disk::Hangs;
     kit.publish(vec![web(1)]);
+    kit.publish(vec![web(2)]);
     assert!(kit.dials.is_empty());
+    kit.answer(true);
+    assert!(kit.dials.is_empty(), "the second one is not on disk yet");
     kit.answer(true);
     assert_eq!(kit.dials.len(), 1);
 }
@@ -205,6 +209,20 @@ fn departures_of_peers_are_published_until_they_are_answered() {
 }
 
 #[test]
+fn a_departure_that_the_coordinator_could_not_store_is_published_again_over_the_same_stream() {
+    let mut kit = Kit::new(&[11, 12]);
+    kit.open(STORE, 5);
+    kit.publications();
+    kit.apply(11, vec![departure(12)]);
+    assert_eq!(kit.publications(), [(2, vec![departure(12)])]);
+    kit.published(2, &["the store failed"]);
+    kit.pass(Duration::from_millis(14_500));
+    assert!(kit.publications().is_empty());
+    kit.pass(Duration::from_millis(500));
+    assert_eq!(kit.publications(), [(3, vec![departure(12)])]);
+}
+
+#[test]
 fn a_guest_that_is_removed_without_a_coordinator_is_removed_at_all_peers_and_later_at_the_coordinator()
  {
     let payload = Guest::removal_payload(WireGuardKey([7; 32]));
@@ -276,6 +294,36 @@ fn a_node_vouches_for_others_alone_and_not_for_those_that_were_removed() {
         panic!("memberships")
     };
     assert_eq!(memberships.len(), crate::protocol::gossip::MAX_ASKED);
+}
+
+#[test]
+fn a_node_vouches_for_no_membership_that_it_accepted_on_trust() {
+    let mut kit = Kit::with(&records_of(&[11]), position(5), Some(DAY));
+    kit.open(STORE, 9);
+    // It was made while this node was not in step.
+    let earlier = membership_by(12, TOKEN, UnixSeconds(START.0 - 7200));
+    kit.changes(vec![earlier.clone(), membership(13)], 9);
+    assert!(kit.holds(&earlier) && kit.holds(&membership(13)));
+    let reply = kit.request(LedgerRequest::Memberships(vec![id(12), id(13)]));
+    let vouched = LedgerReply::Memberships(vec![membership(13)]);
+    assert_eq!(reply, Some(vouched));
+}
+
+#[test]
+fn the_records_of_strangers_are_counted_and_those_of_nodes_that_are_held_back_are_not() {
+    let mut records = records_of(&[11]);
+    records.push(token_of(3, UnixSeconds(START.0 - 30 * DAY), false));
+    let mut kit = Kit::with(&records, position(5), Some(60));
+    kit.open(STORE, 5);
+    let late = membership_by(20, 3, UnixSeconds(START.0 - 60 * DAY));
+    let of_coordinator = vec![late, node(20, 1), node(21, 1)];
+    let lines = captured::lines(|| kit.changes(of_coordinator, 9));
+    let refused = lines.iter().filter(|line| line.contains("is refused"));
+    assert_eq!(refused.count(), 1, "{lines:?}");
+    kit.apply(11, vec![service(20, "web", 1), service(21, "web", 1)]);
+    let counted = kit.replica.intake.refusals.poll(kit.now.monotonic);
+    let why = ledger::Refused::NotAMember.to_string();
+    assert_eq!(counted, [(id(11), 1, why)]);
 }
 
 #[test]

@@ -93,6 +93,8 @@ fn the_mesh_key_adds_and_removes_guests_and_a_member_does_neither() {
         panic!("{applied:?}");
     };
     assert_eq!(record_at(&ledger, &key), Some(anna.clone()));
+    assert_eq!(record_of(&ledger, &anna.id), Some(anna.clone()));
+    assert_eq!(record_of(&ledger, &WireGuardKey([8; 32])), None);
     assert_eq!(names(&ledger), ["anna"]);
     ledger
         .apply(removal(&anna, &member))
@@ -112,6 +114,27 @@ fn the_mesh_key_adds_and_removes_guests_and_a_member_does_neither() {
         .apply(sealed(&again, &mesh_key))
         .expect("the mesh key's");
     assert!(names(&ledger).is_empty());
+}
+
+#[test]
+fn the_keys_of_records_about_guests_are_told_from_those_of_other_records() {
+    let (anna, mesh_key) = (guest(7, "anna"), build::key(MESH));
+    let key_of = |envelope: Envelope| envelope.key().expect("a header");
+    let by_member = format!("{GUEST_REMOVAL} of {}", build::id(DOOR));
+    for (key, is_concerned, removes) in [
+        (key_of(sealed(&anna, &mesh_key)), true, None),
+        (key_of(removal(&anna, &mesh_key)), true, Some(anna.id)),
+        (RecordKey::parse(GUEST_REMOVAL, "anna"), true, None),
+        (
+            RecordKey::parse(&by_member, &anna.id.to_string()),
+            false,
+            None,
+        ),
+        (RecordKey::Mesh, false, None),
+    ] {
+        assert_eq!(Guest::is_concerned(&key), is_concerned, "{key}");
+        assert_eq!(Guest::removed_by(&key), removes, "{key}");
+    }
 }
 
 #[test]

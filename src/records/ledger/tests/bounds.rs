@@ -194,4 +194,6 @@ fn a_node_clears_away_the_services_it_has_withdrawn() {
         ledger.apply(withdrawn(10, 3)),
         Err(Refused::Stale { held: 9, .. })
     ));
+    let at_the_floor = Envelope::seal(&Record::Service(named_service(10, 9, "again")), &key(10));
+    ledger.apply(at_the_floor).expect("its own");
 }

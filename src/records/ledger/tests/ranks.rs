@@ -46,6 +46,13 @@ fn of_two_texts_under_one_version_the_same_one_holds_whichever_came_first() {
     let (one, first) = held([0, 1]);
     let (other, second) = held([1, 0]);
     assert_eq!(one, other);
+    // Other versions keep the greater text too.
+    let payloads = texts.each_ref().map(|text| text.payload.as_str());
+    let greater = payloads.into_iter().max();
+    assert!(
+        one.iter()
+            .any(|held| Some(held.payload.as_str()) == greater)
+    );
     let forked = [&first, &second].map(|results| matches!(results[1], Err(Refused::Forked(_))));
     assert_ne!(forked[0], forked[1], "{first:?} {second:?}");
 }
@@ -148,6 +155,22 @@ fn the_membership_of_a_node_is_replaced_by_the_node_alone() {
 }
 
 #[test]
+fn a_node_that_proves_a_further_membership_takes_no_name_of_another_node() {
+    let mut ledger = ledger(2);
+    ledger.apply(membership(11)).expect("within the token");
+    let own = membership_record(10, "n10").proven_by(&key(10));
+    ledger.apply(joined(own)).expect("within the token");
+    let renamed = Membership {
+        name: label("n11"),
+        ..again(TOKEN, 60)
+    };
+    assert_eq!(
+        ledger.apply(joined(renamed.proven_by(&key(10)))),
+        Err(Refused::NameTaken("n11".into()))
+    );
+}
+
+#[test]
 fn a_node_that_joins_again_with_another_token_gives_back_the_use_of_the_first_one() {
     let mut ledger = ledger(1);
     ledger
@@ -194,6 +217,7 @@ fn a_membership_is_not_dated_before_its_token() {
     for (issued_at, permitted) in [
         (0, false),
         (NOW.0 - 24 * 3600 - 1, false),
+        (NOW.0 - 24 * 3600, true),
         // The clocks of two machines may differ by this much.
         (NOW.0 - 600, true),
     ] {
@@ -307,6 +331,17 @@ fn a_revocation_that_names_the_nodes_that_stay_puts_all_others_out_in_any_order(
         states.push(ledger.envelopes().cloned().collect::<Vec<_>>());
     }
     assert!(states.iter().all(|state| *state == states[0]));
+}
+
+#[test]
+fn a_node_that_the_administrator_removed_stays_removed_if_its_token_is_revoked() {
+    let mut ledger = two_nodes();
+    for removal in [revocation(11, RevokedKind::Node, NOW), revoked_token(&[10])] {
+        ledger.apply(removal).expect("signed by the mesh key");
+    }
+    assert_eq!(ledger.membership(&key(11).public()), None);
+    assert!(ledger.is_revoked(&key(11).public()));
+    assert!(!ledger.is_revoked(&key(10).public()));
 }
 
 #[test]
