@@ -534,7 +534,7 @@ mod tests {
             ledger.apply(build::sealed(&record, signer)).expect("valid");
         }
         assert_eq!(without_policies(&ledger), [label("b")]);
-        assert_eq!(without_routes(&ledger), [label("b"), label("n3")]);
+        assert_eq!(without(&ledger, ROUTES_1), [label("b"), label("n3")]);
     }
 
     #[test]
