@@ -2,6 +2,7 @@
 
 pub mod checks;
 pub mod outside;
+mod registered;
 pub mod registry;
 pub mod reservations;
 
