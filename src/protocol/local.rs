@@ -49,7 +49,7 @@ pub use routes::{RouteRow, RouteState};
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Label, PublicHost, PublicKey, ServiceName, WireGuardKey};
+use crate::model::{Label, PublicHost, PublicKey, ServerAddress, ServiceName, WireGuardKey};
 use crate::records::kinds::{Health, Protocol, Source};
 
 /// The version of every document of this API, in its field `schema`.
@@ -505,8 +505,9 @@ pub struct AddService {
     /// The port on which it listens.
     pub port: u16,
     pub protocol: Protocol,
-    /// The address on which it listens: one of the node's mesh addresses. The default is all of them.
-    pub address: Option<IpAddr>,
+    /// The address on which it listens: one of the node's mesh addresses, or an IPv4 address or a host name outside the mesh. The default is
+    /// all mesh addresses.
+    pub address: Option<ServerAddress>,
     /// Its health check.
     pub check: Option<Check>,
     /// The name of the port in SRV queries.

@@ -1,6 +1,7 @@
 //! The services of this node that do not come from containers, the health checks of all services, and their reservations for rollouts.
 
 pub mod checks;
+pub mod named;
 pub mod outside;
 mod registered;
 pub mod registry;

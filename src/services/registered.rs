@@ -6,7 +6,7 @@ use std::num::NonZeroU16;
 use serde::{Deserialize, Serialize};
 
 use crate::model::address::Block;
-use crate::model::{Label, PublicHost};
+use crate::model::{Label, PublicHost, ServerAddress};
 use crate::protocol::local::Check;
 use crate::records::kinds::{Protocol, default_weight};
 
@@ -57,7 +57,7 @@ impl From<Label> for Selection {
 pub struct RegisteredInstance {
     pub key: InstanceKey,
     /// The address that it listens on. None means the node's mesh addresses.
-    pub address: Option<IpAddr>,
+    pub address: Option<ServerAddress>,
     /// The check that determines its health.
     pub check: Option<Check>,
     /// SRV weight.
@@ -79,7 +79,9 @@ pub struct RegisteredInstance {
 
 impl RegisteredInstance {
     /// Its address, if the address is outside `block`, so that packets from the mesh reach it only by an instance address.
-    pub(super) fn address_outside_block(&self, block: &Block) -> Option<IpAddr> {
-        self.address.filter(|address| !block.contains(*address))
+    pub(super) fn address_outside_block(&self, block: &Block) -> Option<&ServerAddress> {
+        let is_outside = |ip: IpAddr| !block.contains(ip);
+        let address = self.address.as_ref();
+        address.filter(|address| address.ip().is_none_or(is_outside))
     }
 }

@@ -105,13 +105,14 @@ const SOURCES: [&str; 23] = [
     "src/cli/audit/findings.rs",
 ];
 /// Types that are a JSON string.
-const STRINGS: [&str; 17] = [
+const STRINGS: [&str; 18] = [
     "String",
     "Label",
     "PublicHost",
     "PublicKey",
     "WireGuardKey",
     "ServiceName",
+    "ServerAddress",
     "IpAddr",
     "Ipv4Addr",
     "Ipv6Addr",
