@@ -44,7 +44,7 @@ pub use paths::{
 };
 
 pub use policy::{DeniedDirection, DeniedEnd, DeniedList, DeniedRow, PolicyStatus, TriedPolicy};
-pub use routes::{RouteRow, RouteState};
+pub use routes::{OutsideName, RouteRow, RouteState};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
@@ -93,6 +93,9 @@ pub struct Status {
     /// The networks outside the mesh to which nodes route. Earlier versions leave them out.
     #[serde(default)]
     pub routes: Vec<RouteRow>,
+    /// The host names of this node's services outside the mesh. It is absent if there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outside: Vec<OutsideName>,
     pub services: ServiceCounts,
     /// The problems, each with its reason and its remedy.
     pub problems: Vec<Problem>,

@@ -193,6 +193,12 @@ impl Named {
         matches!(lookup.turn, Turn::Asked(_)).then_some(lookup)
     }
 
+    /// The names that are looked up, each with the address that is in use.
+    pub fn iter(&self) -> impl Iterator<Item = (&HostName, Option<Ipv4Addr>)> {
+        let lookups = self.lookups.iter();
+        lookups.map(|(name, lookup)| (name, lookup.address))
+    }
+
     /// The address of `name` that is in use.
     #[must_use]
     pub fn address(&self, name: &HostName) -> Option<Ipv4Addr> {
@@ -209,8 +215,8 @@ impl Named {
     /// The addresses that are in use, to be stored for the next start.
     #[must_use]
     pub fn addresses(&self) -> BTreeMap<HostName, Ipv4Addr> {
-        let lookups = self.lookups.iter();
-        let known = lookups.filter_map(|(name, lookup)| Some((name.clone(), lookup.address?)));
+        let known = self.iter();
+        let known = known.filter_map(|(name, address)| Some((name.clone(), address?)));
         let mut addresses = self.stored.clone();
         addresses.extend(known);
         addresses

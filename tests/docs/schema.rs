@@ -105,7 +105,7 @@ const SOURCES: [&str; 23] = [
     "src/cli/audit/findings.rs",
 ];
 /// Types that are a JSON string.
-const STRINGS: [&str; 18] = [
+const STRINGS: [&str; 19] = [
     "String",
     "Label",
     "PublicHost",
@@ -113,6 +113,7 @@ const STRINGS: [&str; 18] = [
     "WireGuardKey",
     "ServiceName",
     "ServerAddress",
+    "HostName",
     "IpAddr",
     "Ipv4Addr",
     "Ipv6Addr",

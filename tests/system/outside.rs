@@ -251,6 +251,12 @@ fn a_service_outside_with_a_host_name_is_reached_where_the_name_leads_under_the_
         reached(&mesh) == Some(OTHER.to_string())
     });
     assert_eq!(addresses(&mesh, 1), [instance]);
+    let status = mesh.on(0, &["status"]);
+    let is_shown = |line: &str| {
+        line.split_whitespace()
+            .eq(["db.example.net", "192.168.77.11"])
+    };
+    assert!(status.stdout.lines().any(is_shown), "{status:?}");
 
     // An address that no service outside may have changes nothing, and is a problem.
     lead_to(Ipv4Addr::new(169, 254, 169, 254));
