@@ -300,7 +300,7 @@ mod tests {
         }
     }
 
-    /// The names, which follow one name, and the time.
+    /// A node that looks up one name, and the time.
     struct World {
         named: Named,
         now: Instant,
