@@ -19,6 +19,7 @@ pub mod public_host;
 pub(crate) mod rate;
 pub(crate) mod reasons;
 pub mod sealed;
+pub mod server_address;
 pub mod text;
 pub mod time;
 
@@ -30,3 +31,4 @@ pub use path::{NodeAddress, Path};
 pub use protocol::Protocol;
 pub use public_host::PublicHost;
 pub use sealed::Sealed;
+pub use server_address::{HostName, ServerAddress};

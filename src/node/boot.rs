@@ -19,7 +19,7 @@ use super::disk::Disk;
 use super::docker::{self, Docker};
 use super::gossip::{Gossip, PeerEvent};
 use super::host::{self, HostNetwork, Interface, NetworkPlan, Upkeep, Wanted};
-use super::joined::{Events, JoinedNode, ReachEvents};
+use super::joined::{Events, JoinedNode, ReachEvents, ServiceEvents};
 use super::names::{Names, NamesConfig};
 use super::own_records::OwnRecords;
 use super::paths::Paths;
@@ -299,7 +299,7 @@ fn run(
     let received = &mut device.asked.calls.received;
     received.restore(state::calls::read(&dir));
     let names = start_names(&config, &identity, &dir);
-    let resolver = NodeResolver::start(
+    let mut resolver = NodeResolver::start(
         Arc::clone(&config),
         &loaded.scope,
         names.zone(),
@@ -328,7 +328,7 @@ fn run(
     let events = Events {
         stream,
         writes,
-        verdicts,
+        services: ServiceEvents::new(verdicts, resolver.lookups.take_answers()),
         docker: docker_events,
         firewall: firewall.changes(),
         host: device.network.changes(),

@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, VecDeque};
 use super::api::Reply;
 use crate::model::address::{Block, is_never_remote};
 use crate::model::name::LabelError;
-use crate::model::{Label, ServiceName};
+use crate::model::{Label, ServerAddress, ServiceName};
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::local::{
     AddService, CheckProbe, KeyRotated, RemoveService, Renamed, ServiceChange as Change,
@@ -34,6 +34,8 @@ pub(super) enum ChangeRequest {
     KeepName,
     /// Move to another address block.
     Block(Block),
+    /// Store the addresses of the names of services outside the mesh.
+    Addresses,
 }
 
 impl ChangeRequest {
@@ -44,6 +46,10 @@ impl ChangeRequest {
             Self::Name(_, reply) => drop(reply.send(Err(error))),
             Self::KeepName => {
                 tracing::warn!(%error, "the name that this node has now is not on disk");
+            }
+            // At the next start their services are answered only once the names are.
+            Self::Addresses => {
+                tracing::warn!(%error, "the addresses of services outside are not on disk");
             }
             // The coordinator is asked again a minute later.
             Self::Block(_) => {
@@ -112,8 +118,8 @@ impl ServiceChange {
             .port
             .try_into()
             .map_err(|_| bad("a port is a number from 1 to 65535"))?;
-        let address = add.address.map(|address| address.to_canonical());
-        if address.is_some_and(is_never_remote) {
+        let ip = add.address.as_ref().and_then(ServerAddress::ip);
+        if ip.is_some_and(is_never_remote) {
             return Err(bad(
                 "give an address that other nodes can reach, or none for this node's mesh address",
             ));
@@ -154,7 +160,7 @@ impl ServiceChange {
                 port,
                 protocol: add.protocol,
             },
-            address,
+            address: add.address,
             check: add.check,
             weight: add.weight.unwrap_or_else(default_weight),
             priority: add.priority.unwrap_or_default(),

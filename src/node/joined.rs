@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 pub(super) use self::calling::may_call;
-pub(super) use self::events::{Events, NodeEvent, ReachEvents};
+pub(super) use self::events::{Events, NodeEvent, ReachEvents, ServiceEvents};
 pub(super) use self::relaying::measured_relay;
 pub(super) use self::routing::standing;
 pub(super) use self::rows::{ask_rows, own_row};
@@ -39,6 +39,7 @@ mod events;
 pub(super) mod guests;
 mod mapping;
 mod messages;
+mod naming;
 mod pinhole;
 mod probing;
 mod publishing;
@@ -114,6 +115,8 @@ impl JoinedNode {
         timers.set(Timer::Names, self.names.poll_timeout());
         timers.set(Timer::Policy, self.device.policy.poll_timeout());
         timers.set(Timer::Guests, self.device.guests.poll_timeout(now));
+        let named = &self.workloads.registry.named;
+        timers.set(Timer::Outside, named.poll_timeout(now));
         timers.set(Timer::Acceptance, self.connections.poll_timeout());
         timers.start(Timer::Keys, now + KEYS_INTERVAL);
         if self.workloads.docker.is_some() {
@@ -139,6 +142,7 @@ impl JoinedNode {
                     self.containers_changed();
                 }
             }
+            Timer::Outside => naming::poll(self, now),
             // The first needs nothing but `settle`, and the others belong to the agent.
             Timer::Acceptance | Timer::Reconcile | Timer::Watchdog => {}
         }
@@ -169,6 +173,7 @@ impl JoinedNode {
                 self.workloads.registry.set_health(&key, &outcome);
                 self.dirty.own = true;
             }
+            NodeEvent::Named(answer) => naming::handle_answer(self, answer, Instant::now()),
             NodeEvent::Engine(reports) => {
                 if self.workloads.handle_engine(reports) {
                     self.containers_changed();

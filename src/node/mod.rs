@@ -14,6 +14,7 @@
 //! | [`streams`] | streams over TLS to relays, and those of members for which this node relays |
 //! | [`names`], [`resolver`] | the zone, and the resolver's surroundings |
 //! | [`workloads`], [`docker`] | services, containers and the firewall |
+//! | [`naming`] | lookups of the host names of services outside the mesh |
 //! | [`state`], [`disk`], [`changes`], [`keys`] | the files of the node, the task that writes them, and changes that wait for it |
 //! | [`joining`], [`unattended`], [`departing`] | a join, a join with a token file, and departures that wait for a coordinator |
 //! | [`rows`] | what other nodes tell of their paths |
@@ -51,6 +52,7 @@ mod keys;
 mod mapping;
 mod metrics;
 mod names;
+mod naming;
 mod own_records;
 mod page;
 pub mod paths;

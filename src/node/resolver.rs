@@ -11,12 +11,13 @@ use ipnet::{IpNet, Ipv4Net};
 use super::config::Config;
 use super::dns_address;
 use super::host::{self, Interface, ResolvConf, SplitDns};
+use super::naming::NameLookups;
 use super::resolv_conf::Keeper;
 use super::resolved::{ResolvedLink, State};
 use crate::dns::forward::Server;
 use crate::dns::{Allowed, DnsServer, Resolver, TunnelDns, Upstream, Zone};
 use crate::model::address::Block;
-use crate::model::{Label, MeshAddresses};
+use crate::model::{HostName, Label, MeshAddresses};
 use crate::protocol::local::Problem;
 use crate::tunnel::Tunnel;
 
@@ -67,6 +68,8 @@ pub(super) struct NodeResolver {
     pub(super) dns: Option<Dns>,
     /// The problem while it cannot listen at all of the node's own addresses.
     refused: Option<Problem>,
+    /// The lookups of names of services outside the mesh.
+    pub(super) lookups: NameLookups,
 }
 
 /// The resolver at work.
@@ -111,7 +114,13 @@ impl NodeResolver {
             allowed,
             dns,
             refused: None,
+            lookups: NameLookups::new(),
         }
+    }
+
+    /// Looks up the name of a service outside the mesh.
+    pub(super) fn look_up(&self, name: HostName) {
+        self.lookups.look_up(&self.upstream, name);
     }
 
     /// Listens at each address where it does not listen yet. An address that it cannot bind is a problem. The DNS address needs

@@ -24,6 +24,8 @@ pub(super) enum Timer {
     Guests,
     /// Containers become ready, or their engine has not reported in time.
     Containers,
+    /// Names of services outside the mesh are looked up.
+    Outside,
     /// A join has waited long enough for the coordinator to accept this node's record.
     Acceptance,
     /// Everything on this machine is compared with what it is to be, and the service manager is shown whether the node is ready.
@@ -33,7 +35,7 @@ pub(super) enum Timer {
 }
 
 impl Timer {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Keys,
         Self::Paths,
         Self::Mapping,
@@ -42,6 +44,7 @@ impl Timer {
         Self::Policy,
         Self::Guests,
         Self::Containers,
+        Self::Outside,
         Self::Acceptance,
         Self::Reconcile,
         Self::Watchdog,

@@ -21,9 +21,10 @@ use crate::model::{MeshAddresses, ServiceName};
 use crate::policy::Table;
 use crate::protocol::local::Problem;
 use crate::records::Ledger;
-use crate::records::kinds::{Instance, Service, Source};
+use crate::records::kinds::{Instance, Mesh, Service, Source};
 use crate::records::service_address::ServiceAddresses;
 use crate::services::checks::Outcome;
+use crate::services::outside::Machine;
 use crate::services::registry::{InstanceKey, Registry};
 use crate::services::{Checker, Reservations};
 
@@ -77,15 +78,15 @@ impl Workloads {
     }
 
     /// Follows the addresses of this machine, from which it follows where services outside the mesh may be.
-    pub(super) fn set_machine(
-        &mut self,
-        mesh: &MeshAddresses,
-        block: &Block,
-        interfaces: &[Interface],
-    ) {
+    pub(super) fn set_machine(&mut self, mesh: &Mesh, block: &Block, interfaces: &[Interface]) {
         let own = interfaces.iter().map(|interface| interface.address);
-        let own = own.filter(|address| !mesh.contains(*address)).collect();
-        if self.registry.set_machine(*mesh, own) && self.registry.has_outside(block) {
+        let own = own.filter(|address| !mesh.addresses.contains(*address));
+        let machine = Machine {
+            mesh: Some(mesh.addresses),
+            domain: Some(mesh.domain.clone()),
+            own: own.collect(),
+        };
+        if self.registry.set_machine(machine) && self.registry.has_outside(block) {
             self.set_checks(block);
         }
     }

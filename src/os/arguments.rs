@@ -1,13 +1,14 @@
 //! Parsers for values of the command line. Each error is a sentence that says what is allowed, with an example: the parsers
 //! of the standard library give no such sentence. [`super::usage`] adds the command, the option and the value.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::model::interface::is_plain_interface;
+use crate::model::server_address::ServerAddressError;
 use crate::model::time;
-use crate::model::{Label, ServiceName};
+use crate::model::{Label, ServerAddress, ServiceName};
 use crate::protocol::url::CoordinatorUrl;
 
 /// Parses a port that is not 0.
@@ -48,13 +49,13 @@ pub fn duration(
     }
 }
 
-/// Parses an IP address.
+/// Parses an IP address or a host name.
 ///
 /// # Errors
-/// It is not an IP address.
-pub fn ip(text: &str) -> Result<IpAddr, String> {
+/// It is neither.
+pub fn server_address(text: &str) -> Result<ServerAddress, String> {
     text.parse()
-        .map_err(|_| "it is an IPv4 or IPv6 address, such as 10.0.0.5 or fd00::5".to_owned())
+        .map_err(|error: ServerAddressError| error.to_string())
 }
 
 /// Parses an IP address with a port.

@@ -56,6 +56,7 @@ pub(super) fn status(peers: Vec<PeerStatus>) -> Status {
         policy: None,
         peers,
         routes: Vec::new(),
+        outside: Vec::new(),
         services: ServiceCounts::default(),
         problems: Vec::new(),
     }

@@ -44,12 +44,12 @@ pub use paths::{
 };
 
 pub use policy::{DeniedDirection, DeniedEnd, DeniedList, DeniedRow, PolicyStatus, TriedPolicy};
-pub use routes::{RouteRow, RouteState};
+pub use routes::{OutsideName, RouteRow, RouteState};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Label, PublicHost, PublicKey, ServiceName, WireGuardKey};
+use crate::model::{Label, PublicHost, PublicKey, ServerAddress, ServiceName, WireGuardKey};
 use crate::records::kinds::{Health, Protocol, Source};
 
 /// The version of every document of this API, in its field `schema`.
@@ -93,6 +93,9 @@ pub struct Status {
     /// The networks outside the mesh to which nodes route. Earlier versions leave them out.
     #[serde(default)]
     pub routes: Vec<RouteRow>,
+    /// The host names of this node's services outside the mesh. It is absent if there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outside: Vec<OutsideName>,
     pub services: ServiceCounts,
     /// The problems, each with its reason and its remedy.
     pub problems: Vec<Problem>,
@@ -505,8 +508,9 @@ pub struct AddService {
     /// The port on which it listens.
     pub port: u16,
     pub protocol: Protocol,
-    /// The address on which it listens: one of the node's mesh addresses. The default is all of them.
-    pub address: Option<IpAddr>,
+    /// The address on which it listens: one of the node's mesh addresses, or an IPv4 address or a host name outside the mesh. The default is
+    /// all mesh addresses.
+    pub address: Option<ServerAddress>,
     /// Its health check.
     pub check: Option<Check>,
     /// The name of the port in SRV queries.

@@ -1,8 +1,12 @@
 //! Services outside the mesh: which addresses may have one, and the instance address that stands for each of them. Pure.
 //!
 //! The firewall maps the instance address to the service, as it maps those of containers. All services at one address share one
-//! instance address. It follows from the address of the service, so that it is the same after a restart, unless another one has it.
-//! Containers get their addresses from the start of the block, and services outside from its second half.
+//! instance address, and so do all services at one host name. It follows from the address or the name as it is configured, so that it
+//! is the same after a restart and when a name gets another address, unless another one has it. Containers get their addresses from the
+//! start of the block, and services outside from its second half.
+//!
+//! An address has one instance address, because the policy between containers of this host is kept by the address to which the kernel
+//! forwards. Of several names with the same address, only the first one is mapped.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -10,7 +14,7 @@ use std::num::NonZeroU16;
 
 use ipnet::Ipv4Net;
 
-use crate::model::{MeshAddresses, Protocol};
+use crate::model::{HostName, Label, MeshAddresses, Protocol, ServerAddress};
 
 /// Why no service outside the mesh can be at an address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -35,6 +39,77 @@ pub enum Refusal {
         "{0} is an address of IPv6, and this node forwards to services outside over IPv4 only; give the IPv4 address of the service"
     )]
     Ipv6(IpAddr),
+    /// The name is one of the mesh.
+    #[error(
+        "{0} is a name of the mesh, which this node does not forward to; omit the address, or add the service on the node that has it"
+    )]
+    NameOfMesh(HostName),
+    /// The node looks up the maximum number of names.
+    #[error(
+        "this node looks up {1} host names for its services, which is the maximum; give the IP address of {0}"
+    )]
+    TooManyNames(HostName, usize),
+}
+
+/// What decides where services outside the mesh can be: the mesh, and the addresses of this machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Machine {
+    /// The address plan of the mesh, once it is known.
+    pub mesh: Option<MeshAddresses>,
+    /// The domain of the mesh, once it is known.
+    pub domain: Option<Label>,
+    /// The addresses of this machine outside the mesh.
+    pub own: BTreeSet<IpAddr>,
+}
+
+impl Machine {
+    /// Checks that a service outside the mesh can be at `address`.
+    ///
+    /// # Errors
+    /// Says why not, and what to do.
+    pub fn check(&self, address: IpAddr) -> Result<Ipv4Addr, Refusal> {
+        check(address, self.mesh.as_ref(), &self.own)
+    }
+
+    /// Checks that a service outside the mesh can be at `name`.
+    ///
+    /// # Errors
+    /// It is a name of the mesh.
+    pub fn check_name(&self, name: &HostName) -> Result<(), Refusal> {
+        let domain = self.domain.as_ref();
+        match domain.is_some_and(|domain| name.is_under(domain.as_str())) {
+            true => Err(Refusal::NameOfMesh(name.clone())),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Where services outside the mesh are, as it is configured. The order decides which one is mapped of several that have the same
+/// address now.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    At(Ipv4Addr),
+    Named(HostName),
+}
+
+impl Place {
+    /// The place of services at `address`, to which packets are forwarded at `target`. None if there is no such address.
+    #[must_use]
+    pub fn of(address: &ServerAddress, target: Option<Ipv4Addr>) -> Option<Self> {
+        match address {
+            ServerAddress::At(_) => target.map(Self::At),
+            ServerAddress::Named(name) => Some(Self::Named(name.clone())),
+        }
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::At(address) => std::fmt::Display::fmt(address, f),
+            Self::Named(name) => std::fmt::Display::fmt(name, f),
+        }
+    }
 }
 
 /// Checks that a service outside the mesh can be at `address`. `own` are the addresses of this machine.
@@ -82,20 +157,24 @@ pub struct OutsideMapping {
 /// The instance addresses of services outside the mesh.
 #[derive(Debug, Clone, Default)]
 pub struct Outside {
-    /// The instance addresses by the addresses of the services.
-    held: BTreeMap<Ipv4Addr, Ipv4Addr>,
-    /// The addresses of services for which the last assignment had no room.
-    without_room: BTreeSet<Ipv4Addr>,
+    /// The instance addresses by the places of the services.
+    held: BTreeMap<Place, Ipv4Addr>,
+    /// The places for which the last assignment had no room.
+    without_room: BTreeSet<Place>,
+    /// The instance addresses that are to be mapped, each with the address to which it leads.
+    targets: BTreeMap<Ipv4Addr, Ipv4Addr>,
+    /// The places that are not mapped, each with the place that has the same address and is mapped.
+    shared: BTreeMap<Place, Place>,
     /// The instance addresses that the kernel maps, each with the address to which it leads.
     applied: BTreeMap<Ipv4Addr, Ipv4Addr>,
 }
 
 impl Outside {
-    /// Assigns an instance address of `pool` to each of the addresses `wanted`. Those in `taken` belong to others. Addresses for which
-    /// there is no room get none.
+    /// Assigns an instance address of `pool` to each of the places `wanted`, which come with the addresses that they have now. Those in
+    /// `taken` belong to others. Places for which there is no room get none.
     pub fn assign(
         &mut self,
-        wanted: &BTreeSet<Ipv4Addr>,
+        wanted: &BTreeMap<Place, Option<Ipv4Addr>>,
         pool: Ipv4Net,
         taken: &BTreeSet<Ipv4Addr>,
     ) {
@@ -104,45 +183,70 @@ impl Outside {
         // The second half.
         let first = first + last.saturating_sub(first) / 2;
         let is_in = |address: &Ipv4Addr| (first..=last).contains(&u32::from(*address));
-        self.held.retain(|target, instance| {
-            wanted.contains(target) && is_in(instance) && !taken.contains(instance)
+        self.held.retain(|place, instance| {
+            wanted.contains_key(place) && is_in(instance) && !taken.contains(instance)
         });
         let count = last.saturating_sub(first) + 1;
         self.without_room.clear();
-        for target in wanted {
-            if self.held.contains_key(target) {
+        for place in wanted.keys() {
+            if self.held.contains_key(place) {
                 continue;
             }
             let used: BTreeSet<Ipv4Addr> = self.held.values().copied().collect();
-            let start = digest(*target) % count;
+            let start = digest(place) % count;
             let mut places = (0..count).map(|step| Ipv4Addr::from(first + (start + step) % count));
             match places.find(|a| !used.contains(a) && !taken.contains(a)) {
                 Some(free) => {
-                    self.held.insert(*target, free);
+                    self.held.insert(place.clone(), free);
                 }
                 None => {
-                    self.without_room.insert(*target);
+                    self.without_room.insert(place.clone());
+                }
+            }
+        }
+        self.set_targets(wanted);
+    }
+
+    fn set_targets(&mut self, wanted: &BTreeMap<Place, Option<Ipv4Addr>>) {
+        self.targets.clear();
+        self.shared.clear();
+        let mut mapped: BTreeMap<Ipv4Addr, &Place> = BTreeMap::new();
+        for (place, target) in wanted {
+            let (Some(target), Some(instance)) = (target, self.held.get(place)) else {
+                continue;
+            };
+            match mapped.get(target) {
+                Some(other) => drop(self.shared.insert(place.clone(), (*other).clone())),
+                None => {
+                    mapped.insert(*target, place);
+                    self.targets.insert(*instance, *target);
                 }
             }
         }
     }
 
-    /// The instance address of the services at `target`, if it has one.
+    /// The instance address of the services at `place`, if it has one.
     #[must_use]
-    pub fn instance(&self, target: Ipv4Addr) -> Option<Ipv4Addr> {
-        self.held.get(&target).copied()
+    pub fn instance(&self, place: &Place) -> Option<Ipv4Addr> {
+        self.held.get(place).copied()
     }
 
-    /// Whether there was no instance address for the services at `target` when addresses were assigned.
+    /// Whether there was no instance address for the services at `place` when addresses were assigned.
     #[must_use]
-    pub fn is_full_for(&self, target: Ipv4Addr) -> bool {
-        self.without_room.contains(&target)
+    pub fn is_full_for(&self, place: &Place) -> bool {
+        self.without_room.contains(place)
     }
 
-    /// The instance addresses by the addresses of the services.
+    /// The place that is mapped instead of `place`, because both have the same address.
     #[must_use]
-    pub fn assigned(&self) -> &BTreeMap<Ipv4Addr, Ipv4Addr> {
-        &self.held
+    pub fn mapped_instead(&self, place: &Place) -> Option<&Place> {
+        self.shared.get(place)
+    }
+
+    /// The instance addresses that are to be mapped, each with the address to which it leads.
+    #[must_use]
+    pub fn targets(&self) -> &BTreeMap<Ipv4Addr, Ipv4Addr> {
+        &self.targets
     }
 
     /// All instance addresses.
@@ -156,20 +260,30 @@ impl Outside {
         self.applied = applied;
     }
 
-    /// The instance address at which the services at `target` are reached by now.
+    /// The instance address at which the services at `place` are reached by now: the kernel forwards to one of the addresses `targets`.
     #[must_use]
-    pub fn reached_at(&self, target: Ipv4Addr) -> Option<Ipv4Addr> {
-        let instance = self.instance(target)?;
-        (self.applied.get(&instance) == Some(&target)).then_some(instance)
+    pub fn reached_at(
+        &self,
+        place: &Place,
+        mut targets: impl Iterator<Item = Ipv4Addr>,
+    ) -> Option<Ipv4Addr> {
+        let instance = self.instance(place)?;
+        let applied = self.applied.get(&instance)?;
+        targets.any(|target| target == *applied).then_some(instance)
     }
 }
 
-/// A number that follows from an address (FNV-1a).
-fn digest(address: Ipv4Addr) -> u32 {
-    let octets = address.octets();
-    octets.iter().fold(0x811c_9dc5, |hash: u32, byte| {
-        (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
-    })
+/// A number that follows from a place (FNV-1a).
+fn digest(place: &Place) -> u32 {
+    let fold = |bytes: &[u8]| {
+        bytes.iter().fold(0x811c_9dc5, |hash: u32, byte| {
+            (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
+        })
+    };
+    match place {
+        Place::At(address) => fold(&address.octets()),
+        Place::Named(name) => fold(name.as_str().as_bytes()),
+    }
 }
 
 #[cfg(test)]
@@ -182,6 +296,22 @@ mod tests {
 
     fn pool() -> Ipv4Net {
         "10.210.1.0/24".parse().expect("a literal")
+    }
+
+    fn at(text: &str) -> Place {
+        Place::At(ip(text))
+    }
+
+    fn named(text: &str) -> Place {
+        Place::Named(text.parse().expect("a literal"))
+    }
+
+    /// The places at addresses from `first` to `last`.
+    fn places(first: u8, last: u8) -> BTreeMap<Place, Option<Ipv4Addr>> {
+        let addresses = (first..=last).map(|n| Ipv4Addr::new(10, 0, 0, n));
+        addresses
+            .map(|address| (Place::At(address), Some(address)))
+            .collect()
     }
 
     #[test]
@@ -218,7 +348,7 @@ mod tests {
 
     #[test]
     fn each_address_has_one_instance_address_that_stays_and_that_nobody_else_has() {
-        let wanted: BTreeSet<Ipv4Addr> = (1..=40).map(|n| Ipv4Addr::new(10, 0, 0, n)).collect();
+        let wanted = places(1, 40);
         let mut outside = Outside::default();
         outside.assign(&wanted, pool(), &BTreeSet::new());
         let all = outside.instances();
@@ -229,46 +359,104 @@ mod tests {
         again.assign(&wanted, pool(), &BTreeSet::new());
         assert_eq!(again.instances(), all);
         // Others go, and those that stay keep their addresses.
-        let kept = BTreeSet::from([ip("10.0.0.9")]);
-        let before = outside.instance(ip("10.0.0.9"));
+        let kept = places(9, 9);
+        let before = outside.instance(&at("10.0.0.9"));
         outside.assign(&kept, pool(), &BTreeSet::new());
-        assert_eq!(outside.instance(ip("10.0.0.9")), before);
+        assert_eq!(outside.instance(&at("10.0.0.9")), before);
         assert_eq!(outside.instances().len(), 1);
         // An address that a container has is not given to a service.
         let taken = before.into_iter().collect();
         let mut other = Outside::default();
         other.assign(&kept, pool(), &taken);
-        assert_ne!(other.instance(ip("10.0.0.9")), before);
+        assert_ne!(other.instance(&at("10.0.0.9")), before);
     }
 
     #[test]
     fn without_room_a_service_has_no_address() {
-        let wanted: BTreeSet<Ipv4Addr> = (0..=255).map(|n| Ipv4Addr::new(10, 0, 0, n)).collect();
         let mut outside = Outside::default();
+        let wanted = places(0, 255);
         outside.assign(&wanted, pool(), &BTreeSet::new());
         assert_eq!(outside.instances().len(), 127);
-        let full = wanted.iter().filter(|a| outside.is_full_for(**a)).count();
-        assert_eq!(full, wanted.len() - 127);
-        assert!(!outside.is_full_for(ip("10.9.9.9")), "it was not wanted");
+        let full = wanted.keys().filter(|place| outside.is_full_for(place));
+        assert_eq!(full.count(), wanted.len() - 127);
+        assert!(!outside.is_full_for(&at("10.9.9.9")), "it was not wanted");
         // All addresses belong to containers.
-        let one = BTreeSet::from([ip("10.0.0.9")]);
+        let one = places(9, 9);
         let taken: BTreeSet<Ipv4Addr> = pool().hosts().collect();
         outside.assign(&one, pool(), &taken);
-        assert!(outside.instances().is_empty() && outside.is_full_for(ip("10.0.0.9")));
+        assert!(outside.instances().is_empty() && outside.is_full_for(&at("10.0.0.9")));
         outside.assign(&one, pool(), &BTreeSet::new());
-        assert!(!outside.is_full_for(ip("10.0.0.9")));
+        assert!(!outside.is_full_for(&at("10.0.0.9")));
     }
 
     #[test]
     fn a_service_is_reached_once_the_kernel_maps_its_address_to_it() {
         let (target, other) = (ip("10.0.0.5"), ip("10.0.0.6"));
+        let (place, reached) = (at("10.0.0.5"), |outside: &Outside| {
+            outside.reached_at(&at("10.0.0.5"), [target].into_iter())
+        });
         let mut outside = Outside::default();
-        outside.assign(&BTreeSet::from([target]), pool(), &BTreeSet::new());
-        let instance = outside.instance(target).expect("there is room");
-        assert_eq!(outside.reached_at(target), None);
+        outside.assign(&places(5, 5), pool(), &BTreeSet::new());
+        let instance = outside.instance(&place).expect("there is room");
+        assert_eq!(reached(&outside), None);
         outside.set_applied(BTreeMap::from([(instance, other)]));
-        assert_eq!(outside.reached_at(target), None);
+        assert_eq!(reached(&outside), None);
         outside.set_applied(BTreeMap::from([(instance, target)]));
-        assert_eq!(outside.reached_at(target), Some(instance));
+        assert_eq!(reached(&outside), Some(instance));
+    }
+
+    #[test]
+    fn the_instance_address_of_a_name_stays_while_the_name_has_no_address_and_when_it_gets_another_one()
+     {
+        let name = named("db.example.net");
+        let mut outside = Outside::default();
+        let mut instances = BTreeSet::new();
+        for address in [None, Some(ip("10.0.0.5")), Some(ip("10.0.0.6")), None] {
+            let wanted = BTreeMap::from([(name.clone(), address)]);
+            outside.assign(&wanted, pool(), &BTreeSet::new());
+            let instance = outside.instance(&name).expect("there is room");
+            instances.insert(instance);
+            let expected: BTreeMap<_, _> = address.map(|to| (instance, to)).into_iter().collect();
+            assert_eq!(*outside.targets(), expected);
+        }
+        assert_eq!(instances.len(), 1);
+        let mut other = Outside::default();
+        let wanted = BTreeMap::from([(named("other.example.net"), None)]);
+        other.assign(&wanted, pool(), &BTreeSet::new());
+        assert_ne!(other.instances(), instances);
+    }
+
+    #[test]
+    fn of_several_places_with_the_same_address_one_is_mapped() {
+        let (first, second) = (named("a.example.net"), named("b.example.net"));
+        let mut outside = Outside::default();
+        let target = ip("10.0.0.5");
+        let mut wanted = BTreeMap::from([
+            (first.clone(), Some(target)),
+            (second.clone(), Some(target)),
+        ]);
+        outside.assign(&wanted, pool(), &BTreeSet::new());
+        let instance = outside.instance(&first).expect("there is room");
+        assert_eq!(*outside.targets(), BTreeMap::from([(instance, target)]));
+        assert_eq!(outside.mapped_instead(&second), Some(&first));
+        assert_eq!(outside.mapped_instead(&first), None);
+        wanted.insert(first, Some(ip("10.0.0.6")));
+        outside.assign(&wanted, pool(), &BTreeSet::new());
+        assert_eq!(outside.targets().len(), 2);
+        assert_eq!(outside.mapped_instead(&second), None);
+    }
+
+    #[test]
+    fn a_name_of_the_mesh_is_refused() {
+        let machine = Machine {
+            domain: Label::parse("mesh").ok(),
+            ..Machine::default()
+        };
+        let check = |text: &str| machine.check_name(&text.parse().expect("a literal"));
+        assert_eq!(check("db.example.net"), Ok(()));
+        let refused = check("db.svc.mesh")
+            .expect_err("it is of the mesh")
+            .to_string();
+        assert!(refused.contains("a name of the mesh"), "{refused}");
     }
 }

@@ -2,94 +2,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::num::NonZeroU16;
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use super::checks::{Outcome, Target};
-use super::outside::{self, Outside, OutsideMapping, Refusal};
+use super::named::{MAX_NAMES, Named};
+use super::outside::{Machine, Outside, OutsideMapping, Place, Refusal};
+pub use super::registered::{InstanceKey, RegisteredInstance, Selection};
 use crate::model::address::Block;
-use crate::model::{Label, MeshAddresses, PublicHost, PublicKey, ServiceName};
+use crate::model::{HostName, Label, PublicKey, ServerAddress, ServiceName};
 use crate::protocol::local::{Check, OwnInstance, Problem, ServiceChange};
-use crate::records::kinds::{Health, Instance, Port, Protocol, Service, Source, default_weight};
+use crate::records::kinds::{Health, Instance, Port, Protocol, Service, Source};
 
 /// The maximum number of services of one node.
 pub const MAX_SERVICES: usize = 10_000;
-
-/// The identity of a registered instance.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct InstanceKey {
-    /// The name of the service.
-    pub name: Label,
-    /// The port that the instance listens on.
-    pub port: NonZeroU16,
-    /// The transport protocol.
-    pub protocol: Protocol,
-}
-
-/// Some instances of a service.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Selection {
-    /// The name of the service.
-    pub name: Label,
-    /// The port. None means all ports.
-    pub port: Option<NonZeroU16>,
-    /// The transport protocol. None means both.
-    pub protocol: Option<Protocol>,
-}
-
-impl Selection {
-    fn has(&self, key: &InstanceKey) -> bool {
-        key.name == self.name
-            && self.port.is_none_or(|port| port == key.port)
-            && self
-                .protocol
-                .is_none_or(|protocol| protocol == key.protocol)
-    }
-}
-
-impl From<Label> for Selection {
-    fn from(name: Label) -> Self {
-        Self {
-            name,
-            port: None,
-            protocol: None,
-        }
-    }
-}
-
-/// A registered instance.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RegisteredInstance {
-    pub key: InstanceKey,
-    /// The address that it listens on. None means the node's mesh addresses.
-    pub address: Option<IpAddr>,
-    /// The check that determines its health.
-    pub check: Option<Check>,
-    /// SRV weight.
-    #[serde(default = "default_weight")]
-    pub weight: u16,
-    /// The SRV priority. Clients use the lowest one that answers.
-    #[serde(default)]
-    pub priority: u16,
-    /// The name of the port in SRV queries.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub port_name: Option<Label>,
-    /// Who may reach it, within the policy: selectors as text. If there are none, the policy alone decides.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub allow: Vec<String>,
-    /// The host names under which an ingress offers it to the world outside the mesh.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub public: Vec<PublicHost>,
-}
-
-impl RegisteredInstance {
-    /// Its address, if the address is outside `block`, so that packets from the mesh reach it only by an instance address.
-    fn address_outside_block(&self, block: &Block) -> Option<IpAddr> {
-        self.address.filter(|address| !block.contains(*address))
-    }
-}
 
 #[derive(Debug, Clone)]
 struct Entry {
@@ -109,6 +36,9 @@ pub struct StoredServices {
     /// The services that were drained with `meshctl service drain`.
     #[serde(default)]
     pub drained: BTreeSet<ServiceName>,
+    /// The addresses of the host names of services outside the mesh, as they were looked up last.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub addresses: BTreeMap<HostName, Ipv4Addr>,
 }
 
 /// Why a service cannot be registered or changed.
@@ -140,10 +70,10 @@ pub enum RegistryError {
 pub struct Registry {
     entries: BTreeMap<(InstanceKey, Source), Entry>,
     drained: BTreeSet<ServiceName>,
-    /// The address plan of the mesh, once it is known.
-    mesh: Option<MeshAddresses>,
-    /// The addresses of this machine outside the mesh.
-    own: BTreeSet<IpAddr>,
+    /// What decides where services outside the mesh can be.
+    pub(crate) machine: Machine,
+    /// The host names of services outside the mesh.
+    pub(crate) named: Named,
     /// The instance addresses of services outside the mesh.
     outside: Outside,
 }
@@ -154,6 +84,7 @@ impl Registry {
     pub fn new(configured: Vec<RegisteredInstance>, stored: StoredServices) -> Self {
         let mut registry = Self {
             drained: stored.drained,
+            named: Named::new(stored.addresses),
             ..Self::default()
         };
         for (source, services) in [(Source::Config, configured), (Source::Cli, stored.services)] {
@@ -191,7 +122,10 @@ impl Registry {
         block: &Block,
     ) -> Result<ServiceChange, RegistryError> {
         if let Some(address) = registered.address_outside_block(block) {
-            self.check_outside(address)?;
+            self.target(address)?;
+            if let Some(name) = address.name().filter(|name| !self.named.has_room_for(name)) {
+                return Err(Refusal::TooManyNames(name.clone(), MAX_NAMES).into());
+            }
         }
         if self
             .entries
@@ -210,6 +144,7 @@ impl Registry {
         };
         if change != ServiceChange::Unchanged {
             self.insert(registered, Source::Cli);
+            self.follow_names();
         }
         Ok(change)
     }
@@ -237,6 +172,7 @@ impl Registry {
         if !self.has(name) {
             self.drained.remove(&name.clone().into());
         }
+        self.follow_names();
         Ok(())
     }
 
@@ -338,10 +274,15 @@ impl Registry {
             .filter_map(|entry| {
                 let check = entry.registered.check.clone()?;
                 let key = entry.registered.key.clone();
-                let address =
-                    SocketAddr::new(entry.registered.address.unwrap_or(node), key.port.get());
+                let address = match entry.registered.address_outside_block(block) {
+                    Some(outside) => IpAddr::V4(self.target(outside).ok()??),
+                    None => {
+                        let own = entry.registered.address.as_ref();
+                        own.and_then(ServerAddress::ip).unwrap_or(node)
+                    }
+                };
                 let target = Target {
-                    address,
+                    address: SocketAddr::new(address, key.port.get()),
                     check,
                     eager: false,
                 };
@@ -362,6 +303,7 @@ impl Registry {
         StoredServices {
             services,
             drained: self.drained.clone(),
+            addresses: self.named.addresses(),
         }
     }
 
@@ -377,23 +319,46 @@ impl Registry {
         self.entries.is_empty()
     }
 
-    fn check_outside(&self, address: IpAddr) -> Result<Ipv4Addr, Refusal> {
-        outside::check(address, self.mesh.as_ref(), &self.own)
+    /// Where packets to services at `address`, which is outside the block of this node, are forwarded to. None if it is a name that has
+    /// no address yet.
+    fn target(&self, address: &ServerAddress) -> Result<Option<Ipv4Addr>, Refusal> {
+        match address {
+            ServerAddress::At(ip) => self.machine.check(*ip).map(Some),
+            ServerAddress::Named(name) => {
+                self.machine.check_name(name)?;
+                let ip = self.named.address(name);
+                ip.map(|ip| self.machine.check(ip.into())).transpose()
+            }
+        }
+    }
+
+    /// Looks up the names of the services. Before the domain of the mesh is known, no name is looked up, since it may be one of the mesh.
+    fn follow_names(&mut self) {
+        if self.machine.domain.is_none() {
+            return;
+        }
+        let addresses = self.entries.values().map(|entry| &entry.registered.address);
+        let names = addresses.filter_map(|address| address.as_ref()?.name());
+        let names = names.filter(|name| self.machine.check_name(name).is_ok());
+        self.named.follow(names);
     }
 
     /// The entries with an address to which packets can be carried, each instance once.
     fn reachable<'a>(&'a self, block: &'a Block) -> impl Iterator<Item = &'a Entry> {
         each_once(self.entries.values().filter(move |entry| {
             let outside = entry.registered.address_outside_block(block);
-            outside.is_none_or(|address| self.check_outside(address).is_ok())
+            outside.is_none_or(|address| self.target(address).is_ok())
         }))
     }
 
-    /// Sets the address plan of the mesh and the addresses of this machine, from which it follows where services outside the mesh may
-    /// be. Returns whether anything changed.
-    pub fn set_machine(&mut self, mesh: MeshAddresses, own: BTreeSet<IpAddr>) -> bool {
-        let is_changed = self.mesh != Some(mesh) || self.own != own;
-        (self.mesh, self.own) = (Some(mesh), own);
+    /// Sets the mesh and the addresses of this machine, from which it follows where services outside the mesh may be. Returns whether
+    /// anything changed.
+    pub fn set_machine(&mut self, machine: Machine) -> bool {
+        let is_changed = self.machine != machine;
+        self.machine = machine;
+        if is_changed {
+            self.follow_names();
+        }
         is_changed
     }
 
@@ -412,26 +377,37 @@ impl Registry {
         pool: Ipv4Net,
         taken: &BTreeSet<Ipv4Addr>,
     ) -> BTreeMap<Ipv4Addr, OutsideMapping> {
-        let mut by_target: BTreeMap<Ipv4Addr, OutsideMapping> = BTreeMap::new();
+        let mut wanted: BTreeMap<Place, Option<Ipv4Addr>> = BTreeMap::new();
+        let mut mappings: BTreeMap<Place, OutsideMapping> = BTreeMap::new();
         for entry in self.entries.values() {
-            let outside = entry.registered.address_outside_block(block);
-            let Some(Ok(target)) = outside.map(|address| self.check_outside(address)) else {
+            let Some(address) = entry.registered.address_outside_block(block) else {
+                continue;
+            };
+            let Ok(target) = self.target(address) else {
+                continue;
+            };
+            let Some(place) = Place::of(address, target) else {
+                continue;
+            };
+            wanted.insert(place.clone(), target);
+            let Some(target) = target else {
                 continue;
             };
             let key = &entry.registered.key;
-            let mapping = by_target.entry(target).or_insert_with(|| OutsideMapping {
+            let mapping = mappings.entry(place).or_insert_with(|| OutsideMapping {
                 target,
                 names: key.name.to_string(),
                 ports: BTreeSet::new(),
             });
             mapping.ports.insert((key.protocol, key.port));
         }
-        let targets: BTreeSet<Ipv4Addr> = by_target.keys().copied().collect();
-        self.outside.assign(&targets, pool, taken);
-        let mapped = by_target.into_iter();
-        mapped
-            .filter_map(|(target, mapping)| Some((self.outside.instance(target)?, mapping)))
-            .collect()
+        self.outside.assign(&wanted, pool, taken);
+        let mapped = mappings.into_iter().filter_map(|(place, mapping)| {
+            let instance = self.outside.instance(&place)?;
+            let is_mapped = self.outside.targets().contains_key(&instance);
+            is_mapped.then_some((instance, mapping))
+        });
+        mapped.collect()
     }
 
     /// The instance addresses of services outside the mesh.
@@ -452,52 +428,57 @@ impl Registry {
         node: &[IpAddr],
         block: &Block,
     ) -> Option<Vec<IpAddr>> {
-        match registered.address {
-            None => Some(node.to_vec()),
-            Some(address) if block.contains(address) => Some(vec![address]),
-            Some(address) => {
-                let target = self.check_outside(address).ok()?;
-                Some(vec![self.outside.reached_at(target)?.into()])
+        let address = match &registered.address {
+            None => return Some(node.to_vec()),
+            Some(ServerAddress::At(address)) if block.contains(*address) => *address,
+            Some(ServerAddress::At(address)) => {
+                let target = self.machine.check(*address).ok()?;
+                let place = Place::At(target);
+                let reached = self.outside.reached_at(&place, [target].into_iter());
+                reached?.into()
             }
-        }
+            // While the kernel still forwards to the address before, the service stays published.
+            Some(ServerAddress::Named(name)) => {
+                let place = Place::Named(name.clone());
+                let reached = self.outside.reached_at(&place, self.named.targets(name));
+                reached?.into()
+            }
+        };
+        Some(vec![address])
     }
 
     /// A problem for each service at an address to which this node cannot forward: the configuration may be older than the block, or
-    /// the machine may have got the address since. Such services are not published.
+    /// the machine may have got the address since. Such services are not published. The same for each name that is not answered.
     #[must_use]
     pub fn problems(&self, block: &Block) -> Vec<Problem> {
-        let entries = self.entries.values();
-        let outside = entries.filter_map(|entry| {
-            let address = entry.registered.address_outside_block(block)?;
-            let why = match self.check_outside(address) {
-                Err(refusal) => refusal.to_string(),
-                Ok(target) if self.outside.is_full_for(target) => {
-                    "all instance addresses of this node that are for services outside are in use"
-                        .to_owned()
-                }
-                Ok(_) => return None,
+        let mut problems = Vec::new();
+        for entry in self.entries.values() {
+            let Some(address) = entry.registered.address_outside_block(block) else {
+                continue;
             };
-            Some((entry, address, why))
-        });
-        outside
-            .map(|(entry, address, why)| {
-                let name = &entry.registered.key.name;
-                Problem {
+            let name = &entry.registered.key.name;
+            if let Some(why) = why_unanswered(self, address) {
+                problems.push(Problem {
                     what: format!("the service {name} on {address} is not answered"),
                     why,
-                    fix: match entry.source {
-                        Source::Config => format!(
-                            "correct `address` of the [[service]] {name} in meshd.toml, or remove it and let the program listen on {}",
-                            block.node_v4()
-                        ),
-                        Source::Cli | Source::Docker => format!(
-                            "run `meshctl service remove {name}`, and add it again with the right --address, or without one if the program listens on {}",
-                            block.node_v4()
-                        ),
-                    },
-                }
-            })
-            .collect()
+                    fix: remedy(entry, block),
+                });
+            } else if let Some(host) = address.name()
+                && let Some(why) = self.named.problem(host)
+            {
+                let what = match self.named.address(host) {
+                    Some(at) => format!(
+                        "the address of the service {name} may be wrong: {host} was {at} when it was answered last"
+                    ),
+                    None => format!("the service {name} on {host} is not answered"),
+                };
+                let fix = format!(
+                    "run `meshctl resolve {host}` on this node, and correct the name, its records, or the upstreams of this node"
+                );
+                problems.push(Problem { what, why, fix });
+            }
+        }
+        problems
     }
 
     /// The records of all services by id, without a version. `node_name` is part of the instances' names. Instances are
@@ -563,6 +544,42 @@ fn each_once<'a>(entries: impl Iterator<Item = &'a Entry>) -> impl Iterator<Item
     })
 }
 
+/// Why services at `address`, which is outside the mesh, are not answered, whatever its name is answered with.
+fn why_unanswered(registry: &Registry, address: &ServerAddress) -> Option<String> {
+    let target = match registry.target(address) {
+        Ok(target) => target,
+        Err(refusal) => return Some(refusal.to_string()),
+    };
+    if let Some(name) = address
+        .name()
+        .filter(|name| !registry.named.has_room_for(name))
+    {
+        return Some(Refusal::TooManyNames(name.clone(), MAX_NAMES).to_string());
+    }
+    let place = Place::of(address, target)?;
+    if registry.outside.is_full_for(&place) {
+        let why = "all instance addresses of this node that are for services outside are in use";
+        return Some(why.to_owned());
+    }
+    let other = registry.outside.mapped_instead(&place)?;
+    Some(format!(
+        "{address} has the same address as {other} now, and this node forwards to an address for one of them only"
+    ))
+}
+
+/// What to do about a service at an address to which this node cannot forward.
+fn remedy(entry: &Entry, block: &Block) -> String {
+    let (name, own) = (&entry.registered.key.name, block.node_v4());
+    match entry.source {
+        Source::Config => format!(
+            "correct `address` of the [[service]] {name} in meshd.toml, or remove it and let the program listen on {own}"
+        ),
+        Source::Cli | Source::Docker => format!(
+            "run `meshctl service remove {name}`, and add it again with the right --address, or without one if the program listens on {own}"
+        ),
+    }
+}
+
 /// `web-1-80`, or `web-1-53-udp`.
 fn instance_label(node: &Label, key: &InstanceKey) -> Label {
     match key.protocol {
@@ -573,8 +590,12 @@ fn instance_label(node: &Label, key: &InstanceKey) -> Label {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
     use crate::protocol::local::CheckProbe;
+    use crate::records::kinds::default_weight;
+    use crate::services::named::Answered;
     use crate::testbed::records as build;
 
     fn label(text: &str) -> Label {
@@ -584,7 +605,11 @@ mod tests {
     /// Lets the registry know the mesh, and that this machine has the address 10.0.0.9.
     fn set_machine(registry: &mut Registry) {
         let own = "10.0.0.9".parse().expect("a literal");
-        registry.set_machine(build::plan(), BTreeSet::from([own]));
+        registry.set_machine(Machine {
+            mesh: Some(build::plan()),
+            domain: Some(label("mesh")),
+            own: BTreeSet::from([own]),
+        });
     }
 
     fn machine() -> Registry {
@@ -636,6 +661,21 @@ mod tests {
                     .collect()
             })
             .unwrap_or_default()
+    }
+
+    /// The addresses of each instance that is published.
+    fn published(registry: &Registry) -> Vec<Vec<IpAddr>> {
+        let own = [block().node_v4().into()];
+        let records = registry.records(&NODE, &label("n1"), &own, &block());
+        let instances = records.into_values().flat_map(|service| service.instances);
+        instances.map(|instance| instance.addresses).collect()
+    }
+
+    /// The addresses that are checked.
+    fn checked(registry: &Registry) -> Vec<String> {
+        let targets = registry.targets(&block());
+        let addresses = targets.iter().map(|(_, target)| target.address.to_string());
+        addresses.collect()
     }
 
     #[test]
@@ -886,7 +926,7 @@ mod tests {
         // A file of an earlier version with such a service does not prevent the node from starting.
         let stored = StoredServices {
             services: vec![at("old", "10.210.9.1"), registered("web", 80, false)],
-            drained: BTreeSet::new(),
+            ..StoredServices::default()
         };
         let mut registry = Registry::new(vec![at("postgres", "10.0.0.9")], stored);
         set_machine(&mut registry);
@@ -917,20 +957,12 @@ mod tests {
         for added in [at("postgres", 5432), at("pgbouncer", 6432)] {
             assert_eq!(registry.add(added, &block()), Ok(ServiceChange::New));
         }
-        let targets = registry.targets(&block());
-        let checked: Vec<String> = targets.iter().map(|(_, t)| t.address.to_string()).collect();
-        assert_eq!(checked, ["10.0.0.5:6432", "10.0.0.5:5432"]);
+        assert_eq!(checked(&registry), ["10.0.0.5:6432", "10.0.0.5:5432"]);
         let mapped = registry.map_outside(&block(), block().v4, &BTreeSet::new());
         let (instance, mapping) = mapped.first_key_value().expect("a mapping");
         assert_eq!(mapped.len(), 1, "services at one address share one");
         let ports: Vec<u16> = mapping.ports.iter().map(|(_, port)| port.get()).collect();
         assert_eq!(ports, [5432, 6432]);
-        let published = |registry: &Registry| -> Vec<Vec<IpAddr>> {
-            let own = [block().node_v4().into()];
-            let records = registry.records(&NODE, &label("n1"), &own, &block());
-            let instances = records.into_values().flat_map(|service| service.instances);
-            instances.map(|instance| instance.addresses).collect()
-        };
         assert!(published(&registry).is_empty(), "nothing is mapped yet");
         registry.set_mapped(BTreeMap::from([(*instance, mapping.target)]));
         let expected: Vec<IpAddr> = vec![(*instance).into()];
@@ -938,6 +970,66 @@ mod tests {
         assert_eq!(registry.problems(&block()), []);
         registry.set_mapped(BTreeMap::new());
         assert!(published(&registry).is_empty());
+    }
+
+    #[test]
+    fn a_service_at_a_name_follows_the_address_of_the_name_and_keeps_its_instance_address() {
+        let at = |address: &str| RegisteredInstance {
+            address: Some(address.parse().expect("a literal")),
+            ..registered("postgres", 5432, true)
+        };
+        let mut registry = machine();
+        let refused = registry.add(at("db.svc.mesh"), &block());
+        assert!(
+            matches!(refused, Err(RegistryError::Address(Refusal::NameOfMesh(_)))),
+            "{refused:?}"
+        );
+        let named = at("db.example.net");
+        assert_eq!(
+            registry.add(named.clone(), &block()),
+            Ok(ServiceChange::New)
+        );
+        let host: HostName = "db.example.net".parse().expect("a literal");
+        let answer = |registry: &mut Registry, address: &str, now: Instant| {
+            assert_eq!(registry.named.poll(now), [host.clone()]);
+            let answered = Answered {
+                addresses: BTreeSet::from([address.parse().expect("a literal")]),
+                ttl: Duration::ZERO,
+            };
+            let machine = &registry.machine;
+            registry
+                .named
+                .handle_answer(&host, &answered, machine, now)
+                .expect("another address");
+            let mapped = registry.map_outside(&block(), block().v4, &BTreeSet::new());
+            let mapped = mapped.iter().map(|(instance, to)| (*instance, to.target));
+            mapped.collect::<BTreeMap<Ipv4Addr, Ipv4Addr>>()
+        };
+        // Without an address it is neither checked nor published.
+        let mapped = registry.map_outside(&block(), block().v4, &BTreeSet::new());
+        assert!(mapped.is_empty() && checked(&registry).is_empty());
+        let now = Instant::now();
+        let first = answer(&mut registry, "10.0.0.5", now);
+        let instances: Vec<IpAddr> = first.keys().map(|at| IpAddr::V4(*at)).collect();
+        assert_eq!(instances.len(), 1);
+        assert_eq!(checked(&registry), ["10.0.0.5:5432"]);
+        assert!(published(&registry).is_empty(), "nothing is mapped yet");
+        registry.set_mapped(first.clone());
+        assert_eq!(published(&registry), [instances.clone()]);
+
+        // It stays published while the kernel still forwards to the address before.
+        let second = answer(&mut registry, "10.0.0.6", now + Duration::from_secs(5));
+        assert!(first.keys().eq(second.keys()));
+        assert_eq!(checked(&registry), ["10.0.0.6:5432"]);
+        assert_eq!(published(&registry), [instances.clone()]);
+        registry.set_mapped(second);
+        assert_eq!(published(&registry), [instances]);
+        assert_eq!(registry.problems(&block()), []);
+
+        // The address is known after a restart, before the name is answered.
+        let mut again = Registry::new(vec![named], registry.stored());
+        set_machine(&mut again);
+        assert_eq!(checked(&again), ["10.0.0.6:5432"]);
     }
 
     #[test]

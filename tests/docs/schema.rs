@@ -106,13 +106,15 @@ const SOURCES: [&str; 23] = [
     "src/cli/audit/findings.rs",
 ];
 /// Types that are a JSON string.
-const STRINGS: [&str; 17] = [
+const STRINGS: [&str; 19] = [
     "String",
     "Label",
     "PublicHost",
     "PublicKey",
     "WireGuardKey",
     "ServiceName",
+    "ServerAddress",
+    "HostName",
     "IpAddr",
     "Ipv4Addr",
     "Ipv6Addr",

@@ -2,17 +2,19 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use hickory_proto::rr::RecordType;
+use hickory_proto::rr::{RData, Record, RecordType};
 
 use crate::mesh::{Mesh, write};
-use crate::query::ask;
+use crate::query::{ask, serve_answers};
 
 /// A database that is not in the mesh. It has no route to the mesh.
 const DATABASE: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 10);
+/// The address to which the database moves.
+const OTHER: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 11);
 const PORT: u16 = 5432;
 const UNDECLARED: u16 = 5433;
 const LIMIT: Duration = Duration::from_secs(2);
@@ -32,6 +34,32 @@ fn serve(mesh: &Mesh, port: u16, is_open: &Arc<AtomicBool>) {
                 let _ = stream.write_all(from.unwrap_or_default().as_bytes());
             }
         }
+    });
+}
+
+/// Answers each connection to `address` with `address`.
+fn serve_own_address(mesh: &Mesh, address: Ipv4Addr) {
+    let listener = mesh
+        .coordinator_host
+        .inside(|| TcpListener::bind((address, PORT)))
+        .expect("a namespace")
+        .expect("a free port");
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.write_all(address.to_string().as_bytes());
+        }
+    });
+}
+
+/// Answers all names with an address, as a resolver outside the mesh does.
+fn serve_names(mesh: &Mesh, address: &Arc<Mutex<Ipv4Addr>>) {
+    let address = Arc::clone(address);
+    let listen = mesh.coordinator_host.v4().to_string();
+    serve_answers(&mesh.coordinator_host, (&listen, 5300), move |question| {
+        let address = *address.lock().unwrap_or_else(PoisonError::into_inner);
+        let record = || Record::from_rdata(question.name().clone(), 1, RData::A(address.into()));
+        let asked = question.query_type() == RecordType::A;
+        (asked.then(record).into_iter().collect(), vec![])
     });
 }
 
@@ -177,4 +205,84 @@ fn a_service_outside_that_is_added_by_command_is_mapped_and_unmapped_with_it() {
     mesh.wait_until("its address leads nowhere", || {
         addresses(&mesh, 1).is_empty() && fetch(&mesh, 1, (instance, PORT)).is_none()
     });
+}
+
+#[test]
+fn a_service_outside_with_a_host_name_is_reached_where_the_name_leads_under_the_same_mesh_address()
+{
+    let Some(mut mesh) = Mesh::start(2) else {
+        return;
+    };
+    for address in [DATABASE, OTHER] {
+        mesh.coordinator_host
+            .add_address(address.into(), 24)
+            .expect("an address");
+        serve_own_address(&mesh, address);
+    }
+    let own = Ipv4Addr::new(192, 168, 77, 1);
+    mesh.nodes[0]
+        .host
+        .add_address(own.into(), 24)
+        .expect("an address");
+    let leads_to = Arc::new(Mutex::new(DATABASE));
+    let lead_to = |address| *leads_to.lock().unwrap_or_else(PoisonError::into_inner) = address;
+    serve_names(&mesh, &leads_to);
+    let upstream = mesh.coordinator_host.v4();
+    let text = format!(
+        "[dns]\nupstreams = [\"{upstream}:5300\"]\n[[service]]\nname = \"postgres\"\nport = {PORT}\naddress = \"db.example.net\"\ncheck = {{ tcp = true, interval = \"200ms\" }}\n"
+    );
+    let file = write(&mesh.nodes[0].host, "/run/meshd.toml", &text);
+    mesh.kill_node(0);
+    mesh.start_node_with(0, &["--config", &file]);
+    for n in 0..2 {
+        let token = mesh.token(&[]);
+        let ended = mesh.on(n, &["join", &token]);
+        assert_eq!(ended.code, 0, "{ended:?}");
+    }
+    mesh.wait_until("the name is answered", || !addresses(&mesh, 1).is_empty());
+    let instance = addresses(&mesh, 1)[0];
+    let reached = |mesh: &Mesh| fetch(mesh, 1, (instance, PORT));
+    mesh.wait_until("the database answers", || {
+        reached(&mesh) == Some(DATABASE.to_string())
+    });
+
+    lead_to(OTHER);
+    mesh.wait_until("the database answers where it is now", || {
+        reached(&mesh) == Some(OTHER.to_string())
+    });
+    assert_eq!(addresses(&mesh, 1), [instance]);
+    let status = mesh.on(0, &["status"]);
+    let is_shown = |line: &str| {
+        line.split_whitespace()
+            .eq(["db.example.net", "192.168.77.11"])
+    };
+    assert!(status.stdout.lines().any(is_shown), "{status:?}");
+
+    // An address that no service outside may have changes nothing, and is a problem.
+    lead_to(Ipv4Addr::new(169, 254, 169, 254));
+    mesh.wait_until("the address is refused", || {
+        mesh.has_problem(0, &["postgres", "db.example.net", "link-local"])
+    });
+    assert_eq!(reached(&mesh), Some(OTHER.to_string()));
+    // The node knows the last good address after a restart.
+    mesh.kill_node(0);
+    mesh.start_node_with(0, &["--config", &file]);
+    mesh.wait_until("the database answers after a restart", || {
+        reached(&mesh) == Some(OTHER.to_string())
+    });
+    assert_eq!(addresses(&mesh, 1), [instance]);
+    let ended = mesh.on(
+        0,
+        &[
+            "service",
+            "add",
+            "web",
+            "--port",
+            "80",
+            "--address",
+            "web.svc.mesh",
+        ],
+    );
+    assert_eq!(ended.code, 64, "{ended:?}");
+    assert!(ended.stderr.contains("a name of the mesh"), "{ended:?}");
 }

@@ -1,6 +1,5 @@
 //! `meshctl service add`.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use clap::{ArgGroup, Args};
@@ -8,7 +7,7 @@ use clap::{ArgGroup, Args};
 use super::Transport;
 use crate::cli::Globals;
 use crate::cli::exit::CliError;
-use crate::model::{Label, PublicHost};
+use crate::model::{Label, PublicHost, ServerAddress};
 use crate::os::arguments;
 use crate::policy::Selector;
 use crate::protocol::api::ErrorCode;
@@ -22,6 +21,7 @@ Examples:
   meshctl service add db --port 5432 --check-tcp
   meshctl service add web --port 8080 --check-http /healthz --interval 2s --fall 3
   meshctl service add dns --port 53 --protocol udp --port-name resolver
+  meshctl service add db --port 5432 --address db.example.net --check-tcp
   meshctl service add db --port 5432 --allow shop/api --allow tag:ops
   meshctl service add shop --port 8080 --public shop.example.com
 
@@ -36,10 +36,10 @@ pub(in crate::cli) struct AddArguments {
     /// The transport protocol
     #[arg(long, value_enum, default_value_t = Transport::Tcp)]
     protocol: Transport,
-    /// The address it listens on: one of this node's mesh addresses, or one outside the mesh to which this node forwards [default: both
-    /// mesh addresses]
-    #[arg(long, value_name = "IP", value_parser = arguments::ip)]
-    address: Option<IpAddr>,
+    /// The address it listens on: one of this node's mesh addresses, or an IPv4 address or host name outside the mesh to which this node
+    /// forwards [default: both mesh addresses]
+    #[arg(long, value_name = "ADDRESS", value_parser = arguments::server_address)]
+    address: Option<ServerAddress>,
     /// The name of the port in SRV queries: _NAME._tcp.db.svc.mesh
     #[arg(long, value_name = "NAME", value_parser = arguments::label)]
     port_name: Option<Label>,

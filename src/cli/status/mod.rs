@@ -104,6 +104,7 @@ mod tests {
             dns: None,
             policy: None,
             routes: Vec::new(),
+            outside: Vec::new(),
             peers: Vec::new(),
             services: crate::protocol::local::ServiceCounts::default(),
             problems: Vec::new(),

@@ -6,8 +6,8 @@ use crate::cli::why::age;
 use crate::model::Label;
 use crate::model::text::{bytes, listed};
 use crate::protocol::local::{
-    GuestStatus, NodeState, NodeStatus, PeerState, PeerStatus, PolicyStatus, RouteRow, RouteState,
-    Status,
+    GuestStatus, NodeState, NodeStatus, OutsideName, PeerState, PeerStatus, PolicyStatus, RouteRow,
+    RouteState, Status,
 };
 
 const HEADINGS: [&str; 10] = [
@@ -36,6 +36,7 @@ pub(super) fn lines(status: &Status, output: Output) -> Vec<String> {
     }
     lines.extend(peers(status, output));
     lines.extend(routes(&status.routes));
+    lines.extend(outside(&status.outside));
     lines
 }
 
@@ -61,6 +62,22 @@ fn routes(routes: &[RouteRow]) -> Vec<String> {
     let rows: Vec<Vec<String>> = rows.collect();
     let mut lines = vec![String::new()];
     lines.extend(table::lines(&["NETWORK", "BEHIND", "STATE"], &rows));
+    lines
+}
+
+/// The host names of services outside the mesh, each with the address to which this node forwards.
+fn outside(names: &[OutsideName]) -> Vec<String> {
+    if names.is_empty() {
+        return Vec::new();
+    }
+    let rows = names.iter().map(|row| {
+        let address = row.address.map(|address| address.to_string());
+        let address = address.unwrap_or_else(|| "not answered yet".to_owned());
+        vec![row.name.to_string(), address]
+    });
+    let rows: Vec<Vec<String>> = rows.collect();
+    let mut lines = vec![String::new()];
+    lines.extend(table::lines(&["SERVICES OUTSIDE", "ADDRESS"], &rows));
     lines
 }
 

@@ -273,7 +273,7 @@ pub(super) struct ServiceSection {
     #[serde(default)]
     pub(super) protocol: Option<Protocol>,
     #[serde(default)]
-    pub(super) address: Option<IpAddr>,
+    pub(super) address: Option<String>,
     #[serde(default)]
     pub(super) check: Option<CheckSection>,
     #[serde(default = "default_weight")]

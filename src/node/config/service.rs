@@ -1,13 +1,16 @@
 //! The services of the configuration.
 
-use crate::model::Label;
 use crate::model::address::is_never_remote;
 use crate::model::time::milliseconds;
+use crate::model::{Label, ServerAddress};
 use crate::protocol::local::{Check, CheckProbe};
 use crate::records::kinds::{Protocol, parse_allowed, parse_public};
 use crate::services::registry::{InstanceKey, RegisteredInstance};
 
 use super::file::{CheckSection, ServiceSection};
+
+/// The domain of a mesh, unless its operator chose another one.
+const DEFAULT_DOMAIN: &str = "mesh";
 
 /// Returns the service that a section describes, or why it describes none.
 pub(super) fn service(section: ServiceSection) -> Result<RegisteredInstance, String> {
@@ -19,10 +22,7 @@ pub(super) fn service(section: ServiceSection) -> Result<RegisteredInstance, Str
             .map_err(|_| "port: 1 to 65535 are possible".to_owned())?,
         protocol: section.protocol.unwrap_or(Protocol::Tcp),
     };
-    let address = section.address.map(|address| address.to_canonical());
-    if address.is_some_and(is_never_remote) {
-        return Err("address: give one that other nodes can reach".into());
-    }
+    let address = section.address.as_deref().map(address).transpose()?;
     let port_name = section.port_name.as_deref().map(Label::parse);
     let port_name = port_name
         .transpose()
@@ -48,6 +48,24 @@ pub(super) fn service(section: ServiceSection) -> Result<RegisteredInstance, Str
         allow: allow.unwrap_or_default(),
         public: public.unwrap_or_default(),
     })
+}
+
+fn address(text: &str) -> Result<ServerAddress, String> {
+    let address = text.parse::<ServerAddress>();
+    let address = address.map_err(|error| format!("address: {error}"))?;
+    if address.ip().is_some_and(is_never_remote) {
+        return Err("address: give one that other nodes can reach".into());
+    }
+    // The domain of this mesh is in its records, against which the name is checked later.
+    if address
+        .name()
+        .is_some_and(|name| name.is_under(DEFAULT_DOMAIN))
+    {
+        return Err(format!(
+            "address: {address} is a name of the mesh; omit the address, or add the service on the node that has it"
+        ));
+    }
+    Ok(address)
 }
 
 fn check(section: CheckSection) -> Result<Check, String> {

@@ -103,7 +103,18 @@ fn the_address_of_a_service_is_one_that_others_can_have_in_whatever_form() {
     }
     let mapped = service("::ffff:10.210.1.1").expect("an address of the mesh");
     let expected = "10.210.1.1".parse().ok();
-    assert_eq!(mapped.services.first().and_then(|s| s.address), expected);
+    let address = |config: &Config| config.services.first().and_then(|s| s.address.clone());
+    assert_eq!(address(&mapped), expected);
+    let named = service("DB.example.net").expect("a host name");
+    assert_eq!(address(&named), "db.example.net".parse().ok());
+    for (refused, part) in [
+        ("db", "write the whole host name"),
+        ("db.svc.mesh", "a name of the mesh"),
+        ("10.0.0", "not a whole IP address"),
+    ] {
+        let error = service(refused).expect_err(refused).to_string();
+        assert!(error.contains(part), "{error}");
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ use crate::model::address::Block;
 use crate::node::device::{DeviceEvents, PathEvents};
 use crate::node::docker::{DockerEvents, Probe};
 use crate::node::gossip::PeerEvent;
+use crate::node::naming::NameAnswer;
 use crate::node::replica::StreamEvent;
 use crate::node::state::writer::Written;
 use crate::node::streams::RelayStreamEvent;
@@ -28,6 +29,8 @@ pub(in crate::node) enum NodeEvent {
     Peer(PeerEvent),
     /// The health check of a service came to a verdict.
     Verdict(InstanceKey, Outcome),
+    /// The name of a service outside the mesh was looked up.
+    Named(NameAnswer),
     /// The container engine reports.
     Engine(Vec<Report>),
     /// Probes of containers came to verdicts.
@@ -56,7 +59,7 @@ pub(in crate::node) enum NodeEvent {
 pub(in crate::node) struct Events {
     pub(in crate::node) stream: mpsc::Receiver<StreamEvent>,
     pub(in crate::node) writes: mpsc::Receiver<Written>,
-    pub(in crate::node) verdicts: mpsc::Receiver<(InstanceKey, Outcome)>,
+    pub(in crate::node) services: ServiceEvents,
     pub(in crate::node) docker: Option<DockerEvents>,
     pub(in crate::node) firewall: watch::Receiver<u64>,
     pub(in crate::node) host: watch::Receiver<u64>,
@@ -67,6 +70,22 @@ pub(in crate::node) struct Events {
     /// The answers of the coordinator to requests for this node's lease.
     pub(in crate::node) leases: mpsc::Receiver<Result<Block, String>>,
     pub(in crate::node) reach: ReachEvents,
+}
+
+/// What arrives about the services that are registered on this node.
+pub(in crate::node) struct ServiceEvents {
+    verdicts: mpsc::Receiver<(InstanceKey, Outcome)>,
+    /// What the names of services outside the mesh were answered with.
+    names: mpsc::Receiver<NameAnswer>,
+}
+
+impl ServiceEvents {
+    pub(in crate::node) fn new(
+        verdicts: mpsc::Receiver<(InstanceKey, Outcome)>,
+        names: mpsc::Receiver<NameAnswer>,
+    ) -> Self {
+        Self { verdicts, names }
+    }
 }
 
 /// What arrives about the addresses of this node.
@@ -87,7 +106,8 @@ impl Events {
             Some(event) = self.stream.recv() => NodeEvent::Stream(event),
             Some(written) = self.writes.recv() => NodeEvent::Written(written),
             Some(event) = self.peers.recv() => NodeEvent::Peer(event),
-            Some((key, outcome)) = self.verdicts.recv() => NodeEvent::Verdict(key, outcome),
+            Some((key, outcome)) = self.services.verdicts.recv() => NodeEvent::Verdict(key, outcome),
+            Some(answer) = self.services.names.recv() => NodeEvent::Named(answer),
             event = next_of_containers(&mut self.docker) => event,
             Ok(()) = self.firewall.changed() => NodeEvent::Firewall,
             Ok(()) = self.host.changed() => NodeEvent::Host,
@@ -149,7 +169,7 @@ mod tests {
         let mut events = Events {
             stream,
             writes,
-            verdicts,
+            services: ServiceEvents::new(verdicts, mpsc::channel(1).1),
             docker: Some(DockerEvents { reports, probes }),
             firewall,
             host,

@@ -182,8 +182,7 @@ impl Stages for JoinedNode {
         self.device.interfaces = interfaces;
         if let Some(mesh) = self.replica.ledger().mesh() {
             let (block, interfaces) = (&self.identity.block, &self.device.interfaces);
-            self.workloads
-                .set_machine(&mesh.addresses, block, interfaces);
+            self.workloads.set_machine(mesh, block, interfaces);
         }
         mapping::handle_listed(self, Instant::now());
         routing::follow(self);

@@ -67,6 +67,9 @@ fn content_of(node: &JoinedNode, request: &ChangeRequest) -> Result<Content, Api
         }
         ChangeRequest::Name(name, _) => keys::renamed(&node.identity, &node.replica, name)?,
         ChangeRequest::KeepName => node.identity.clone(),
+        ChangeRequest::Addresses => {
+            return Ok(Content::Services(node.workloads.registry.stored()));
+        }
         ChangeRequest::Block(block) => Identity {
             block: *block,
             ..node.identity.clone()
@@ -210,8 +213,14 @@ fn make(node: &mut JoinedNode, request: ChangeRequest, content: Content) -> Opti
             });
         }
         (ChangeRequest::Block(_), Content::Identity(identity)) => return Some(*identity),
-        // This node has the name already. The content of the others is that of the request.
-        (ChangeRequest::KeepName | ChangeRequest::Key(_) | ChangeRequest::Block(_), _) => {}
+        // This node has the name and the addresses already. The content of the others is that of the request.
+        (
+            ChangeRequest::KeepName
+            | ChangeRequest::Addresses
+            | ChangeRequest::Key(_)
+            | ChangeRequest::Block(_),
+            _,
+        ) => {}
     }
     None
 }

@@ -12,7 +12,7 @@ use crate::node::joined::{JoinedNode, standing};
 use crate::node::policy::PolicyInForce;
 use crate::os::clock;
 use crate::protocol::local::{
-    CoordinatorStatus, DnsStatus, GuestStatus, InterfaceStatus, NodeState, NodeStatus,
+    CoordinatorStatus, DnsStatus, GuestStatus, InterfaceStatus, NodeState, NodeStatus, OutsideName,
     PolicyStatus, RouteRow, SCHEMA, ServiceCounts, Status, TriedPolicy,
 };
 use crate::records::kinds::Service;
@@ -31,6 +31,7 @@ pub(in crate::node) fn bare_status(state: NodeState) -> Status {
         policy: None,
         peers: Vec::new(),
         routes: Vec::new(),
+        outside: Vec::new(),
         services: ServiceCounts::default(),
         problems: Vec::new(),
     }
@@ -56,6 +57,7 @@ pub(in crate::node) fn status(node: &JoinedNode, damaged_services: Option<&str>)
         policy: policy_status(&node.device.policy, clock::wall()),
         peers: peers(node, now),
         routes: routes(node),
+        outside: outside(node),
         services: count(node.netmap.services.values(), &node.id()),
         problems: problems(node, damaged_services, zone.flagged()),
         not_ready: not_ready(node),
@@ -71,6 +73,16 @@ pub(in crate::node) fn status(node: &JoinedNode, damaged_services: Option<&str>)
 pub(in crate::node) fn routes(node: &JoinedNode) -> Vec<RouteRow> {
     let standing = |id: &PublicKey| standing(&node.paths, id);
     node.device.routing.rows(&node.netmap, &node.id(), standing)
+}
+
+/// The host names of this node's services outside the mesh.
+fn outside(node: &JoinedNode) -> Vec<OutsideName> {
+    let names = node.workloads.registry.named.iter();
+    let names = names.map(|(name, address)| OutsideName {
+        name: name.clone(),
+        address,
+    });
+    names.collect()
 }
 
 /// Counts services and their instances, in the mesh and on the node `own`. A container of a Compose project has two names:

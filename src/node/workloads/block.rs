@@ -81,9 +81,9 @@ pub(super) fn mapped(
         let instances = ledger.services_of(id).flat_map(|held| &held.instances);
         let addresses = instances.flat_map(|instance| &instance.addresses);
         let published: BTreeSet<IpAddr> = addresses.copied().collect();
-        let assigned = workloads.registry.outside().assigned().iter();
-        let assigned = assigned.map(|(target, instance)| (*instance, *target));
-        return assigned
+        let targets = workloads.registry.outside().targets().iter();
+        let targets = targets.map(|(instance, target)| (*instance, *target));
+        return targets
             .filter(|(instance, _)| published.contains(&IpAddr::V4(*instance)))
             .collect();
     };

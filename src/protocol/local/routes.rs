@@ -1,9 +1,19 @@
-//! The networks outside the mesh in the status of a node.
+//! The networks and the services outside the mesh in the status of a node.
+
+use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-use crate::model::Label;
+use crate::model::{HostName, Label};
+
+/// The host name of services outside the mesh, to which a node forwards.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutsideName {
+    pub name: HostName,
+    /// The address to which the node forwards. It is null until the name is answered.
+    pub address: Option<Ipv4Addr>,
+}
 
 /// A network outside the mesh, and a node that routes to it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
