@@ -34,7 +34,7 @@ const FORWARDING_V6: &str = "/proc/sys/net/ipv6/conf/all/forwarding";
 pub(super) trait Kernel: Send + 'static {
     /// Runs an nftables script as one transaction.
     fn nft(&mut self, script: &str) -> impl Future<Output = Result<(), KernelError>> + Send;
-    /// Returns a table as nftables lists it, without counters. None if there is no such table.
+    /// Returns a table as nftables lists it. None if there is no such table.
     fn table(
         &mut self,
         family: &str,
@@ -125,7 +125,7 @@ impl Kernel for Machine {
     }
 
     async fn table(&mut self, family: &str, name: &str) -> Result<Option<String>, KernelError> {
-        match run("nft", &["-s", "list", "table", family, name], "").await {
+        match run("nft", &["list", "table", family, name], "").await {
             Ok(text) => Ok(Some(text)),
             Err(KernelError::Failed(_, why)) if why.contains("No such file") => Ok(None),
             Err(error) => Err(error),

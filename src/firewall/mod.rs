@@ -10,7 +10,7 @@
 //!   addresses without a target and new connections to ports that a container does not declare.
 //! - A second table `meshd` does the same for the IPv6 addresses of instances. Service addresses are of IPv4 only.
 //! - With a policy, the same tables enforce it between the containers of this host, since packets between them do not pass through
-//!   the tunnel.
+//!   the tunnel. They note what they deny in sets with a bound, which are read when somebody asks and at each comparison.
 //! - One rule in the engine's chain `DOCKER-USER`, of each family that has this chain, accepts mapped connections. An accept in a
 //!   table of our own would not be enough, because it does not override a drop in another table.
 //! - Guards drop packets with a source address that does not belong to their sender, whether they come from hosts on
@@ -32,6 +32,7 @@ mod kernel;
 mod local_policy;
 mod native;
 mod netfilter;
+mod noted;
 mod ports;
 mod problems;
 mod reconciler;
@@ -44,6 +45,7 @@ use std::num::NonZeroU16;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 pub use local_policy::LocalPolicy;
+pub use noted::LocalDenial;
 pub use reconciler::Firewall;
 
 use crate::records::kinds::Protocol;

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::FirewallState;
@@ -15,11 +15,12 @@ use super::conntrack::StaleConnections;
 use super::docker_user::{self, IP6TABLES, IPTABLES, Rule};
 use super::error::KernelError;
 use super::kernel::{Kernel, Machine};
+use super::noted::{LocalDenial, Readings};
 use super::ports::Ports;
 use super::problems::{
     docker_drops, left_out, no_bridge, no_hairpin, no_native, no_tables, problem,
 };
-use super::ruleset::{self, MARK, TABLE, ValidState};
+use super::ruleset::{self, MARK, ValidState};
 use crate::model::interface::is_plain_interface;
 use crate::model::pace::Pace;
 use crate::os::tasks::{TaskHandle, Tasks};
@@ -27,6 +28,7 @@ use crate::protocol::local::{Problem, SystemEntry};
 
 mod connections;
 mod routes;
+mod tables;
 mod v6;
 
 /// The interval at which the whole state is compared with the kernel, with or without notifications.
@@ -35,6 +37,8 @@ const RECONCILE_INTERVAL: Duration = Duration::from_secs(15);
 const BURST_DELAY: Duration = Duration::from_millis(100);
 /// The maximum number of times that a table is written in a row because other programs write at the same time.
 const MAX_WRITES: usize = 4;
+/// The maximum number of requests that wait for the packets that the kernel denied.
+const MAX_READ_REQUESTS: usize = 16;
 /// What `ip6tables` says if the kernel has no table of its kind.
 const NO_TABLE: &str = "Table does not exist";
 /// The table in which Docker's nftables backend has its rules for bridges.
@@ -47,6 +51,8 @@ pub struct Firewall {
     applied_revision: watch::Receiver<u64>,
     report: Arc<Mutex<Report>>,
     check_request: Arc<Notify>,
+    read_requests: mpsc::Sender<oneshot::Sender<()>>,
+    denials: Arc<Mutex<Vec<LocalDenial>>>,
     stop: oneshot::Sender<()>,
     task: TaskHandle,
 }
@@ -73,23 +79,28 @@ impl Firewall {
         let (wanted, receiver) = watch::channel((0, None));
         let (done, applied_revision) = watch::channel(0);
         let (stop, stopped) = oneshot::channel();
-        let report = Arc::default();
+        let (report, denials) = (Arc::default(), Arc::default());
         let check_request = Arc::new(Notify::new());
+        let (read_requests, reads) = mpsc::channel(MAX_READ_REQUESTS);
         let work = Work {
             kernel,
             report: Arc::clone(&report),
             applied: Applied::default(),
             pace: Pace::default(),
+            readings: Readings::default(),
+            denials: Arc::clone(&denials),
         };
         Self {
             wanted,
             applied_revision,
             report,
+            read_requests,
+            denials,
             stop,
             // The task ends when it is stopped, after it has undone its changes.
             task: Tasks::current().spawn_finite(
                 "firewall",
-                work.run(receiver, done, Arc::clone(&check_request), stopped),
+                work.run(receiver, done, (Arc::clone(&check_request), reads), stopped),
             ),
             check_request,
         }
@@ -168,6 +179,22 @@ impl Firewall {
         self.report().entries.clone()
     }
 
+    /// Requests a comparison with the kernel now, at which the packets are read that it denied between addresses of this host. The
+    /// receiver ends when [`Firewall::take_denials`] has them.
+    pub fn read_denials(&self) -> oneshot::Receiver<()> {
+        let (reply, read) = oneshot::channel();
+        // Without room the others that wait are answered soon, and the receiver of this one ends at once.
+        let _ = self.read_requests.try_send(reply);
+        read
+    }
+
+    /// Takes the packets between addresses of this host that the policy denied and that were not taken yet. They are read at each
+    /// comparison with the kernel too.
+    #[must_use]
+    pub fn take_denials(&self) -> Vec<LocalDenial> {
+        std::mem::take(&mut *self.denials.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Stops the task, which removes all changes to the machine.
     pub async fn stop(mut self) {
         let _ = self.stop.send(());
@@ -185,6 +212,8 @@ struct Work<K> {
     report: Arc<Mutex<Report>>,
     applied: Applied,
     pace: Pace,
+    readings: Readings,
+    denials: Arc<Mutex<Vec<LocalDenial>>>,
 }
 
 impl<K: Kernel> Work<K> {
@@ -192,7 +221,7 @@ impl<K: Kernel> Work<K> {
         mut self,
         mut wanted: watch::Receiver<(u64, Option<Arc<FirewallState>>)>,
         done: watch::Sender<u64>,
-        check_request: Arc<Notify>,
+        (check_request, mut reads): (Arc<Notify>, mpsc::Receiver<oneshot::Sender<()>>),
         mut stop: oneshot::Receiver<()>,
     ) {
         let mut reconcile = interval(RECONCILE_INTERVAL);
@@ -207,20 +236,28 @@ impl<K: Kernel> Work<K> {
                 }
                 sleep(BURST_DELAY).await;
             };
+            let mut asked = None;
             tokio::select! {
                 _ = &mut stop => break,
+                Some(read) = reads.recv() => asked = Some(read),
                 changed = wanted.changed() => if changed.is_err() {
                     break;
                 },
                 () = changed_by_others, if self.applied.state.is_some() => {}
                 _ = reconcile.tick() => {}
             }
+            // The comparison answers all requests that were made before it.
+            let others = std::iter::from_fn(|| reads.try_recv().ok());
+            let waiting: Vec<oneshot::Sender<()>> = asked.into_iter().chain(others).collect();
             let (number, state) = wanted.borrow_and_update().clone();
             if let Some(state) = state {
                 self.apply(state).await;
                 reconcile.reset();
             }
             let _ = done.send(number);
+            for read in waiting {
+                let _ = read.send(());
+            }
         }
         self.remove_all().await;
     }
@@ -343,39 +380,6 @@ impl<K: Kernel> Work<K> {
             Ok(()) => self.applied.native = Some((native, node)),
             Err(error) => problems.push(no_native(&error)),
         }
-    }
-
-    /// Writes one table if its script is new, or if the kernel lists it differently than after the last write.
-    async fn table(&mut self, family: &'static str, script: String) -> Result<(), KernelError> {
-        if let Some((old, Some(shown))) = self.applied.tables.get(family)
-            && *old == script
-        {
-            let now = self.kernel.table(family, TABLE).await?;
-            if now.as_ref() == Some(shown) {
-                return Ok(());
-            }
-            if self.pace.handle_put_back(Instant::now()) {
-                tracing::warn!(family, "restored a table that another program changed");
-            }
-        }
-        let shown = self.write(family, &script).await?;
-        self.applied.tables.insert(family, (script, shown));
-        Ok(())
-    }
-
-    /// Writes one table, and returns how the kernel lists it. None if other programs write so often that they may have changed the table
-    /// before it was listed, because the changed table must not be taken for the wanted one.
-    async fn write(&mut self, family: &str, script: &str) -> Result<Option<String>, KernelError> {
-        for _ in 0..MAX_WRITES {
-            let before = self.kernel.generation();
-            self.kernel.nft(script).await?;
-            let shown = self.kernel.table(family, TABLE).await?;
-            let is_ours = |before: u32| self.kernel.generation() == Some(before.wrapping_add(1));
-            if before.is_none_or(is_ours) {
-                return Ok(shown);
-            }
-        }
-        Ok(None)
     }
 
     /// Turns on hairpin mode at the ports of exposed containers, and turns it off where it was turned on and is no

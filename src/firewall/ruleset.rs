@@ -18,6 +18,7 @@ use self::chains::{
 use self::family::Family;
 use self::local::LocalAddresses;
 pub(super) use self::local::LocalRules;
+pub(super) use self::noting::{LIFETIME, MAX_NOTED, begins_set, notes};
 use self::v6::ValidV6;
 use super::{FirewallState, Native, Ports};
 use crate::model::interface::is_plain_interface;
@@ -27,6 +28,7 @@ mod bridges;
 mod chains;
 mod family;
 mod local;
+mod noting;
 mod routes;
 mod sets;
 mod v6;

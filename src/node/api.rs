@@ -89,6 +89,8 @@ pub enum Command {
     Why(WhyRequest, Reply<Why>),
     /// Return what is known of this node's connection to the network.
     Netcheck(Reply<Netcheck>),
+    /// Ask the kernel which packets between addresses of this node it refused. The answer ends when they are among those to return.
+    ReadDenials(Reply<oneshot::Receiver<()>>),
     /// Return what this node refused because of the policy.
     Denied(Reply<DeniedList>),
     /// Return the guests of the mesh.
@@ -331,9 +333,16 @@ async fn netcheck(agent: Agent) -> Response {
     call(agent, Command::Netcheck).await
 }
 
-async fn denied(agent: Agent) -> Response {
-    call(agent, Command::Denied).await
+async fn denied(State(agent): Agent) -> Response {
+    if let Ok(read) = send(&agent.commands, Command::ReadDenials).await {
+        // If the kernel does not answer in time, the list has what was read before.
+        let _ = tokio::time::timeout(READ_TIMEOUT, read).await;
+    }
+    call(State(agent), Command::Denied).await
 }
+
+/// How long the kernel may take to return the packets that it refused.
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
 async fn metrics(State(agent): Agent) -> Response {
     match send(&agent.commands, Command::Metrics).await {

@@ -33,6 +33,7 @@ use crate::os::clock;
 use crate::protocol::api::ApiError;
 use crate::records::RecordKey;
 use crate::records::netmap::Netmap;
+use crate::tunnel::{Denial, Direction};
 
 mod calling;
 mod events;
@@ -186,6 +187,7 @@ impl JoinedNode {
             }
             NodeEvent::Firewall => {
                 self.workloads.handle_firewall();
+                self.note_local_denials();
                 // An instance that is mapped now can be published, and a service address that is balanced now can be answered.
                 self.dirty.reach |= self.names.set_balanced(self.workloads.balanced());
                 self.dirty.own = true;
@@ -274,6 +276,21 @@ impl JoinedNode {
         }
         writes::write_again(self);
         self.mark_machine();
+    }
+
+    /// Adds to the refusals what the firewall denied between addresses of this node.
+    pub(super) fn note_local_denials(&self) {
+        for denied in self.workloads.firewall.take_denials() {
+            let denial = Denial {
+                from: denied.from,
+                to: denied.to,
+                asked: denied.asked,
+                direction: Direction::Outgoing,
+                is_tried: false,
+            };
+            let filter = self.device.tunnel.filter();
+            filter.note_local(denial, denied.count, denied.age);
+        }
     }
 
     /// Something on this machine may have changed: addresses, bridges, resolvers.

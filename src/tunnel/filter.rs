@@ -2,11 +2,11 @@
 //! data plane.
 
 use std::sync::{Arc, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
 
-use super::guard::{Denial, Denials, Guard};
+use super::guard::{Denial, Denials, Guard, Sender};
 use super::peers::Peers;
 use crate::os::clock;
 use crate::policy::Table;
@@ -72,6 +72,18 @@ impl Filter<'_> {
             last: date(entry.last),
         });
         denied.collect()
+    }
+
+    /// Adds packets that did not pass through the tunnel, because both their ends are on this host, and that the policy denied all the
+    /// same. `age` is how long ago there was the last one.
+    pub fn note_local(&self, denial: Denial, count: u64, age: Duration) {
+        let now = Instant::now();
+        let last = now.checked_sub(age).unwrap_or(now);
+        let sender = Sender::Own(denial.from);
+        let denials = &mut self.denials();
+        if denials.note_many((denial, sender), (count, last), now) {
+            self.0.shared.wakes.news.raise();
+        }
     }
 
     /// Takes the first denied packets of pairs of addresses that were not reported yet. The event of

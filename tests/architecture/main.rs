@@ -179,6 +179,7 @@ const SHELLS: &[&str] = &[
     "containers/control.rs",
     "containers/engine.rs",
     "firewall/reconciler.rs",
+    "firewall/reconciler/tables.rs",
     "firewall/kernel.rs",
     "firewall/native.rs",
     "firewall/ports.rs",

@@ -2,12 +2,13 @@
 
 mod ipv6;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
+use meshd::protocol::local::{DeniedDirection, DeniedEnd, DeniedList, DeniedRow};
 use meshd::records::kinds::Health;
 
 use crate::hosts::{ECHO, Hosts, PORT};
@@ -165,6 +166,64 @@ fn only_what_the_policy_allows_passes_between_containers_of_one_host_and_of_two(
         let expected = !client.1.starts_with("other");
         assert_eq!(answers(&hosts, client, "tcp", &db), expected, "{client:?}");
     }
+}
+
+/// What node 1 lists as denied between its own instances of two services, over IPv6 or over IPv4.
+fn denied_on_one_host(hosts: &Hosts, [from, to]: [&str; 2], is_v6: bool) -> Vec<DeniedRow> {
+    let text = hosts.meshctl(hosts.nodes[1].host(), &["policy", "denied", "--json"]);
+    let list: DeniedList = serde_json::from_str(&text).expect("a list");
+    let is_of = |end: &DeniedEnd, service: &str| {
+        let mut services = end.services.iter();
+        end.address.is_ipv6() == is_v6 && services.any(|name| name.to_string() == service)
+    };
+    let mut rows = list.denied;
+    rows.retain(|row| {
+        let is_local = row.from.node.is_some() && row.from.node == row.to.node;
+        is_local && is_of(&row.from, from) && is_of(&row.to, to)
+    });
+    rows
+}
+
+/// Applies a policy, and looks whether what it denies between containers of one host is listed, before and after the rules are replaced.
+/// The address `db` is of IPv6 or of IPv4.
+fn denied_neighbours_are_listed(hosts: &Hosts, db: &str, is_v6: bool) {
+    apply(hosts, &[("web", "db:7777")]);
+    hosts.wait_until("the policy is in force", || {
+        !answers(hosts, (1, "other-1"), "tcp", db)
+    });
+    assert!(!answers(hosts, (1, "other-1"), "udp", db));
+    assert!(answers(hosts, (1, "web-1"), "tcp", db));
+    let before = denied_on_one_host(hosts, ["other", "db"], is_v6);
+    let asked: BTreeSet<&str> = before.iter().map(|row| row.asked.as_str()).collect();
+    let expected = BTreeSet::from(["7777/tcp", "7777/udp"]);
+    assert_eq!(asked, expected, "{before:?}");
+    for row in &before {
+        assert!(row.count > 0 && !row.passed, "{row:?}");
+        assert_eq!(row.direction, DeniedDirection::Outgoing, "{row:?}");
+    }
+    let allowed = denied_on_one_host(hosts, ["web", "db"], is_v6);
+    assert!(allowed.is_empty(), "{allowed:?}");
+
+    hosts.serve(1, "more", "clients", "more");
+    hosts.wait_for(1, "more", 1);
+    let after = denied_on_one_host(hosts, ["other", "db"], is_v6);
+    for row in before {
+        let is_same = |other: &&DeniedRow| other.asked == row.asked;
+        let found = after.iter().find(is_same);
+        let is_kept = found.is_some_and(|found| found.count >= row.count);
+        assert!(is_kept, "{row:?} in {after:?}");
+    }
+}
+
+#[test]
+fn what_the_policy_denies_between_containers_of_one_host_is_listed() {
+    let Some(hosts) = Hosts::joined(2) else {
+        return;
+    };
+    hosts.docker(1, &["network", "create", "clients"]);
+    shop(&hosts);
+    let db = hosts.wait_for(1, "db", 1)[0].to_string();
+    denied_neighbours_are_listed(&hosts, &db, false);
 }
 
 #[test]

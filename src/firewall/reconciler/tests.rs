@@ -6,7 +6,10 @@ use tokio::sync::Notify;
 
 use super::*;
 use crate::firewall::ports::Port;
-use crate::firewall::{Mapped, Native, StateV6};
+use crate::firewall::ruleset::TABLE;
+use crate::firewall::{LocalPolicy, Mapped, Native, StateV6};
+use crate::model::Protocol;
+use crate::policy::Asked;
 
 /// The state of a kernel in memory, which a test can inspect and change.
 #[derive(Debug, Default)]
@@ -323,6 +326,55 @@ async fn rules_that_others_remove_are_restored_and_own_changes_cause_no_write() 
     });
     kernel.notify.notify_one();
     until("all is back", || kernel.shown() == wanted).await;
+}
+
+#[tokio::test]
+async fn what_the_rules_noted_is_no_change_and_is_read_on_request_and_before_a_table_is_replaced() {
+    let denying = FirewallState {
+        policy: Some(LocalPolicy::default()),
+        ..state()
+    };
+    let denied = |count| LocalDenial {
+        from: "10.210.1.2".parse().expect("a literal"),
+        to: "10.210.1.1".parse().expect("a literal"),
+        asked: Asked::Port(Protocol::Tcp, 22),
+        count,
+        age: Duration::from_secs(60),
+    };
+    let kernel = docker();
+    let in_table = |from: &str, to: &str| {
+        kernel.with(|m| {
+            let table = m.tables.get_mut("ip").expect("it is written");
+            assert!(table.contains(from), "{table}");
+            *table = table.replace(from, to);
+        });
+    };
+    let firewall = Firewall::on(kernel.clone());
+    firewall.set(denying.clone());
+    firewall.wait_until_applied().await;
+    let written = kernel.with(|m| m.written);
+    let set = "\tset denied_ports {\n";
+    let element = "172.17.0.2 . 10.210.1.1 . tcp . 22 counter packets 3 bytes 180 expires 59m";
+    in_table(set, &format!("{set}\t\telements = {{ {element} }}\n"));
+    firewall.read_denials().await.expect("the task runs");
+    assert_eq!(firewall.take_denials(), [denied(3)]);
+    assert_eq!(firewall.take_denials(), []);
+    kernel.notify.notify_one();
+    sleep(BURST_DELAY * 3).await;
+    assert_eq!(kernel.with(|m| m.written), written);
+    assert_eq!(firewall.take_denials(), []);
+
+    // The address belonged to the former container until the table was replaced.
+    in_table("packets 3", "packets 5");
+    let mut next = denying;
+    for mapped in next.mappings.values_mut() {
+        mapped.container = "172.17.0.3".parse().expect("a literal");
+    }
+    firewall.set(next);
+    firewall.wait_until_applied().await;
+    assert_eq!(firewall.take_denials(), [denied(2)]);
+    firewall.read_denials().await.expect("the task runs");
+    assert_eq!(firewall.take_denials(), []);
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ use ipnet::IpNet;
 
 use super::chains::chain;
 use super::family::Family;
+use super::noting;
 use super::sets::set;
 use crate::firewall::LocalPolicy;
 use crate::model::Protocol;
@@ -168,6 +169,7 @@ impl LocalRules {
         let to_node = self.to_node.iter();
         let to_node = to_node.map(|(from, ports)| (from.to_string(), ports));
         Allowed::of(to_node).sets(text, "to_node", address);
+        noting::sets(text, self.family);
     }
 
     /// The sets of what containers and the node may ask of containers. Only containers that `is_in` accepts are in them.
@@ -208,30 +210,35 @@ impl LocalRules {
         chain(text, "other_answers", "", &self.other_answers());
         // With br_netfilter, which Docker loads, the kernel does not translate a reset, so the client would ignore it. It does translate
         // an ICMP error. Such an error ends an attempt to connect at once, but no established connection.
-        let prohibited = [
+        let mut prohibited = noting::connections(self.family).to_vec();
+        prohibited.extend([
             "tcp flags & (syn | ack) != syn reject with tcp reset".to_owned(),
             format!("reject with {icmp} type admin-prohibited"),
-        ];
+        ]);
         chain(text, "prohibited", "", &prohibited);
-        chain(
-            text,
-            "to_node",
-            "filter hook prerouting priority -150",
-            &[
-                format!("{ip} daddr != {} accept", self.node),
-                format!("{ip} saddr != @members accept"),
-                format!("ct direction reply meta l4proto {{ {icmp}, tcp, udp }} accept"),
-                // The node resolves names for its containers.
-                format!("meta l4proto {{ tcp, udp }} th dport {DNS} accept"),
-                format!("{icmp} type != echo-request accept"),
-                format!("{ip} saddr @to_node_all accept"),
-                format!("{ip} saddr . meta l4proto . th dport @to_node_ports accept"),
-                format!("{icmp} type echo-request {ip} saddr @to_node_pings accept"),
-                format!("{others} {ip} saddr @to_node_others accept"),
-                // Older kernels cannot reject here.
-                "drop".to_owned(),
-            ],
-        );
+        let hook = "filter hook prerouting priority -150";
+        chain(text, "to_node", hook, &self.asked_of_node());
+    }
+
+    /// The rules about what containers ask of the node.
+    fn asked_of_node(&self) -> Vec<String> {
+        let (ip, icmp, others) = (self.family.ip(), self.family.icmp(), self.family.others());
+        let mut rules = vec![
+            format!("{ip} daddr != {} accept", self.node),
+            format!("{ip} saddr != @members accept"),
+            format!("ct direction reply meta l4proto {{ {icmp}, tcp, udp }} accept"),
+            // The node resolves names for its containers.
+            format!("meta l4proto {{ tcp, udp }} th dport {DNS} accept"),
+            format!("{icmp} type != echo-request accept"),
+            format!("{ip} saddr @to_node_all accept"),
+            format!("{ip} saddr . meta l4proto . th dport @to_node_ports accept"),
+            format!("{icmp} type echo-request {ip} saddr @to_node_pings accept"),
+            format!("{others} {ip} saddr @to_node_others accept"),
+        ];
+        rules.extend(noting::packets(self.family));
+        // Older kernels cannot reject here.
+        rules.push("drop".to_owned());
+        rules
     }
 
     /// The rules about answers of protocols without ports. As in the tunnel they need a rule of their own, because the kernel takes for an
@@ -263,12 +270,16 @@ impl LocalRules {
         let elements = natives.iter().map(ToString::to_string);
         set(&mut text, "set natives", "type ipv4_addr", elements);
         self.sets_of_servers(&mut text, |container| natives.contains(container));
+        noting::sets(&mut text, self.family);
         chain(
             &mut text,
             "local_policy",
             "filter hook forward priority 0",
             &BRIDGED.map(str::to_owned),
         );
+        let mut prohibited = noting::packets(self.family).to_vec();
+        prohibited.push("drop".to_owned());
+        chain(&mut text, "prohibited", "", &prohibited);
         text
     }
 
@@ -333,12 +344,12 @@ const BRIDGED: [&str; 26] = [
     "meta l4proto udp ip saddr @from_members_all accept",
     "icmp type echo-request ip saddr @natives ip daddr @from_members_pings accept",
     "meta l4proto != { icmp, tcp, udp } ip saddr @natives ip daddr @from_members_others accept",
-    "ip saddr @natives drop",
+    "ip saddr @natives goto prohibited",
     "ip daddr @from_node_all accept",
     "ip daddr . meta l4proto . th dport @from_node_ports accept",
     "icmp type echo-request ip daddr @from_node_pings accept",
     "meta l4proto != { icmp, tcp, udp } ip daddr @from_node_others accept",
-    "drop",
+    "goto prohibited",
 ];
 
 /// The ports that are in all of `sets`. Nothing if these are fewer than two, because then no element is saved.

@@ -522,6 +522,23 @@ fn the_whole_table_of_a_node_with_a_policy() {
 }
 
 #[test]
+fn a_rule_that_notes_a_packet_has_no_verdict_because_it_does_not_match_while_its_set_is_full() {
+    let tables = [
+        include_str!("policy.nft"),
+        include_str!("dual.nft"),
+        include_str!("bridged.nft"),
+    ];
+    for (table, count) in tables.into_iter().zip([7, 7, 2]) {
+        let rules = table.lines().filter(|line| line.contains(" update @"));
+        let rules: Vec<&str> = rules.collect();
+        assert_eq!(rules.len(), count);
+        for rule in rules {
+            assert!(rule.ends_with(" counter }"), "{rule}");
+        }
+    }
+}
+
+#[test]
 fn a_node_without_containers_has_no_rules_of_the_policy() {
     let state = FirewallState {
         policy: with_policy().policy,

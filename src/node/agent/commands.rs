@@ -79,6 +79,7 @@ impl Agent {
             Command::RemoveGuest(remove, reply) => carry_out(self.node(), reply, |node, reply| {
                 let _ = reply.send(guests::remove(node, &remove));
             }),
+            Command::ReadDenials(reply) => answer(self.node(), reply, report::read_denials),
             Command::Denied(reply) => answer(self.node(), reply, report::denied),
             Command::Resolve(resolve, reply) => carry_out(self.node(), reply, |node, reply| {
                 report::resolve(node, resolve, reply);

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use tokio::sync::oneshot;
+
 use crate::model::ServiceName;
 use crate::model::time::UnixSeconds;
 use crate::node::joined::JoinedNode;
@@ -11,12 +13,18 @@ use crate::records::netmap::Netmap;
 use crate::tunnel::{Denied, Direction};
 
 pub(in crate::node) fn denied(node: &JoinedNode) -> DeniedList {
+    node.note_local_denials();
     let denied = node.device.tunnel.filter().denied();
     DeniedList {
         schema: SCHEMA,
         policy: node.device.policy.version(),
         denied: denied.iter().map(|d| row(&node.netmap, d)).collect(),
     }
+}
+
+/// Asks the kernel which packets between addresses of this node it refused. The receiver ends when the list has them.
+pub(in crate::node) fn read_denials(node: &JoinedNode) -> oneshot::Receiver<()> {
+    node.workloads.firewall.read_denials()
 }
 
 fn row(netmap: &Netmap, denied: &Denied) -> DeniedRow {

@@ -16,7 +16,7 @@ mod why;
 
 pub(super) use api::api_facts;
 pub(super) use checkup::{checkup, ping};
-pub(super) use denied::denied;
+pub(super) use denied::{denied, read_denials};
 pub(super) use netcheck::netcheck;
 pub(super) use peers::{not_ready, others};
 pub(super) use policy::policy_facts;

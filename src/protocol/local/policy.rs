@@ -49,7 +49,7 @@ pub struct DeniedRow {
     pub passed: bool,
     /// How many there were.
     pub count: u64,
-    /// When there was the first one.
+    /// When there was the first one. Between addresses of one node it may be up to 15 seconds late, since the kernel counts these.
     pub first_at: UnixSeconds,
     /// When there was the last one.
     pub last_at: UnixSeconds,

@@ -81,9 +81,19 @@ impl Denials {
 
     /// Adds a denied packet. Returns whether it is the first one between its addresses, and is to be reported.
     pub(in crate::tunnel) fn note(&mut self, denial: Denial, sender: Sender, now: Instant) -> bool {
+        self.note_many((denial, sender), (1, now), now)
+    }
+
+    /// Adds so many equal packets, of which the last one was denied at this time. Returns the same.
+    pub(in crate::tunnel) fn note_many(
+        &mut self,
+        (denial, sender): (Denial, Sender),
+        (count, last): (u64, Instant),
+        now: Instant,
+    ) -> bool {
         if let Some(entry) = self.entries.iter_mut().find(|e| e.denial == denial) {
-            entry.count = entry.count.saturating_add(1);
-            entry.last = now;
+            entry.count = entry.count.saturating_add(count);
+            entry.last = entry.last.max(last);
             return false;
         }
         let pair = |of: &Denial| (of.from, of.to, of.is_tried);
@@ -96,9 +106,9 @@ impl Denials {
         self.entries.push(Entry {
             denial,
             sender,
-            count: 1,
-            first: now,
-            last: now,
+            count,
+            first: last,
+            last,
         });
         let is_reported = is_first && self.first.len() < MAX_FIRST && self.reports.take(now);
         if is_reported {
@@ -190,6 +200,29 @@ mod tests {
         let first = [denial(1, 1, 5432), denial(1, 2, 22)];
         assert_eq!(denials.take_first(), first);
         assert_eq!(denials.take_first(), []);
+    }
+
+    #[test]
+    fn packets_that_were_counted_elsewhere_are_added_with_the_time_of_the_last_one() {
+        let start = Instant::now();
+        let now = start + Duration::from_secs(20);
+        let (one, other) = (denial(1, 2, 22), denial(1, 3, 22));
+        let mut denials = Denials::new(start);
+        assert!(denials.note_many((one, ONE), (7, start), now));
+        assert!(denials.note_many((other, ONE), (1, now), now));
+        assert!(!denials.note_many((one, ONE), (3, now), now));
+        assert!(!denials.note_many((one, ONE), (1, start), now));
+        let entries = denials.entries();
+        let found = entries.iter().find(|entry| entry.denial == one);
+        let expected = Entry {
+            denial: one,
+            sender: ONE,
+            count: 11,
+            first: start,
+            last: now,
+        };
+        assert_eq!(found, Some(&expected));
+        assert_eq!(denials.take_first(), [one, other]);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! The policy between containers over IPv6, as over IPv4.
 
 use super::{
-    CLIENTS, a_change_ends_flows_to, answers, apply, before_port, dual_shop,
-    hosts_with_lasting_containers, instance_on, nothing_denied_passes,
+    CLIENTS, a_change_ends_flows_to, answers, apply, before_port, denied_neighbours_are_listed,
+    dual_shop, hosts_with_lasting_containers, instance_on, nothing_denied_passes,
 };
 use crate::hosts::Hosts;
 
@@ -64,6 +64,16 @@ fn only_what_the_policy_allows_passes_over_ipv6_between_containers_of_one_host_a
         let expected = !client.1.starts_with("other");
         assert_eq!(answers(&hosts, client, "tcp", &db), expected, "{client:?}");
     }
+}
+
+#[test]
+fn what_the_policy_denies_over_ipv6_between_containers_of_one_host_is_listed() {
+    let Some(hosts) = hosts() else {
+        return;
+    };
+    dual_shop(&hosts);
+    let db = before_port(hosts.wait_for_v6(1, "db").into());
+    denied_neighbours_are_listed(&hosts, &db, true);
 }
 
 #[test]
