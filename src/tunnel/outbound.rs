@@ -32,6 +32,10 @@ const BUFFER: usize = VNET_HEADER + 65_536;
 /// After so many packets, once each queue had its turn, the sealed packets are sent and the queues that were empty are read
 /// again. That bounds how long the first packet waits.
 const BATCH: usize = 16;
+/// Small packets are read and sealed sooner, so a batch of fewer bytes than this has up to [`SMALL_BATCH`] packets.
+const SMALL_BYTES: usize = 64 * 1024;
+/// The maximum number of packets of a batch: as many as the kernel sends as one message (see [`super::udp`]).
+const SMALL_BATCH: usize = 64;
 
 /// One end of the direction from the device to the peers.
 pub(super) struct Outbound {
@@ -70,14 +74,15 @@ impl Outbound {
         let device = shared.device.load();
         let tun = &device.pairs[self.pair];
         let mut queues = tun.ready();
-        let mut packets = 0;
+        let (mut packets, mut bytes) = (0, 0);
         self.memo.clear();
-        while !queues.is_empty() && packets < BATCH {
+        while !queues.is_empty() && !is_whole(packets, bytes) {
             for queue in queues {
                 match tun.read(queue, &mut self.buffer) {
                     Ok(Some((header, range))) => {
                         let length = range.len();
                         packets += 1;
+                        bytes += length;
                         // A split packet grows by its headers and by what sealing adds: at most by half its size.
                         if self.sender.is_full(length + length / 2 + 65_536 / 4) {
                             self.sender.flush(sockets, &shared.drops);
@@ -230,6 +235,12 @@ impl Outbound {
     }
 }
 
+/// Whether a batch of so many packets, which have so many bytes together, is to be sent.
+#[inline]
+fn is_whole(packets: usize, bytes: usize) -> bool {
+    packets >= SMALL_BATCH || (packets >= BATCH && bytes >= SMALL_BYTES)
+}
+
 /// The packet with zeros after it, up to `length` bytes. It is copied into `scratch` only if it is shorter.
 #[inline]
 fn pad<'a>(packet: &'a [u8], length: usize, scratch: &'a mut [u8]) -> &'a [u8] {
@@ -294,6 +305,16 @@ mod tests {
 
     use super::super::local_service::write_datagram;
     use super::*;
+
+    #[test]
+    fn a_batch_of_small_packets_has_more_of_them_and_never_waits_for_more_bytes() {
+        let packets_of = |length: usize| (1..).find(|packets| is_whole(*packets, packets * length));
+        assert_eq!(packets_of(65_535), Some(BATCH));
+        assert_eq!(packets_of(SMALL_BYTES / BATCH), Some(BATCH));
+        assert_eq!(packets_of(1420), Some(47));
+        assert_eq!(packets_of(64), Some(SMALL_BATCH));
+        assert_eq!(packets_of(0), Some(SMALL_BATCH));
+    }
 
     #[test]
     fn a_datagram_of_the_tunnel_is_known_by_its_port_whichever_address_of_this_node_it_has() {
