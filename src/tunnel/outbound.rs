@@ -142,16 +142,11 @@ impl Outbound {
             return shared.drops.add(DropReason::Reserved);
         }
         // The kernel follows a route for the tunnel's own datagrams too, which would be sealed again and again.
-        if !table.routed.networks.is_empty()
-            && is_of_tunnel(
-                &shared.local_addresses.load(),
-                &table.own_networks,
-                sockets.port(),
-                packet,
-                &ip,
-            )
-        {
-            return shared.drops.add(DropReason::Looped);
+        if !table.routed.networks.is_empty() && is_from_port(sockets.port(), packet, &ip) {
+            let local = shared.local_addresses.load();
+            if is_of_node(&local, &table.own_networks, ip.source) {
+                return shared.drops.add(DropReason::Looped);
+            }
         }
         if !checking::passes_out((shared, table), (packet, &ip), memo, now) {
             if errors.admit(now) {
@@ -270,16 +265,20 @@ fn answer_locally(
     }
 }
 
-/// Whether a packet is a datagram of this tunnel: this node sends it from `port`, at which only the tunnel is. Its source is the address
-/// of this node in the mesh, one of `local`, if the kernel chooses it by the route. A datagram that answers a peer keeps the address of the
-/// machine to which the peer sends, which is in none of the networks `own` of this node.
-fn is_of_tunnel(local: &[IpAddr], own: &[IpNet], port: u16, packet: &[u8], ip: &Ip) -> bool {
+/// Whether a packet is a datagram from `port`. If this node sends it, it is one of this tunnel: no other program is at the port.
+#[inline]
+fn is_from_port(port: u16, packet: &[u8], ip: &Ip) -> bool {
     let source = packet
         .get(ip.transport..)
         .and_then(<[u8]>::first_chunk::<2>);
-    let is_own_port = source.is_some_and(|source| u16::from_be_bytes(*source) == port);
-    let is_of_node = || local.contains(&ip.source) || !own.iter().any(|n| n.contains(&ip.source));
-    ip.protocol == UDP && is_own_port && is_of_node()
+    ip.protocol == UDP && source.is_some_and(|source| u16::from_be_bytes(*source) == port)
+}
+
+/// Whether this node sends datagrams of the tunnel from `source`. That is the address of this node in the mesh, one of `local`, if the
+/// kernel chooses it by the route. A datagram that answers a peer keeps the address of the machine to which the peer sends, which is in
+/// none of the networks `own` of this node.
+fn is_of_node(local: &[IpAddr], own: &[IpNet], source: IpAddr) -> bool {
+    local.contains(&source) || !own.iter().any(|net| net.contains(&source))
 }
 
 /// Tells the sender of `packet`, through the device, that the policy denies it.
@@ -326,7 +325,7 @@ mod tests {
             let mut packet = Vec::new();
             write_datagram(source, destination, b"hello", &mut packet).expect("one family");
             let ip = Ip::parse(&packet).expect("a whole packet");
-            is_of_tunnel(&local, &own, 51820, &packet, &ip)
+            is_from_port(51820, &packet, &ip) && is_of_node(&local, &own, ip.source)
         };
         assert!(is_of_tunnel("10.0.1.1:51820"));
         assert!(is_of_tunnel("172.16.0.9:51820"));
