@@ -170,6 +170,7 @@ impl Inbound {
     }
 
     /// A frame to this node as a relay, or from a relay.
+    #[inline(never)]
     fn frame(&mut self, round: &Round<'_>, datagram: &[u8], from: Endpoint) {
         let relaying = &round.shared.relaying;
         let Frame { header, message } = match Frame::parse(datagram) {
@@ -195,6 +196,7 @@ impl Inbound {
     }
 
     /// Forwards a message as a relay, or returns why it is dropped.
+    #[inline(never)]
     fn forward(
         &mut self,
         round: &Round<'_>,
@@ -393,6 +395,7 @@ impl Inbound {
     }
 
     /// Passes a packet on that `peer` sent, which is of a guest or for one.
+    #[inline(never)]
     fn pass_on(&mut self, round: &Round<'_>, from: (&Peer, Decision), opened: Opened) {
         if let Opened::Packet(length) = opened {
             let (space, memo) = (self.delivery.space(), &mut self.memo);
@@ -405,6 +408,7 @@ impl Inbound {
     /// restarted. The handshake shows that to the peer at once, rather than after the peer's timeout of 15 s. Anybody can forge such a
     /// datagram, so this is limited. The handshake leaves from the address at which the datagram arrived, if no other one
     /// is known.
+    #[cold]
     fn revive(&mut self, round: &Round<'_>, from: Endpoint) {
         if !round.shared.limits.revivals.admit(round.now) {
             return;
@@ -427,6 +431,7 @@ impl Inbound {
     }
 
     /// Starts a handshake with the peer that used a session which this node does not have, unless there was one just before.
+    #[cold]
     fn revive_peer(
         &mut self,
         round: &Round<'_>,

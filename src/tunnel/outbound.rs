@@ -248,6 +248,7 @@ fn pad<'a>(packet: &'a [u8], length: usize, scratch: &'a mut [u8]) -> &'a [u8] {
 }
 
 /// Lets the local service answer `packet`: one packet, or several that the kernel merged.
+#[inline(never)]
 fn answer_locally(
     shared: &Shared,
     service: &LocalService,
@@ -282,6 +283,7 @@ fn is_of_node(local: &[IpAddr], own: &[IpNet], source: IpAddr) -> bool {
 }
 
 /// Tells the sender of `packet`, through the device, that the policy denies it.
+#[cold]
 fn deny(shared: &Shared, packet: &[u8], ip: &Ip) {
     let mut out = [0; MAX_RESET];
     match reset::answer(packet, ip, &mut out) {
@@ -291,6 +293,7 @@ fn deny(shared: &Shared, packet: &[u8], ip: &Ip) {
 }
 
 /// Sends an error to the sender of `packet`, through the device.
+#[cold]
 fn refuse(shared: &Shared, packet: &[u8], ip: &Ip, reason: Reason) {
     let mut error = [0; MAX_ERROR];
     if let Some(length) = icmp_errors::answer(packet, ip, reason, &mut error) {
