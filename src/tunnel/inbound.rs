@@ -288,7 +288,8 @@ impl Inbound {
         // An answer to a guest takes the lock itself. A device that merges nothing is written to with each packet.
         let keeps_lock = round.tun.merges() && !peer.is_guest;
         let mut state = peer.lock();
-        loop {
+        let mut bytes = 0;
+        let next = loop {
             let space = self.delivery.space();
             let opened = match &mut state.noise {
                 Some(noise) => noise.open(Message::Data(index), datagram, space),
@@ -296,7 +297,7 @@ impl Inbound {
             };
             if matches!(opened, Opened::Packet(_) | Opened::Keepalive) {
                 round.note_received(peer, &mut state, from);
-                peer.count_rx(datagram.len());
+                bytes += datagram.len();
                 // It may be that the peer started the session that packets wait for here.
                 round.send_waiting(peer, &mut state, from, &mut self.sender);
             }
@@ -306,19 +307,21 @@ impl Inbound {
             let (Decision::Deliver, Opened::Packet(length)) = (decision, opened) else {
                 let decided = (decision, opened);
                 self.handle_other(round, (peer, state), decided, (datagram, from));
-                return rest.next();
+                break rest.next();
             };
             if !keeps_lock {
                 drop(state);
                 self.deliver(round, peer, length);
-                return rest.next();
+                break rest.next();
             }
             self.deliver(round, peer, length);
             match rest.next() {
                 Some(next) if self.has_room_for(next, index) => datagram = next,
-                next => return next,
+                next => break next,
             }
-        }
+        };
+        peer.count_rx(bytes);
+        next
     }
 
     /// Whether `datagram` is a data message of the peer with this index, and there is room for it.
