@@ -6,13 +6,17 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use foldhash::fast::RandomState;
 use ipnet::IpNet;
+
+/// The owners of the prefixes of one length. There is a lookup for each packet, so the hasher is a fast one.
+type Level<K, T> = HashMap<K, T, RandomState>;
 
 /// An immutable table from prefixes to owners.
 #[derive(Debug, Clone, Default)]
 pub struct AllowedIps<T> {
-    v4: Vec<(u32, HashMap<u32, T>)>,
-    v6: Vec<(u128, HashMap<u128, T>)>,
+    v4: Vec<(u32, Level<u32, T>)>,
+    v6: Vec<(u128, Level<u128, T>)>,
 }
 
 impl<T: Clone> AllowedIps<T> {
@@ -42,10 +46,10 @@ impl<T: Clone> AllowedIps<T> {
     #[must_use]
     pub fn map(&self, owner: impl Fn(&T) -> T) -> Self {
         fn level<K: Copy + Eq + std::hash::Hash, T>(
-            levels: &[(K, HashMap<K, T>)],
+            levels: &[(K, Level<K, T>)],
             owner: impl Fn(&T) -> T,
-        ) -> Vec<(K, HashMap<K, T>)> {
-            let nets = |nets: &HashMap<K, T>| nets.iter().map(|(k, t)| (*k, owner(t))).collect();
+        ) -> Vec<(K, Level<K, T>)> {
+            let nets = |nets: &Level<K, T>| nets.iter().map(|(k, t)| (*k, owner(t))).collect();
             levels.iter().map(|(mask, of)| (*mask, nets(of))).collect()
         }
         Self {
@@ -96,10 +100,10 @@ impl<T: Clone> AllowedIps<T> {
 }
 
 /// The table for `mask`, which is inserted if there is none. Tables are sorted by mask: longer masks are larger numbers.
-fn level<K: Ord + Copy, T>(levels: &mut Vec<(K, HashMap<K, T>)>, mask: K) -> &mut HashMap<K, T> {
+fn level<K: Ord + Copy, T>(levels: &mut Vec<(K, Level<K, T>)>, mask: K) -> &mut Level<K, T> {
     let at = levels.partition_point(|(other, _)| *other > mask);
     if levels.get(at).is_none_or(|(other, _)| *other != mask) {
-        levels.insert(at, (mask, HashMap::new()));
+        levels.insert(at, (mask, Level::default()));
     }
     &mut levels[at].1
 }

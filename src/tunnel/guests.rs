@@ -42,6 +42,7 @@ pub(super) enum GuestWay {
 
 /// Decides about a packet of `sender`, which owns its source, on a node that has guests. None if the packet is neither of a guest nor for
 /// one.
+#[inline(never)]
 pub(super) fn decide(packet: &[u8], ip: &Ip, sender: &Peer, table: &Table) -> Option<GuestWay> {
     let owner = table.allowed.owner(ip.destination);
     if !sender.is_guest {

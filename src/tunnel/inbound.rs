@@ -1,7 +1,7 @@
 //! From the peers to the TUN device.
 
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::checking;
@@ -24,6 +24,7 @@ use super::sockets::Sockets;
 use super::streams::Stream;
 use super::udp::{Receiver, Sender};
 use super::used_relays;
+use crate::os::batch::Segments;
 use crate::protocol::stream::{Frame as StreamFrame, Frames};
 
 /// The least time between two handshakes with one peer that used an unknown session.
@@ -36,8 +37,6 @@ pub(super) struct Inbound {
     receiver: Option<Receiver>,
     delivery: Delivery,
     sender: Sender,
-    /// The peer of the last datagram, which most often sent the next one too.
-    recent: Option<Arc<Peer>>,
     /// The last packet that the policy let pass.
     memo: Memo,
     forwarding: Forwarding,
@@ -53,7 +52,6 @@ impl Inbound {
             receiver: Some(Receiver::new()),
             delivery: Delivery::new(shared.device.load().pairs[pair].merges_udp()),
             sender: Sender::new(),
-            recent: None,
             memo: Memo::default(),
             forwarding: Forwarding::new(Instant::now()),
             handshakes: Handshakes::default(),
@@ -73,8 +71,6 @@ impl Inbound {
         };
         let table = shared.table.load();
         let device = shared.device.load();
-        // The peer of the last datagram may have been removed since.
-        self.recent = None;
         self.memo.clear();
         self.forwarding.begin();
         let round = Round {
@@ -84,8 +80,10 @@ impl Inbound {
             sockets,
             now: Instant::now(),
         };
-        let each = |datagram: &[u8], from| self.datagram(&round, datagram, from);
-        let more = receiver.receive(socket, each).unwrap_or_else(|error| {
+        let received = receiver.receive(socket, |merged, from| {
+            self.datagrams(&round, merged, from);
+        });
+        let more = received.unwrap_or_else(|error| {
             // Most often it is an ICMP error about an earlier datagram, and the next call succeeds.
             tracing::debug!(%error, "cannot receive");
             false
@@ -105,7 +103,6 @@ impl Inbound {
         }
         let table = shared.table.load();
         let device = shared.device.load();
-        self.recent = None;
         self.memo.clear();
         self.forwarding.begin();
         let round = Round {
@@ -135,7 +132,9 @@ impl Inbound {
             return round.shared.drops.add(DropReason::NotWireGuard);
         };
         if let Some(via) = stream.sender_of(&frame) {
-            return self.message(round, message, datagram, Endpoint::streamed(via));
+            let from = Endpoint::streamed(via);
+            self.message(round, message, datagram, &mut nothing(), from);
+            return;
         }
         if let Some(label) = frame.label {
             let header = Header { label, tag: None };
@@ -144,20 +143,34 @@ impl Inbound {
         }
     }
 
-    fn datagram(&mut self, round: &Round<'_>, datagram: &[u8], from: Endpoint) {
-        let drops = &round.shared.drops;
-        let message = match Message::parse(datagram) {
-            Ok(message) => message,
-            Err(_) if is_frame(datagram) => return self.frame(round, datagram, from),
-            Err(_) if round.shared.wakes.stun.handle(datagram, from.address) => {
-                return round.shared.wakes.news.raise();
-            }
-            Err(reason) => return drops.add(reason),
-        };
-        self.message(round, message, datagram, from);
+    /// Datagrams from one sender.
+    fn datagrams(&mut self, round: &Round<'_>, mut merged: Segments<'_>, from: Endpoint) {
+        let mut next = merged.next();
+        while let Some(datagram) = next {
+            next = self.datagram(round, datagram, &mut merged, from);
+        }
+    }
+
+    /// A datagram, and as many of `rest` as can be handled together with it. Returns the one after them.
+    fn datagram<'d>(
+        &mut self,
+        round: &Round<'_>,
+        datagram: &'d [u8],
+        rest: &mut Segments<'d>,
+        from: Endpoint,
+    ) -> Option<&'d [u8]> {
+        let shared = round.shared;
+        match Message::parse(datagram) {
+            Ok(message) => return self.message(round, message, datagram, rest, from),
+            Err(_) if is_frame(datagram) => self.frame(round, datagram, from),
+            Err(_) if shared.wakes.stun.handle(datagram, from.address) => shared.wakes.news.raise(),
+            Err(reason) => shared.drops.add(reason),
+        }
+        rest.next()
     }
 
     /// A frame to this node as a relay, or from a relay.
+    #[inline(never)]
     fn frame(&mut self, round: &Round<'_>, datagram: &[u8], from: Endpoint) {
         let relaying = &round.shared.relaying;
         let Frame { header, message } = match Frame::parse(datagram) {
@@ -178,11 +191,12 @@ impl Inbound {
             return relaying.drop(RelayDrop::UnknownSource);
         };
         if let Ok(kind) = Message::parse(message) {
-            self.message(round, kind, message, from);
+            self.message(round, kind, message, &mut nothing(), from);
         }
     }
 
     /// Forwards a message as a relay, or returns why it is dropped.
+    #[inline(never)]
     fn forward(
         &mut self,
         round: &Round<'_>,
@@ -216,11 +230,20 @@ impl Inbound {
         Ok(())
     }
 
-    /// A WireGuard message, whichever path it came by.
-    fn message(&mut self, round: &Round<'_>, message: Message, datagram: &[u8], from: Endpoint) {
+    /// A WireGuard message, whichever path it came by, and as many of `rest` as can be handled together with it. Returns the datagram
+    /// after them.
+    fn message<'d>(
+        &mut self,
+        round: &Round<'_>,
+        message: Message,
+        datagram: &'d [u8],
+        rest: &mut Segments<'d>,
+        from: Endpoint,
+    ) -> Option<&'d [u8]> {
         let drops = &round.shared.drops;
         if round.table.keys.is_none() {
-            return drops.add(DropReason::NoSession);
+            drops.add(DropReason::NoSession);
+            return rest.next();
         }
         if self.delivery.is_full(room_for(datagram.len())) {
             self.flush(round);
@@ -230,7 +253,7 @@ impl Inbound {
         }
         let sender = &mut self.sender;
         match message {
-            Message::Data(index) => self.data(round, index, datagram, from),
+            Message::Data(index) => return self.data(round, (index, datagram), rest, from),
             Message::Initiation | Message::Response(_) => {
                 self.handshakes
                     .admit(round, sender, message, datagram, from);
@@ -239,47 +262,96 @@ impl Inbound {
                 handshakes::handle(round, sender, None, message, datagram, from);
             }
         }
+        rest.next()
     }
 
-    fn data(&mut self, round: &Round<'_>, index: u32, datagram: &[u8], from: Endpoint) {
+    /// A data message of the peer with this index, and those of `rest` that follow it and are of the same peer. The lock of the peer is
+    /// taken once for all of them: with one lock for each, a thread that seals would take it in between for a whole run of packets, and
+    /// this direction would get a packet for each run of the other one.
+    fn data<'d>(
+        &mut self,
+        round: &Round<'_>,
+        (index, mut datagram): (u32, &'d [u8]),
+        rest: &mut Segments<'d>,
+        from: Endpoint,
+    ) -> Option<&'d [u8]> {
         let drops = &round.shared.drops;
-        if self.recent.as_ref().is_none_or(|peer| peer.index != index) {
-            self.recent = round.table.by_index.get(&index).cloned();
-        }
-        let Some(peer) = self.recent.clone() else {
+        let Some(peer) = round.table.by_index.get(&index) else {
             drops.add(DropReason::NoSession);
-            return self.revive(round, from);
+            self.revive(round, from);
+            return rest.next();
         };
-        if !round.is_from(&from, &peer) {
-            return drops.add(DropReason::ForeignSource);
+        if !round.is_from(&from, peer) {
+            drops.add(DropReason::ForeignSource);
+            return rest.next();
         }
+        // An answer to a guest takes the lock itself. A device that merges nothing is written to with each packet.
+        let keeps_lock = round.tun.merges() && !peer.is_guest;
         let mut state = peer.lock();
-        let space = self.delivery.space();
-        let opened = match &mut state.noise {
-            Some(noise) => noise.open(Message::Data(index), datagram, space),
-            None => Opened::Refused(DropReason::NoSession),
-        };
-        if matches!(opened, Opened::Packet(_) | Opened::Keepalive) {
-            round.note_received(&peer, &mut state, from);
-            peer.count_rx(datagram.len());
-            // It may be that the peer started the session that packets wait for here.
-            round.send_waiting(&peer, &mut state, from, &mut self.sender);
-        }
-        let local = &round.shared.local_addresses;
-        let is_local = |destination| local.load().contains(&destination);
-        match decide(opened, space, &peer, round.table, is_local, round.now) {
-            Decision::Deliver => {
-                drop(state);
-                if let Opened::Packet(length) = opened {
-                    self.deliver(round, &peer, length);
-                }
+        let mut bytes = 0;
+        let next = loop {
+            let space = self.delivery.space();
+            let opened = match &mut state.noise {
+                Some(noise) => noise.open(Message::Data(index), datagram, space),
+                None => Opened::Refused(DropReason::NoSession),
+            };
+            if matches!(opened, Opened::Packet(_) | Opened::Keepalive) {
+                round.note_received(peer, &mut state, from);
+                bytes += datagram.len();
+                // It may be that the peer started the session that packets wait for here.
+                round.send_waiting(peer, &mut state, from, &mut self.sender);
             }
-            decision @ (Decision::Forward | Decision::Serve) => {
+            let local = &round.shared.local_addresses;
+            let is_local = |destination| local.load().contains(&destination);
+            let decision = decide(opened, space, peer, round.table, is_local, round.now);
+            let (Decision::Deliver, Opened::Packet(length)) = (decision, opened) else {
+                let decided = (decision, opened);
+                self.handle_other(round, (peer, state), decided, (datagram, from));
+                break rest.next();
+            };
+            if !keeps_lock {
                 drop(state);
-                self.pass_on(round, (&peer, decision), opened);
+                self.deliver(round, peer, length);
+                break rest.next();
+            }
+            self.deliver(round, peer, length);
+            match rest.next() {
+                Some(next) if self.has_room_for(next, index) => datagram = next,
+                next => break next,
+            }
+        };
+        peer.count_rx(bytes);
+        next
+    }
+
+    /// Whether `datagram` is a data message of the peer with this index, and there is room for it.
+    #[inline]
+    fn has_room_for(&self, datagram: &[u8], index: u32) -> bool {
+        let room = room_for(datagram.len());
+        Message::parse(datagram) == Ok(Message::Data(index))
+            && !self.delivery.is_full(room)
+            && !self.sender.is_full(room)
+    }
+
+    /// Carries out any other decision about a data message of `peer` than to deliver its packet.
+    #[inline(never)]
+    fn handle_other(
+        &mut self,
+        round: &Round<'_>,
+        (peer, mut state): (&Arc<Peer>, MutexGuard<'_, PeerState>),
+        (decision, opened): (Decision, Opened),
+        (datagram, from): (&[u8], Endpoint),
+    ) {
+        let drops = &round.shared.drops;
+        match decision {
+            Decision::Deliver | Decision::Keepalive => {}
+            Decision::Forward | Decision::Serve => {
+                drop(state);
+                self.pass_on(round, (peer, decision), opened);
             }
             Decision::AnswerProbe => {
                 state.paths.wait.handle_probe(session_of(datagram));
+                let space = self.delivery.space();
                 if let Some(ip) = Ip::parse(space) {
                     let length = probe::answer(space, &ip);
                     let (sender, answer) = (&mut self.sender, &space[..length]);
@@ -288,7 +360,7 @@ impl Inbound {
                     let Round { table, now, .. } = *round;
                     round
                         .shared
-                        .send_own(table, (&peer, &mut state), to, answer, sender, now);
+                        .send_own(table, (peer, &mut state), to, answer, sender, now);
                 }
             }
             Decision::Measured { nonce, rtt } => {
@@ -300,11 +372,10 @@ impl Inbound {
             Decision::ReadMessage => {
                 drop(state);
                 if let Opened::Packet(length) = opened {
-                    let packet = (&space[..length], session_of(datagram));
-                    incoming::handle(round, &peer, packet, from, &mut self.sender);
+                    let packet = (&self.delivery.space()[..length], session_of(datagram));
+                    incoming::handle(round, peer, packet, from, &mut self.sender);
                 }
             }
-            Decision::Keepalive => {}
             Decision::Drop(DropReason::NoSession) => {
                 drop(state);
                 drops.add(DropReason::NoSession);
@@ -327,6 +398,7 @@ impl Inbound {
     }
 
     /// Passes a packet on that `peer` sent, which is of a guest or for one.
+    #[inline(never)]
     fn pass_on(&mut self, round: &Round<'_>, from: (&Peer, Decision), opened: Opened) {
         if let Opened::Packet(length) = opened {
             let (space, memo) = (self.delivery.space(), &mut self.memo);
@@ -339,6 +411,7 @@ impl Inbound {
     /// restarted. The handshake shows that to the peer at once, rather than after the peer's timeout of 15 s. Anybody can forge such a
     /// datagram, so this is limited. The handshake leaves from the address at which the datagram arrived, if no other one
     /// is known.
+    #[cold]
     fn revive(&mut self, round: &Round<'_>, from: Endpoint) {
         if !round.shared.limits.revivals.admit(round.now) {
             return;
@@ -361,6 +434,7 @@ impl Inbound {
     }
 
     /// Starts a handshake with the peer that used a session which this node does not have, unless there was one just before.
+    #[cold]
     fn revive_peer(
         &mut self,
         round: &Round<'_>,
@@ -386,4 +460,10 @@ impl Inbound {
         self.sender.flush(round.sockets, drops);
         self.delivery.flush(round.tun, drops);
     }
+}
+
+/// No datagrams: those that come in a frame are not merged.
+fn nothing<'d>() -> Segments<'d> {
+    let none: &[u8] = &[];
+    None.into_iter().chain(none.chunks(1))
 }

@@ -176,9 +176,7 @@ impl Noise {
         now: Instant,
     ) -> Option<(usize, bool)> {
         if now.saturating_duration_since(self.ticked) > PAUSE {
-            let mut scratch = [0u8; HANDSHAKE + 16];
-            // The timers will produce this message again shortly.
-            let _ = self.tick(&mut scratch, now);
+            self.tick_after_pause(now);
         }
         if self.waiting >= MAX_WAITING && self.session_age().is_none() {
             self.lost += 1;
@@ -197,6 +195,13 @@ impl Noise {
                 None
             }
         }
+    }
+
+    #[cold]
+    fn tick_after_pause(&mut self, now: Instant) {
+        let mut scratch = [0u8; HANDSHAKE + 16];
+        // The timers will produce this message again shortly.
+        let _ = self.tick(&mut scratch, now);
     }
 
     /// Opens a message into `output`, which has at least [`room_for`] bytes.

@@ -32,6 +32,10 @@ const BUFFER: usize = VNET_HEADER + 65_536;
 /// After so many packets, once each queue had its turn, the sealed packets are sent and the queues that were empty are read
 /// again. That bounds how long the first packet waits.
 const BATCH: usize = 16;
+/// Small packets are read and sealed sooner, so a batch of fewer bytes than this has up to [`SMALL_BATCH`] packets.
+const SMALL_BYTES: usize = 64 * 1024;
+/// The maximum number of packets of a batch: as many as the kernel sends as one message (see [`super::udp`]).
+const SMALL_BATCH: usize = 64;
 
 /// One end of the direction from the device to the peers.
 pub(super) struct Outbound {
@@ -70,14 +74,15 @@ impl Outbound {
         let device = shared.device.load();
         let tun = &device.pairs[self.pair];
         let mut queues = tun.ready();
-        let mut packets = 0;
+        let (mut packets, mut bytes) = (0, 0);
         self.memo.clear();
-        while !queues.is_empty() && packets < BATCH {
+        while !queues.is_empty() && !is_whole(packets, bytes) {
             for queue in queues {
                 match tun.read(queue, &mut self.buffer) {
                     Ok(Some((header, range))) => {
                         let length = range.len();
                         packets += 1;
+                        bytes += length;
                         // A split packet grows by its headers and by what sealing adds: at most by half its size.
                         if self.sender.is_full(length + length / 2 + 65_536 / 4) {
                             self.sender.flush(sockets, &shared.drops);
@@ -137,16 +142,11 @@ impl Outbound {
             return shared.drops.add(DropReason::Reserved);
         }
         // The kernel follows a route for the tunnel's own datagrams too, which would be sealed again and again.
-        if !table.routed.networks.is_empty()
-            && is_of_tunnel(
-                &shared.local_addresses.load(),
-                &table.own_networks,
-                sockets.port(),
-                packet,
-                &ip,
-            )
-        {
-            return shared.drops.add(DropReason::Looped);
+        if !table.routed.networks.is_empty() && is_from_port(sockets.port(), packet, &ip) {
+            let local = shared.local_addresses.load();
+            if is_of_node(&local, &table.own_networks, ip.source) {
+                return shared.drops.add(DropReason::Looped);
+            }
         }
         if !checking::passes_out((shared, table), (packet, &ip), memo, now) {
             if errors.admit(now) {
@@ -230,6 +230,12 @@ impl Outbound {
     }
 }
 
+/// Whether a batch of so many packets, which have so many bytes together, is to be sent.
+#[inline]
+fn is_whole(packets: usize, bytes: usize) -> bool {
+    packets >= SMALL_BATCH || (packets >= BATCH && bytes >= SMALL_BYTES)
+}
+
 /// The packet with zeros after it, up to `length` bytes. It is copied into `scratch` only if it is shorter.
 #[inline]
 fn pad<'a>(packet: &'a [u8], length: usize, scratch: &'a mut [u8]) -> &'a [u8] {
@@ -242,6 +248,7 @@ fn pad<'a>(packet: &'a [u8], length: usize, scratch: &'a mut [u8]) -> &'a [u8] {
 }
 
 /// Lets the local service answer `packet`: one packet, or several that the kernel merged.
+#[inline(never)]
 fn answer_locally(
     shared: &Shared,
     service: &LocalService,
@@ -259,19 +266,24 @@ fn answer_locally(
     }
 }
 
-/// Whether a packet is a datagram of this tunnel: this node sends it from `port`, at which only the tunnel is. Its source is the address
-/// of this node in the mesh, one of `local`, if the kernel chooses it by the route. A datagram that answers a peer keeps the address of the
-/// machine to which the peer sends, which is in none of the networks `own` of this node.
-fn is_of_tunnel(local: &[IpAddr], own: &[IpNet], port: u16, packet: &[u8], ip: &Ip) -> bool {
+/// Whether a packet is a datagram from `port`. If this node sends it, it is one of this tunnel: no other program is at the port.
+#[inline]
+fn is_from_port(port: u16, packet: &[u8], ip: &Ip) -> bool {
     let source = packet
         .get(ip.transport..)
         .and_then(<[u8]>::first_chunk::<2>);
-    let is_own_port = source.is_some_and(|source| u16::from_be_bytes(*source) == port);
-    let is_of_node = || local.contains(&ip.source) || !own.iter().any(|n| n.contains(&ip.source));
-    ip.protocol == UDP && is_own_port && is_of_node()
+    ip.protocol == UDP && source.is_some_and(|source| u16::from_be_bytes(*source) == port)
+}
+
+/// Whether this node sends datagrams of the tunnel from `source`. That is the address of this node in the mesh, one of `local`, if the
+/// kernel chooses it by the route. A datagram that answers a peer keeps the address of the machine to which the peer sends, which is in
+/// none of the networks `own` of this node.
+fn is_of_node(local: &[IpAddr], own: &[IpNet], source: IpAddr) -> bool {
+    local.contains(&source) || !own.iter().any(|net| net.contains(&source))
 }
 
 /// Tells the sender of `packet`, through the device, that the policy denies it.
+#[cold]
 fn deny(shared: &Shared, packet: &[u8], ip: &Ip) {
     let mut out = [0; MAX_RESET];
     match reset::answer(packet, ip, &mut out) {
@@ -281,6 +293,7 @@ fn deny(shared: &Shared, packet: &[u8], ip: &Ip) {
 }
 
 /// Sends an error to the sender of `packet`, through the device.
+#[cold]
 fn refuse(shared: &Shared, packet: &[u8], ip: &Ip, reason: Reason) {
     let mut error = [0; MAX_ERROR];
     if let Some(length) = icmp_errors::answer(packet, ip, reason, &mut error) {
@@ -296,6 +309,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_batch_of_small_packets_has_more_of_them_and_never_waits_for_more_bytes() {
+        let packets_of = |length: usize| (1..).find(|packets| is_whole(*packets, packets * length));
+        assert_eq!(packets_of(65_535), Some(BATCH));
+        assert_eq!(packets_of(SMALL_BYTES / BATCH), Some(BATCH));
+        assert_eq!(packets_of(1420), Some(47));
+        assert_eq!(packets_of(64), Some(SMALL_BATCH));
+        assert_eq!(packets_of(0), Some(SMALL_BATCH));
+    }
+
+    #[test]
     fn a_datagram_of_the_tunnel_is_known_by_its_port_whichever_address_of_this_node_it_has() {
         let local: [IpAddr; 1] = ["10.0.1.1".parse().expect("a literal")];
         let own: [IpNet; 1] = ["10.0.1.0/24".parse().expect("a literal")];
@@ -305,7 +328,7 @@ mod tests {
             let mut packet = Vec::new();
             write_datagram(source, destination, b"hello", &mut packet).expect("one family");
             let ip = Ip::parse(&packet).expect("a whole packet");
-            is_of_tunnel(&local, &own, 51820, &packet, &ip)
+            is_from_port(51820, &packet, &ip) && is_of_node(&local, &own, ip.source)
         };
         assert!(is_of_tunnel("10.0.1.1:51820"));
         assert!(is_of_tunnel("172.16.0.9:51820"));

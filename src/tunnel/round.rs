@@ -56,6 +56,20 @@ impl Round<'_> {
         endpoint: Endpoint,
         sender: &mut Sender,
     ) {
+        let noise = state.noise.as_ref();
+        if noise.is_some_and(|noise| noise.waiting() > 0) {
+            self.send_all_waiting(peer, state, endpoint, sender);
+        }
+    }
+
+    #[cold]
+    fn send_all_waiting(
+        &self,
+        peer: &Peer,
+        state: &mut PeerState,
+        endpoint: Endpoint,
+        sender: &mut Sender,
+    ) {
         let Some(noise) = &mut state.noise else {
             return;
         };

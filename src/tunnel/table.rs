@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use foldhash::fast::RandomState;
 use ipnet::IpNet;
 
 use super::allowed_ips::AllowedIps;
@@ -44,8 +45,8 @@ pub(super) struct Table {
     pub(super) retired: Vec<RetiredPeer>,
     /// The current peers by their public key.
     pub(super) by_key: HashMap<[u8; 32], Arc<Peer>>,
-    /// The current and the retired peers by their index.
-    pub(super) by_index: HashMap<u32, Arc<Peer>>,
+    /// The current and the retired peers by their index, which is looked up for the datagrams of each message from the kernel.
+    pub(super) by_index: HashMap<u32, Arc<Peer>, RandomState>,
     /// The sending peer for each address.
     pub(super) allowed: AllowedIps<Arc<Peer>>,
     /// The networks outside the mesh to which peers route.
@@ -87,7 +88,7 @@ impl Table {
             previous: None,
             retired: Vec::new(),
             by_key: HashMap::new(),
-            by_index: HashMap::new(),
+            by_index: HashMap::default(),
             allowed: AllowedIps::new([]),
             routed: Routed {
                 networks: Arc::default(),

@@ -12,7 +12,7 @@ use super::drops::{DropCounters, DropReason};
 use super::endpoint::Endpoint;
 use super::relay::HEADER;
 use super::sockets::Sockets;
-use crate::os::batch::{self, Message, Mode, WithAncillary};
+use crate::os::batch::{self, Message, Mode, Segments, WithAncillary};
 
 /// The size of a receive buffer in bytes: the largest merged datagram.
 const RECEIVE: usize = 65_536;
@@ -45,12 +45,12 @@ impl Receiver {
         ))
     }
 
-    /// Receives the datagrams that the socket has and calls `each` with each of them and its sender, with the local address at
-    /// which it arrived. Returns whether there may be more.
+    /// Receives the datagrams that the socket has and calls `each` with those that the kernel merged, or with a single one, and their
+    /// sender, with the local address at which they arrived. Returns whether there may be more.
     pub(super) fn receive(
         &mut self,
         socket: BorrowedFd<'_>,
-        mut each: impl FnMut(&[u8], Endpoint),
+        mut each: impl FnMut(Segments<'_>, Endpoint),
     ) -> io::Result<bool> {
         let count = match self.0.receive(socket, Mode::NonBlocking) {
             Ok(count) => count,
@@ -73,7 +73,7 @@ impl Receiver {
                 source: datagram.source,
                 via: None,
             };
-            datagram.segments().for_each(|segment| each(segment, from));
+            each(datagram.segments(), from);
         }
         Ok(count == MAX_RECEIVED)
     }
@@ -389,7 +389,7 @@ mod tests {
             receiver
                 .receive(
                     sockets.descriptors()[family].expect("both families"),
-                    |d, from| got.push((d.to_vec(), from)),
+                    |merged, from| got.extend(merged.map(|d| (d.to_vec(), from))),
                 )
                 .expect("bound");
             if got.len() >= LENGTHS.len() {

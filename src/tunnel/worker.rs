@@ -90,6 +90,7 @@ fn run_both(shared: &Shared, pair: &WorkerPair, number: usize, progress: &Progre
     let wakes = &shared.wakes.pairs[number];
     let mut inbound = Inbound::new(number, shared);
     let mut busy = 0;
+    let mut more = [false; 3];
     while !shared.stopping() {
         progress.raise();
         let group = shared.sockets.load_full();
@@ -100,36 +101,41 @@ fn run_both(shared: &Shared, pair: &WorkerPair, number: usize, progress: &Progre
         let has_device = !pair.handed_off.load(Ordering::Acquire) && !device.is_gone();
         let tun = has_device.then(|| device.pairs[number].descriptor());
         let [v4, v6] = descriptors;
-        let Some(ready) = readable::wait([v4, v6, tun, Some(wakes.first.as_fd())], None) else {
-            continue;
-        };
+        let limit = (more != [false; 3]).then_some(Duration::ZERO);
+        let waited = readable::wait([v4, v6, tun, Some(wakes.first.as_fd())], limit);
+        let ready = waited.unwrap_or_default();
         if ready[3] {
             let _ = wakes.first.read();
-            inbound.streams(shared, sockets);
         }
+        more = with_work(more, ready, has_device);
         // One batch of each direction in turn, so that no direction waits until another one has no more work.
-        let mut more = [ready[0], ready[1], ready[2]];
-        while more != [false; 3] && !shared.stopping() {
-            progress.raise();
-            inbound.streams(shared, sockets);
-            for (more, socket) in more.iter_mut().zip(descriptors) {
-                if let Some(socket) = socket.filter(|_| *more) {
-                    *more = inbound.batch(shared, sockets, socket);
-                }
-            }
-            more[2] = more[2] && pair.outbound().batch(shared);
-            busy = if more[2] && (more[0] || more[1]) {
-                busy + 1
-            } else {
-                0
-            };
-            if busy >= BUSY_ROUNDS && pair.has_second {
-                (busy, more[2]) = (0, false);
-                pair.handed_off.store(true, Ordering::Release);
-                let _ = wakes.second.write(1);
-            }
+        inbound.streams(shared, sockets);
+        for (more, socket) in more.iter_mut().zip(descriptors) {
+            *more = *more && socket.is_some_and(|socket| inbound.batch(shared, sockets, socket));
+        }
+        more[2] = more[2] && pair.outbound().batch(shared);
+        busy = if more[2] && (more[0] || more[1]) {
+            busy + 1
+        } else {
+            0
+        };
+        if busy >= BUSY_ROUNDS && pair.has_second {
+            (busy, more[2]) = (0, false);
+            pair.handed_off.store(true, Ordering::Release);
+            let _ = wakes.second.write(1);
         }
     }
+}
+
+/// Which of both sockets and the device have work: those that had more after their last batch, and those that are ready. A direction
+/// without work in the last round has perhaps got some while the other one worked, so `ready` is asked for in each round.
+fn with_work(more: [bool; 3], ready: [bool; 4], has_device: bool) -> [bool; 3] {
+    let [v4, v6, device] = more;
+    [
+        v4 || ready[0],
+        v6 || ready[1],
+        has_device && (device || ready[2]),
+    ]
 }
 
 fn run_out(shared: &Shared, pair: &WorkerPair, number: usize, progress: &Progress) {
@@ -165,6 +171,17 @@ mod tests {
             .into_iter()
             .map(|worker| (worker.role, worker.pair))
             .collect()
+    }
+
+    #[test]
+    fn a_direction_that_gets_work_is_served_while_the_other_one_has_more() {
+        let (v4, device) = ([true, false, false], [false, false, true]);
+        let ready = [true, false, true, false];
+        assert_eq!(with_work(device, ready, true), [true, false, true]);
+        assert_eq!(with_work(v4, ready, true), [true, false, true]);
+        assert_eq!(with_work(v4, [false; 4], true), v4);
+        assert_eq!(with_work(device, ready, false), v4, "it is handed off");
+        assert_eq!(with_work([false; 3], [false; 4], true), [false; 3]);
     }
 
     #[test]

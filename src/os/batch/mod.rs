@@ -10,9 +10,11 @@ mod address;
 mod ancillary;
 
 use std::io::{self, IoSlice};
+use std::iter::Chain;
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd as _};
+use std::{option, slice};
 
 use self::address::Name;
 pub use self::ancillary::Source;
@@ -74,10 +76,13 @@ pub struct Datagram<'a> {
     segment: Option<usize>,
 }
 
+/// The datagrams that the kernel merged, in order.
+pub type Segments<'a> = Chain<option::IntoIter<&'a [u8]>, slice::Chunks<'a, u8>>;
+
 impl<'a> Datagram<'a> {
     /// The datagrams that were merged, or the only one. An empty datagram is one of no bytes.
     #[inline]
-    pub fn segments(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+    pub fn segments(&self) -> Segments<'a> {
         let whole = self.bytes.len().max(1);
         let segment = self.segment.filter(|size| *size > 0).unwrap_or(whole);
         let empty = self.bytes.is_empty().then_some(self.bytes);
