@@ -10,7 +10,8 @@ use super::JoinedNode;
 use super::waiting::{Consequence, Waiting};
 use crate::model::time::UnixSeconds;
 use crate::model::{Label, ServiceName};
-use crate::node::changes::ChangeRequest;
+use crate::node::api::Reply;
+use crate::node::changes::{ChangeRequest, ServiceChange};
 use crate::node::docker::Docker;
 use crate::node::keys;
 use crate::node::replica::Effect;
@@ -145,36 +146,7 @@ pub(super) fn handle_written(node: &mut JoinedNode, written: Written) -> Option<
 /// Makes a change that is on disk, and answers it once the coordinator has it.
 fn make(node: &mut JoinedNode, request: ChangeRequest, content: Content) -> Option<Identity> {
     match (request, content) {
-        (ChangeRequest::Services(change, reply), _) => {
-            let services = container_services(node);
-            let block = node.identity.block;
-            // It was allowed before it was written, and no other change came in between.
-            let changed = match change.apply(&mut node.workloads.registry, &block, &services) {
-                Ok(changed) => changed,
-                Err(error) => {
-                    let _ = reply.send(Err(error));
-                    return None;
-                }
-            };
-            node.workloads.set_checks(&block);
-            // A service outside the mesh needs an instance address.
-            node.dirty.firewall |= node.workloads.concerns_firewall(&block);
-            let domain = node.names.zone().load().domain.clone();
-            let name = change.name();
-            let id = ServiceId::new(node.id(), name.project.as_ref(), &name.name);
-            let answer = node.publish_soon(RecordKey::Service(id));
-            let waiting = Waiting::begin(node, answer, Consequence::PeersReceiveIt);
-            Tasks::current().spawn_child("reply to a change of services", async move {
-                let unpublished = waiting.unpublished().await;
-                let _ = reply.send(Ok(ServiceChanged {
-                    schema: SCHEMA,
-                    name: format!("{name}.svc.{domain}"),
-                    published: unpublished.is_none(),
-                    unpublished,
-                    change: Some(changed),
-                }));
-            });
-        }
+        (ChangeRequest::Services(change, reply), _) => change_services(node, &change, reply),
         (ChangeRequest::Key(reply), Content::Identity(identity)) => {
             node.identity.keys = identity.keys;
             node.identity.previous = identity.previous;
@@ -223,6 +195,38 @@ fn make(node: &mut JoinedNode, request: ChangeRequest, content: Content) -> Opti
         ) => {}
     }
     None
+}
+
+/// Makes a change of the services that is on disk.
+fn change_services(node: &mut JoinedNode, change: &ServiceChange, reply: Reply<ServiceChanged>) {
+    let services = container_services(node);
+    let block = node.identity.block;
+    // It was allowed before it was written, and no other change came in between.
+    let changed = match change.apply(&mut node.workloads.registry, &block, &services) {
+        Ok(changed) => changed,
+        Err(error) => {
+            let _ = reply.send(Err(error));
+            return;
+        }
+    };
+    node.workloads.set_checks(&block);
+    // A service outside the mesh needs an instance address.
+    node.dirty.firewall |= node.workloads.concerns_firewall(&block);
+    let domain = node.names.zone().load().domain.clone();
+    let name = change.name();
+    let id = ServiceId::new(node.id(), name.project.as_ref(), &name.name);
+    let answer = node.publish_soon(RecordKey::Service(id));
+    let waiting = Waiting::begin(node, answer, Consequence::PeersReceiveIt);
+    Tasks::current().spawn_child("reply to a change of services", async move {
+        let unpublished = waiting.unpublished().await;
+        let _ = reply.send(Ok(ServiceChanged {
+            schema: SCHEMA,
+            name: format!("{name}.svc.{domain}"),
+            published: unpublished.is_none(),
+            unpublished,
+            change: Some(changed),
+        }));
+    });
 }
 
 /// This node has another name, because another node has the one that it wanted.
