@@ -348,9 +348,8 @@ impl Workloads {
         let AppliedMappings::Mapped(mappings) = self.applied_mappings()? else {
             return None;
         };
-        let mut mappings = mappings.into_iter();
-        let found = mappings.find(|(_, container)| *container == own);
-        found.map(|(instance, _)| instance)
+        let applied = self.firewall.applied_state()?;
+        block::container_at(&mappings, &applied.outside.instances, own)
     }
 
     /// Why an instance of this node is unhealthy, draining or withdrawn, as far as that is known.
