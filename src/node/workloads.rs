@@ -77,7 +77,7 @@ impl Workloads {
         }
     }
 
-    /// Follows the addresses of this machine, from which it follows where services outside the mesh may be.
+    /// Follows the addresses of this machine and of its containers, from which it follows where services outside the mesh may be.
     pub(super) fn set_machine(&mut self, mesh: &Mesh, block: &Block, interfaces: &[Interface]) {
         let own = interfaces.iter().map(|interface| interface.address);
         let own = own.filter(|address| !mesh.addresses.contains(*address));
@@ -85,6 +85,7 @@ impl Workloads {
             mesh: Some(mesh.addresses),
             domain: Some(mesh.domain.clone()),
             own: own.collect(),
+            containers: self.bridges.values().flatten().copied().collect(),
         };
         if self.registry.set_machine(machine) && self.registry.has_outside(block) {
             self.set_checks(block);

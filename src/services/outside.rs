@@ -40,6 +40,11 @@ pub enum Refusal {
         "{0} is an address of IPv6, and this node forwards to services outside over IPv4 only; give the IPv4 address of the service"
     )]
     Ipv6(IpAddr),
+    /// A host name leads to an address of the container networks.
+    #[error(
+        "{0} is an address of the containers of this machine, to which no host name may lead; offer the container by the label mesh.service, and remove this service"
+    )]
+    OfContainer(Ipv4Addr),
     /// The name is one of the mesh.
     #[error(
         "{0} is a name of the mesh, which this node does not forward to; omit the address, or add the service on the node that has it"
@@ -61,6 +66,8 @@ pub struct Machine {
     pub domain: Option<Label>,
     /// The addresses of this machine outside the mesh.
     pub own: BTreeSet<IpAddr>,
+    /// The networks of the containers of this machine that are in the mesh.
+    pub containers: BTreeSet<Ipv4Net>,
 }
 
 impl Machine {
@@ -70,6 +77,19 @@ impl Machine {
     /// Says why not, and what to do.
     pub fn check(&self, address: IpAddr) -> Result<Ipv4Addr, Refusal> {
         check(address, self.mesh.as_ref(), &self.own)
+    }
+
+    /// Checks that a service outside the mesh can be at `address`, to which its host name leads. The policy would take a container at that
+    /// address for the service, so nobody chooses one by the records of a name.
+    ///
+    /// # Errors
+    /// Says why not, and what to do.
+    pub fn check_answer(&self, address: Ipv4Addr) -> Result<Ipv4Addr, Refusal> {
+        let address = self.check(address.into())?;
+        match self.containers.iter().any(|net| net.contains(&address)) {
+            true => Err(Refusal::OfContainer(address)),
+            false => Ok(address),
+        }
     }
 
     /// Checks that a service outside the mesh can be at `name`.
