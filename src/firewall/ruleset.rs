@@ -113,10 +113,16 @@ impl ValidState {
         self.networks = Ipv4Net::aggregate(&networks);
     }
 
-    /// Adds the containers behind instance addresses.
+    /// Adds the containers behind instance addresses, and after them the services outside the mesh: the records of a host name outside
+    /// may lead to a container, which keeps its instance address.
     fn add_mappings(&mut self, state: &FirewallState) {
         let mut taken = BTreeSet::new();
-        for (instance, mapped) in &state.mappings {
+        let is_outside = |instance: &Ipv4Addr| state.outside.instances.contains(instance);
+        let (outside, containers): (Vec<_>, Vec<_>) = state
+            .mappings
+            .iter()
+            .partition(|(instance, _)| is_outside(instance));
+        for (instance, mapped) in containers.into_iter().chain(outside) {
             let to = mapped.container;
             let native = state.native.as_ref();
             if to == *instance && native.is_some_and(|n| n.range.contains(&to)) && to != state.node
@@ -136,7 +142,7 @@ impl ValidState {
                 ));
             } else if taken.insert(to) {
                 self.containers.insert(*instance, to);
-                if state.outside.instances.contains(instance) {
+                if is_outside(instance) {
                     self.outside.insert(to);
                 }
             } else {

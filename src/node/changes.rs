@@ -69,6 +69,11 @@ pub(super) struct Changes {
 impl Changes {
     /// Adds a request. It is refused if too many wait.
     pub(super) fn add(&mut self, request: ChangeRequest) {
+        // The addresses are read when the write begins. Records outside the mesh cause these requests, which must leave room for commands.
+        let is_of_addresses = |request: &ChangeRequest| matches!(request, ChangeRequest::Addresses);
+        if is_of_addresses(&request) && self.waiting.iter().any(is_of_addresses) {
+            return;
+        }
         if self.waiting.len() >= MAX_WAITING {
             let text = "too many changes wait for the disk; try again later";
             return request.refuse(ApiError::new(ErrorCode::Conflict, text));
@@ -297,5 +302,20 @@ mod tests {
         let error = answer.try_recv().expect("an answer").expect_err("refused");
         assert_eq!(error.message, "the disk is full");
         assert!(changes.poll().is_some() && changes.handle_ended().is_none());
+    }
+
+    #[test]
+    fn addresses_of_names_wait_for_the_disk_once_however_often_they_change() {
+        let mut changes = Changes::default();
+        for _ in 0..2 * MAX_WAITING {
+            changes.add(ChangeRequest::Addresses);
+        }
+        let request = changes.poll().expect("one waits");
+        assert!(changes.poll().is_none());
+        changes.handle_begun(request);
+        // What changes while they are written is written after it.
+        changes.add(ChangeRequest::Addresses);
+        assert!(changes.handle_ended().is_some());
+        assert!(matches!(changes.poll(), Some(ChangeRequest::Addresses)));
     }
 }

@@ -77,7 +77,7 @@ impl Workloads {
         }
     }
 
-    /// Follows the addresses of this machine, from which it follows where services outside the mesh may be.
+    /// Follows the addresses of this machine and of its containers, from which it follows where services outside the mesh may be.
     pub(super) fn set_machine(&mut self, mesh: &Mesh, block: &Block, interfaces: &[Interface]) {
         let own = interfaces.iter().map(|interface| interface.address);
         let own = own.filter(|address| !mesh.addresses.contains(*address));
@@ -85,6 +85,7 @@ impl Workloads {
             mesh: Some(mesh.addresses),
             domain: Some(mesh.domain.clone()),
             own: own.collect(),
+            containers: self.bridges.values().flatten().copied().collect(),
         };
         if self.registry.set_machine(machine) && self.registry.has_outside(block) {
             self.set_checks(block);
@@ -348,9 +349,8 @@ impl Workloads {
         let AppliedMappings::Mapped(mappings) = self.applied_mappings()? else {
             return None;
         };
-        let mut mappings = mappings.into_iter();
-        let found = mappings.find(|(_, container)| *container == own);
-        found.map(|(instance, _)| instance)
+        let applied = self.firewall.applied_state()?;
+        block::container_at(&mappings, &applied.outside.instances, own)
     }
 
     /// Why an instance of this node is unhealthy, draining or withdrawn, as far as that is known.

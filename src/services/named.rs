@@ -160,7 +160,7 @@ impl Named {
         let lookup = self.asked(name)?;
         let (mut usable, mut refused) = (BTreeSet::new(), None);
         for address in &answered.addresses {
-            match machine.check((*address).into()) {
+            match machine.check_answer(*address) {
                 Ok(address) => drop(usable.insert(address)),
                 Err(refusal) => refused = Some(refusal),
             }
@@ -291,12 +291,13 @@ mod tests {
         }
     }
 
-    /// A machine in the mesh 10.210.0.0/16 with the address 192.168.1.7.
+    /// A machine in the mesh 10.210.0.0/16 with the address 192.168.1.7, and containers in 172.17.0.0/16.
     fn machine() -> Machine {
         Machine {
             mesh: Some(crate::testbed::records::plan()),
             domain: None,
             own: BTreeSet::from([ip("192.168.1.7").into()]),
+            containers: BTreeSet::from(["172.17.0.0/16".parse().expect("a literal")]),
         }
     }
 
@@ -430,6 +431,7 @@ mod tests {
             "127.0.0.1",
             "10.210.0.53",
             "192.168.1.7",
+            "172.17.0.2",
             "224.0.0.1",
             "0.0.0.0",
             "255.255.255.255",

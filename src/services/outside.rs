@@ -6,7 +6,8 @@
 //! start of the block, and services outside from its second half.
 //!
 //! An address has one instance address, because the policy between containers of this host is kept by the address to which the kernel
-//! forwards. Of several names with the same address, only the first one is mapped.
+//! forwards. Of several names with the same address, only one is mapped: the one that had the address before, so that nobody takes it
+//! from another name by records that lead to it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -39,6 +40,11 @@ pub enum Refusal {
         "{0} is an address of IPv6, and this node forwards to services outside over IPv4 only; give the IPv4 address of the service"
     )]
     Ipv6(IpAddr),
+    /// A host name leads to an address of the container networks.
+    #[error(
+        "{0} is an address of the containers of this machine, to which no host name may lead; offer the container by the label mesh.service, and remove this service"
+    )]
+    OfContainer(Ipv4Addr),
     /// The name is one of the mesh.
     #[error(
         "{0} is a name of the mesh, which this node does not forward to; omit the address, or add the service on the node that has it"
@@ -60,6 +66,8 @@ pub struct Machine {
     pub domain: Option<Label>,
     /// The addresses of this machine outside the mesh.
     pub own: BTreeSet<IpAddr>,
+    /// The networks of the containers of this machine that are in the mesh.
+    pub containers: BTreeSet<Ipv4Net>,
 }
 
 impl Machine {
@@ -69,6 +77,19 @@ impl Machine {
     /// Says why not, and what to do.
     pub fn check(&self, address: IpAddr) -> Result<Ipv4Addr, Refusal> {
         check(address, self.mesh.as_ref(), &self.own)
+    }
+
+    /// Checks that a service outside the mesh can be at `address`, to which its host name leads. The policy would take a container at that
+    /// address for the service, so nobody chooses one by the records of a name.
+    ///
+    /// # Errors
+    /// Says why not, and what to do.
+    pub fn check_answer(&self, address: Ipv4Addr) -> Result<Ipv4Addr, Refusal> {
+        let address = self.check(address.into())?;
+        match self.containers.iter().any(|net| net.contains(&address)) {
+            true => Err(Refusal::OfContainer(address)),
+            false => Ok(address),
+        }
     }
 
     /// Checks that a service outside the mesh can be at `name`.
@@ -85,7 +106,7 @@ impl Machine {
 }
 
 /// Where services outside the mesh are, as it is configured. The order decides which one is mapped of several that have the same
-/// address now.
+/// address now, unless one of them is a name that was mapped before.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
     At(Ipv4Addr),
@@ -207,19 +228,24 @@ impl Outside {
         self.set_targets(wanted);
     }
 
+    /// Decides which places are mapped. A name does not take an address from another name that led to it first.
     fn set_targets(&mut self, wanted: &BTreeMap<Place, Option<Ipv4Addr>>) {
-        self.targets.clear();
+        let before = std::mem::take(&mut self.targets);
         self.shared.clear();
+        let places = wanted
+            .iter()
+            .filter_map(|(place, target)| Some((place, (*target)?, self.instance(place)?)));
+        let mut places: Vec<(&Place, Ipv4Addr, Ipv4Addr)> = places.collect();
+        places.sort_by_key(|(place, target, instance)| {
+            matches!(place, Place::Named(_)) && before.get(instance) != Some(target)
+        });
         let mut mapped: BTreeMap<Ipv4Addr, &Place> = BTreeMap::new();
-        for (place, target) in wanted {
-            let (Some(target), Some(instance)) = (target, self.held.get(place)) else {
-                continue;
-            };
-            match mapped.get(target) {
+        for (place, target, instance) in places {
+            match mapped.get(&target) {
                 Some(other) => drop(self.shared.insert(place.clone(), (*other).clone())),
                 None => {
-                    mapped.insert(*target, place);
-                    self.targets.insert(*instance, *target);
+                    mapped.insert(target, place);
+                    self.targets.insert(instance, target);
                 }
             }
         }
@@ -440,10 +466,23 @@ mod tests {
         assert_eq!(*outside.targets(), BTreeMap::from([(instance, target)]));
         assert_eq!(outside.mapped_instead(&second), Some(&first));
         assert_eq!(outside.mapped_instead(&first), None);
-        wanted.insert(first, Some(ip("10.0.0.6")));
+        wanted.insert(first.clone(), Some(ip("10.0.0.6")));
         outside.assign(&wanted, pool(), &BTreeSet::new());
         assert_eq!(outside.targets().len(), 2);
         assert_eq!(outside.mapped_instead(&second), None);
+
+        // A name that leads to the address of another one does not take it.
+        wanted.insert(first.clone(), Some(target));
+        outside.assign(&wanted, pool(), &BTreeSet::new());
+        assert_eq!(outside.mapped_instead(&first), Some(&second));
+        assert_eq!(outside.mapped_instead(&second), None);
+        // An address of the configuration does.
+        let configured = at("10.0.0.5");
+        wanted.insert(configured.clone(), Some(target));
+        outside.assign(&wanted, pool(), &BTreeSet::new());
+        for name in [&first, &second] {
+            assert_eq!(outside.mapped_instead(name), Some(&configured));
+        }
     }
 
     #[test]

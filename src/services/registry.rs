@@ -327,7 +327,7 @@ impl Registry {
             ServerAddress::Named(name) => {
                 self.machine.check_name(name)?;
                 let ip = self.named.address(name);
-                ip.map(|ip| self.machine.check(ip.into())).transpose()
+                ip.map(|ip| self.machine.check_answer(ip)).transpose()
             }
         }
     }
@@ -609,6 +609,7 @@ mod tests {
             mesh: Some(build::plan()),
             domain: Some(label("mesh")),
             own: BTreeSet::from([own]),
+            containers: BTreeSet::new(),
         });
     }
 

@@ -725,6 +725,22 @@ fn packets_to_a_service_outside_get_the_address_of_this_machine_and_nothing_is_s
 }
 
 #[test]
+fn a_service_outside_that_leads_to_a_container_does_not_take_its_instance_address() {
+    let mut state = without_containers();
+    for instance in ["10.210.1.9", "10.210.1.200"] {
+        state.mappings.insert(ip(instance), mapped("172.17.0.2"));
+    }
+    state.outside.instances.insert(ip("10.210.1.9"));
+    let valid = ValidState::of(&state);
+    assert_eq!(valid.left_out.len(), 1, "{:?}", valid.left_out);
+    assert!(valid.left_out[0].contains("10.210.1.9"));
+    let table = table(&state);
+    assert!(table.contains("10.210.1.200 : 172.17.0.2"), "{table}");
+    assert!(table.contains("172.17.0.2 : 10.210.1.200"), "{table}");
+    assert!(!table.contains("@outside"), "{table}");
+}
+
+#[test]
 fn a_node_that_routes_forwards_to_its_networks_and_lets_their_answers_into_the_tunnel() {
     let mut state = without_containers();
     state.outside.routes = vec![net("192.168.1.0/24"), net("192.168.7.0/24")];

@@ -95,3 +95,36 @@ pub(super) fn mapped(
         .map(|(instance, mapped)| (*instance, mapped.container))
         .collect()
 }
+
+/// The instance address of the container that has the address `own` on its bridge. `outside` are the instance addresses of services
+/// outside the mesh. Nobody is taken for such a service, since the records of its host name may lead to the address of somebody else.
+pub(super) fn container_at(
+    mappings: &BTreeMap<IpAddr, IpAddr>,
+    outside: &BTreeSet<Ipv4Addr>,
+    own: IpAddr,
+) -> Option<IpAddr> {
+    let is_outside =
+        |instance: IpAddr| matches!(instance, IpAddr::V4(instance) if outside.contains(&instance));
+    let mut mappings = mappings.iter();
+    let found =
+        mappings.find(|(instance, container)| **container == own && !is_outside(**instance));
+    found.map(|(instance, _)| *instance)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_to_which_a_service_outside_leads_is_taken_for_itself_and_never_for_the_service()
+    {
+        let instance = |last| Ipv4Addr::new(10, 210, 1, last);
+        let container = IpAddr::V4(Ipv4Addr::new(172, 17, 0, 2));
+        let outside = BTreeSet::from([instance(9)]);
+        let mut mappings = BTreeMap::from([(IpAddr::from(instance(9)), container)]);
+        assert_eq!(container_at(&mappings, &outside, container), None);
+        mappings.insert(instance(200).into(), container);
+        let found = container_at(&mappings, &outside, container);
+        assert_eq!(found, Some(instance(200).into()));
+    }
+}
