@@ -294,7 +294,7 @@ impl<K: Kernel> Work<K> {
         let stale = old.and_then(|(old, old_valid)| {
             StaleConnections::between((old, old_valid), (&state, &valid))
         });
-        self.delete_connections(stale, &mut problems).await;
+        self.delete_connections(stale, &valid, &mut problems).await;
         if self.pace.is_contested(Instant::now()) {
             problems.push(problem(
                 "another program changes meshd's firewall rules or switches forwarding off again and again",
