@@ -47,6 +47,10 @@ const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ICMP_V6: u8 = 58;
 
+/// The maximum number of addresses and of pairs of addresses that are kept of earlier changes. The connections of further ones continue
+/// until they time out.
+const MAX_EARLIER: usize = 16_384;
+
 /// The connections that must be deleted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct StaleConnections {
@@ -103,20 +107,42 @@ impl StaleConnections {
                     .map(|target| (IpAddr::V4(*service), IpAddr::V4(*target))),
             );
         }
-        let has_any =
-            !stale.instances.is_empty() || !stale.balanced.is_empty() || !stale.local.is_empty();
-        has_any.then_some(stale)
+        stale.has_any().then_some(stale)
     }
 
-    /// These connections, and those that `earlier` changes made stale. Of two policies of this host, the later one counts.
+    fn has_any(&self) -> bool {
+        !self.instances.is_empty() || !self.balanced.is_empty() || !self.local.is_empty()
+    }
+
+    /// These connections, and those that `earlier` changes made stale.
     pub(super) fn with_earlier(mut self, earlier: Self) -> Self {
-        self.instances.extend(earlier.instances);
-        self.containers.extend(earlier.containers);
-        self.balanced.extend(earlier.balanced);
-        if self.local.is_empty() {
-            self.local = earlier.local;
+        for prefix in earlier.prefixes {
+            if !self.prefixes.contains(&prefix) {
+                self.prefixes.push(prefix);
+            }
+        }
+        for policy in earlier.local {
+            if !self.local.contains(&policy) {
+                self.local.push(policy);
+            }
+        }
+        let count = earlier.instances.len() + earlier.containers.len() + earlier.balanced.len();
+        if count <= MAX_EARLIER {
+            self.instances.extend(earlier.instances);
+            self.containers.extend(earlier.containers);
+            self.balanced.extend(earlier.balanced);
         }
         self
+    }
+
+    /// The same connections after a later change, to the state `now`. The policy that is in force now decides which ones are denied,
+    /// since an earlier one may deny what is allowed now. None if no connection can be stale any more.
+    pub(super) fn after(mut self, now: &ValidState) -> Option<Self> {
+        if !self.local.is_empty() {
+            let policies = now.local().into_iter().chain(now.local_v6());
+            self.local = policies.cloned().collect();
+        }
+        self.has_any().then_some(self)
     }
 
     /// The message that deletes the connection that `body` describes, if the connection is stale. `body` is the body of
@@ -356,6 +382,56 @@ mod tests {
             let to = connection(6, ["10.210.2.1", instance, container, "10.210.2.1"]);
             assert!(stale.deletion(&to, 1).is_some(), "{instance}");
         }
+        // An address of IPv6 that is gone is asked for, although the later change is one of IPv4.
+        let earlier = between(&state_v6(&[(2, 5)]), &none).expect("it is gone");
+        let stale = between(&rest, &none).expect("the other one is gone");
+        let dump = stale.with_earlier(earlier).dump();
+        let family = messages(&dump).next();
+        let family = family.and_then(|it| it.body.first().copied());
+        assert_eq!(family, Some(ALL_FAMILIES));
+    }
+
+    #[test]
+    fn what_earlier_changes_made_stale_is_bounded() {
+        let both = state(&[("10.210.1.2", "172.17.0.2", 5)], &[]);
+        let stale = between(&both, &state(&[], &[])).expect("it is gone");
+        let earlier = |count: usize| StaleConnections {
+            containers: (0..)
+                .map(|n| IpAddr::V4(Ipv4Addr::from_bits(n)))
+                .take(count)
+                .collect(),
+            ..stale.clone()
+        };
+        let kept = |count| stale.clone().with_earlier(earlier(count)).containers.len();
+        assert_eq!(kept(MAX_EARLIER - 1), MAX_EARLIER);
+        assert_eq!(kept(MAX_EARLIER), 1);
+    }
+
+    #[test]
+    fn connections_that_an_earlier_policy_denied_are_kept_if_the_present_one_allows_them() {
+        let ip = |text: &str| text.parse::<Ipv4Addr>().expect("a literal");
+        let mappings = [
+            ("10.210.1.2", "172.17.0.2", 5),
+            ("10.210.1.3", "172.17.0.3", 6),
+        ];
+        let without = state(&mappings, &[]);
+        let with = |allowed: &[(Ipv4Addr, Ipv4Addr, PortSet)]| FirewallState {
+            policy: Some(LocalPolicy::allowing(allowed)),
+            ..without.clone()
+        };
+        let denying = with(&[]);
+        let ping = PortSet::of(Asked::Icmp);
+        let allowing = with(&[(ip("10.210.1.2"), ip("10.210.1.3"), ping)]);
+        let stale = between(&without, &denying).expect("a policy");
+        let after = |state: &FirewallState| stale.clone().after(&ValidState::of(state));
+        let is_deleted = |stale: Option<StaleConnections>, protocol| {
+            let ends = ["172.17.0.2", "10.210.1.3", "172.17.0.3", "10.210.1.2"];
+            stale.is_some_and(|stale| stale.deletion(&connection(protocol, ends), 1).is_some())
+        };
+        assert!(is_deleted(after(&denying), ICMP));
+        assert!(!is_deleted(after(&allowing), ICMP));
+        assert!(is_deleted(after(&allowing), TCP));
+        assert_eq!(after(&without), None);
     }
 
     #[test]

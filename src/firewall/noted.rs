@@ -15,7 +15,7 @@ const MAX_WAITING: usize = 4 * MAX_NOTED;
 /// Packets between addresses of this node that the policy denied.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocalDenial {
-    /// The address in the mesh of the source. Each source that is no member of the mesh is the node.
+    /// The address in the mesh of the source. A source without one counts as the node.
     pub from: IpAddr,
     /// The address in the mesh of the destination.
     pub to: IpAddr,

@@ -39,6 +39,9 @@ const BURST_DELAY: Duration = Duration::from_millis(100);
 const MAX_WRITES: usize = 4;
 /// The maximum number of requests that wait for the packets that the kernel denied.
 const MAX_READ_REQUESTS: usize = 16;
+/// The minimum time between a comparison with the kernel and one that such a request causes. A comparison starts several programs, and
+/// members can cause such requests over the API.
+const READ_INTERVAL: Duration = Duration::from_millis(500);
 /// What `ip6tables` says if the kernel has no table of its kind.
 const NO_TABLE: &str = "Table does not exist";
 /// The table in which Docker's nftables backend has its rules for bridges.
@@ -179,7 +182,7 @@ impl Firewall {
         self.report().entries.clone()
     }
 
-    /// Requests a comparison with the kernel now, at which the packets are read that it denied between addresses of this host. The
+    /// Requests a comparison with the kernel soon, at which the packets are read that it denied between addresses of this host. The
     /// receiver ends when [`Firewall::take_denials`] has them.
     pub fn read_denials(&self) -> oneshot::Receiver<()> {
         let (reply, read) = oneshot::channel();
@@ -226,6 +229,7 @@ impl<K: Kernel> Work<K> {
     ) {
         let mut reconcile = interval(RECONCILE_INTERVAL);
         reconcile.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut compared = None;
         loop {
             let rest = self.pace.rest(Instant::now());
             let changed_by_others = async {
@@ -236,10 +240,15 @@ impl<K: Kernel> Work<K> {
                 }
                 sleep(BURST_DELAY).await;
             };
+            let read_rest = Self::read_rest(compared, Instant::now());
+            let requested = async {
+                sleep(read_rest).await;
+                reads.recv().await
+            };
             let mut asked = None;
             tokio::select! {
                 _ = &mut stop => break,
-                Some(read) = reads.recv() => asked = Some(read),
+                Some(read) = requested => asked = Some(read),
                 changed = wanted.changed() => if changed.is_err() {
                     break;
                 },
@@ -252,6 +261,7 @@ impl<K: Kernel> Work<K> {
             let (number, state) = wanted.borrow_and_update().clone();
             if let Some(state) = state {
                 self.apply(state).await;
+                compared = Some(Instant::now());
                 reconcile.reset();
             }
             let _ = done.send(number);
@@ -294,7 +304,7 @@ impl<K: Kernel> Work<K> {
         let stale = old.and_then(|(old, old_valid)| {
             StaleConnections::between((old, old_valid), (&state, &valid))
         });
-        self.delete_connections(stale, &mut problems).await;
+        self.delete_connections(stale, &valid, &mut problems).await;
         if self.pace.is_contested(Instant::now()) {
             problems.push(problem(
                 "another program changes meshd's firewall rules or switches forwarding off again and again",

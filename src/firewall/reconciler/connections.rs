@@ -4,16 +4,21 @@ use super::Work;
 use crate::firewall::conntrack::StaleConnections;
 use crate::firewall::kernel::Kernel;
 use crate::firewall::problems::problem;
+use crate::firewall::ruleset::ValidState;
 use crate::protocol::local::Problem;
 
 impl<K: Kernel> Work<K> {
-    /// Deletes the connections that are `stale` since the last change, and those that could not be deleted before.
+    /// Deletes the connections that are `stale` since the last change, which was to the state `now`, and those that could not be deleted
+    /// before.
     pub(super) async fn delete_connections(
         &mut self,
         stale: Option<StaleConnections>,
+        now: &ValidState,
         problems: &mut Vec<Problem>,
     ) {
-        let stale = match (stale, self.applied.undeleted.take()) {
+        let earlier = self.applied.undeleted.take();
+        let earlier = earlier.and_then(|earlier| earlier.after(now));
+        let stale = match (stale, earlier) {
             (Some(stale), Some(earlier)) => stale.with_earlier(earlier),
             (Some(stale), None) | (None, Some(stale)) => stale,
             (None, None) => return,

@@ -1,15 +1,21 @@
 //! Reads and writes the tables, and collects the packets that their rules noted.
 
 use std::sync::PoisonError;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::{MAX_WRITES, Work};
+use super::{MAX_WRITES, READ_INTERVAL, Work};
 use crate::firewall::error::KernelError;
 use crate::firewall::kernel::Kernel;
 use crate::firewall::noted;
 use crate::firewall::ruleset::{TABLE, notes};
 
 impl<K: Kernel> Work<K> {
+    /// How long a request for the packets that the rules noted waits, if the last comparison ended at `compared`.
+    pub(super) fn read_rest(compared: Option<Instant>, now: Instant) -> Duration {
+        let next = compared.map(|at| at + READ_INTERVAL);
+        next.map_or(Duration::ZERO, |next| next.saturating_duration_since(now))
+    }
+
     /// Writes one table if its script is new, or if the kernel lists it differently than after the last write. A table that is replaced
     /// loses what its rules noted, so that is read before.
     pub(super) async fn table(

@@ -377,6 +377,17 @@ async fn what_the_rules_noted_is_no_change_and_is_read_on_request_and_before_a_t
     assert_eq!(firewall.take_denials(), []);
 }
 
+#[test]
+fn requests_for_what_the_rules_noted_cause_few_comparisons() {
+    let start = Instant::now();
+    let rest = Work::<FakeKernel>::read_rest;
+    assert_eq!(rest(None, start), Duration::ZERO);
+    assert_eq!(rest(Some(start), start), READ_INTERVAL);
+    let half = READ_INTERVAL / 2;
+    assert_eq!(rest(Some(start), start + half), READ_INTERVAL - half);
+    assert_eq!(rest(Some(start), start + READ_INTERVAL * 2), Duration::ZERO);
+}
+
 #[tokio::test]
 async fn what_another_program_makes_of_a_table_before_it_is_listed_is_not_taken_for_what_is_wanted()
 {

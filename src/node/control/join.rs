@@ -109,7 +109,8 @@ fn priority(error: &JoinError) -> u8 {
     match error {
         JoinError::Dial(DialError::Unresolved { .. } | DialError::Unreachable { .. }) => 0,
         JoinError::Dial(DialError::NotACoordinator { .. } | DialError::Pin { .. }) => 1,
-        JoinError::Refused(_) | JoinError::Broken { .. } => 2,
+        JoinError::Refused(_) => 2,
+        JoinError::Broken { .. } => 3,
     }
 }
 
@@ -166,8 +167,9 @@ mod tests {
             })
         };
         let other_key = || JoinError::Dial(DialError::Pin { url: url.clone() });
+        let busy = || JoinError::Refused(ApiError::new(ErrorCode::Busy, "too many joins"));
         let cut_off = || broken(&url, "cut off");
-        let rising: [&dyn Fn() -> JoinError; 3] = [&unreached, &other_key, &cut_off];
+        let rising: [&dyn Fn() -> JoinError; 4] = [&unreached, &other_key, &busy, &cut_off];
         for (at, more) in rising.iter().enumerate() {
             for less in &rising[..=at] {
                 let expected = more().to_string();
