@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::State;
+use axum::extract::{DefaultBodyLimit, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
 use axum::routing::{get, post};
@@ -21,6 +21,7 @@ use crate::os::unix_server::failure;
 use crate::os::web::{self, Facts, Guard, Knowledge, guarded, json};
 use crate::page::frame::COORDINATOR;
 use crate::page::server::with_page;
+use crate::policy::MAX_POLICY;
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::policy_check::PolicyCheckRequest;
 use crate::protocol::web::calls::OF_COORDINATOR;
@@ -28,6 +29,8 @@ use crate::protocol::web::openapi;
 
 /// How many policies are checked at once. A check can occupy a core of the processor for seconds.
 const MAX_CHECKS: usize = 1;
+/// The maximum size of a request to check a policy, in bytes. JSON makes a text longer, most of all one with letters outside ASCII.
+const MAX_CHECK: usize = 4 * MAX_POLICY;
 
 /// The handlers of all calls and of the page, behind the check of their tokens. When `stop` becomes true, the streams of events end.
 pub(super) fn router(hub: Arc<Hub>, stop: watch::Receiver<bool>) -> Router {
@@ -51,7 +54,10 @@ pub(super) fn router(hub: Arc<Hub>, stop: watch::Receiver<bool>) -> Router {
     let router = Router::new()
         .route("/v1/api/nodes", get(nodes))
         .route("/v1/api/services", get(services))
-        .route("/v1/api/policy/check", post(check))
+        .route(
+            "/v1/api/policy/check",
+            post(check).layer(DefaultBodyLimit::max(MAX_CHECK)),
+        )
         .route("/v1/api/metrics", get(scrape))
         .route("/v1/api/events", get(events))
         .route(

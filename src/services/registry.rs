@@ -534,13 +534,18 @@ impl Registry {
     }
 }
 
-/// Leaves out the second of two `entries` for one instance, which was added by command before it was configured. Both lie next to
-/// each other.
+/// Leaves out the first of two `entries` for one instance, which was added by command before it was configured. Both lie next to each
+/// other.
 fn each_once<'a>(entries: impl Iterator<Item = &'a Entry>) -> impl Iterator<Item = &'a Entry> {
-    let mut last: Option<&'a InstanceKey> = None;
-    entries.filter(move |entry| {
-        let key = &entry.registered.key;
-        last.replace(key) != Some(key)
+    let mut entries = entries.peekable();
+    std::iter::from_fn(move || {
+        let mut entry = entries.next()?;
+        while let Some(configured) =
+            entries.next_if(|next| next.registered.key == entry.registered.key)
+        {
+            entry = configured;
+        }
+        Some(entry)
     })
 }
 
@@ -870,6 +875,11 @@ mod tests {
         assert_eq!(ids, ["n1-80", "n1-81"]);
         let service = ServiceName::from(label("web"));
         assert_eq!(registry.own_instances(&label("n1"), &service).count(), 2);
+        let records = registry.records(&NODE, &label("n1"), &[], &block());
+        let instances = records.values().flat_map(|service| &service.instances);
+        let published: Vec<(Source, u16)> = instances.map(|i| (i.source, i.weight)).collect();
+        let configured = |weight| (Source::Config, weight);
+        assert_eq!(published, [configured(7), configured(default_weight())]);
     }
 
     #[test]

@@ -14,9 +14,10 @@
 //! With a policy, the data threads check each packet between the device and the peers (`guard`, `checking`).
 //!
 //! Peers and routes are one immutable value (`table`), which is loaded once for a batch. A change makes another one (`peers`,
-//! `rotation`). The lock of a peer is taken for each packet to it, and for all datagrams of it that the kernel merged. Only the two threads
-//! of one pair contend for it, since each peer belongs to one pair. A panic in one of these threads ends the process: half a tunnel that is silently
-//! gone would be worse.
+//! `rotation`). The lock of a peer is taken for each packet to it, and once for the datagrams of it that the kernel merged. Of the data
+//! threads, only the two of one pair contend for it, since each peer belongs to one pair. A thread that holds it may take the locks of the
+//! policy, of the denied packets, of the probes and of the news, and a thread that holds one of these never takes the lock of a peer. A panic
+//! in a data thread ends the process: half a tunnel that is silently gone would be worse.
 //!
 //! Sources: WireGuard (Donenfeld, NDSS 2017), virtio 1.2 section 5.1.6 (the offload header).
 

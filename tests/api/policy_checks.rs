@@ -7,6 +7,7 @@ use hyper::Request;
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use meshd::os::dial::dial;
+use meshd::policy::MAX_POLICY;
 use meshd::protocol::JoinToken;
 use meshd::protocol::web::calls::OF_COORDINATOR;
 use serde_json::{Value, json};
@@ -80,6 +81,19 @@ async fn a_policy_is_checked_for_a_token_and_does_not_come_into_force() {
     let shown: Value = serde_json::from_str(&shown).expect("one document");
     assert_eq!(shown["version"], Value::Null, "{shown}");
     assert_eq!(shown["tried"], Value::Null, "{shown}");
+}
+
+#[tokio::test]
+async fn a_policy_of_the_maximum_length_is_checked_although_its_request_is_longer() {
+    let coordinator = Coordinator::start();
+    let at = coordinator.token();
+    let token = create(&coordinator, &["--name", "ci", "--scope", "policy:check"]);
+    // Each line break is two characters in JSON.
+    let of_length = |length: usize| format!("{POLICY}{}", "\n".repeat(length - POLICY.len()));
+    let (status, checked) = check(&at, &token, &of_length(MAX_POLICY)).await;
+    assert_eq!((status, &checked["ok"]), (200, &json!(true)), "{checked}");
+    let (status, checked) = check(&at, &token, &of_length(MAX_POLICY + 1)).await;
+    assert_eq!((status, &checked["ok"]), (200, &json!(false)), "{checked}");
 }
 
 #[tokio::test]

@@ -20,6 +20,11 @@ pub(in crate::node) enum Failed {
     /// The time of the container was over before the engine created it.
     #[error("the engine took longer than the container may exist; try again")]
     TooLate,
+    /// The caller began too many, and did not wait for their end.
+    #[error(
+        "{0} starts and stops of this container run already, which are the most; try again when one of them has ended"
+    )]
+    TooManyChanges(usize),
     #[error("the system has no random numbers")]
     NoRandom,
     #[error("meshd is stopping; try again once it runs")]
@@ -36,6 +41,7 @@ impl Failed {
             Self::Engine(_) | Self::NoImage(_) | Self::TooLate | Self::Stopping => {
                 ErrorCode::Unreachable
             }
+            Self::TooManyChanges(_) => ErrorCode::Busy,
             Self::Unwritten(_) => ErrorCode::Configuration,
             Self::NoRandom => ErrorCode::Internal,
         }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex as AsyncMutex, Notify, oneshot};
 
+use super::changes::{Changes, MAX_OF_CONTAINER};
 use super::failed::Failed;
 use crate::containers::control::{EngineControl, ImageFound};
 use crate::model::ContainerId;
@@ -56,6 +57,7 @@ struct Shared {
     templates: Vec<Arc<Template>>,
     engine: EngineControl,
     ledger: Mutex<Ledger>,
+    changes: Changes,
     /// The directory of the file, which one task at a time writes.
     dir: AsyncMutex<StateDir>,
     /// Held while a network is created, or removed because no entry uses it.
@@ -87,6 +89,7 @@ impl Spawner {
             templates,
             engine: EngineControl::new(docker.sockets.clone()),
             ledger: Mutex::new(ledger),
+            changes: Changes::default(),
             dir: AsyncMutex::new(dir.clone()),
             networks: AsyncMutex::new(()),
             compared: AsyncMutex::new(None),
@@ -162,15 +165,24 @@ impl Spawner {
     /// Changes the state of a container of the caller.
     ///
     /// # Errors
-    /// The engine cannot do it.
+    /// The engine cannot do it, or too many starts and stops of the container run.
     pub(in crate::node) async fn change(
         &self,
         call: &Call,
         entry: &Entry,
         change: StateChange,
     ) -> Result<(), Failed> {
+        let place = match &change {
+            StateChange::Start | StateChange::Stop(_) => {
+                let place = self.0.changes.take(&entry.id);
+                Some(place.ok_or(Failed::TooManyChanges(MAX_OF_CONTAINER))?)
+            }
+            // A signal can end a container whose stop takes long.
+            StateChange::Kill(_) => None,
+        };
         let (spawner, by, entry) = (self.clone(), call.by.clone(), entry.clone());
         self.finish("change of a spawned container", async move {
+            let _place = place;
             let (engine, container) = (&spawner.0.engine, container_of(&entry)?);
             let turn = match &change {
                 StateChange::Start => {

@@ -56,7 +56,7 @@ fn unexplained(status: StatusCode) -> ApiError {
     let (code, text) = match status {
         StatusCode::PAYLOAD_TOO_LARGE => (
             ErrorCode::BadRequest,
-            "the body of the request is too long; 64 KiB are the most",
+            "the body of the request is too long; 64 KiB are the most, and 240 KiB for a policy that is checked",
         ),
         status if status.is_client_error() => (
             ErrorCode::BadRequest,
