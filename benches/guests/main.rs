@@ -23,6 +23,8 @@ mod routes;
 mod bulk;
 #[path = "../rig/control.rs"]
 mod control;
+#[path = "../rig/lines.rs"]
+mod lines;
 #[path = "../rig/median.rs"]
 mod median;
 #[path = "../rig/mesh.rs"]
@@ -41,7 +43,7 @@ mod report;
 
 use std::process::ExitCode;
 
-use meshd::testbed::as_root;
+use lines::Line;
 
 /// What the arguments say.
 #[derive(Debug, Clone)]
@@ -74,36 +76,18 @@ impl Settings {
     }
 }
 
-/// The name of a line, and what prints it.
-type Line = (&'static str, fn(&Settings));
-
-const LINES: [Line; 3] = [
+const LINES: [Line<Settings>; 3] = [
     ("f1", admission::in_and_out),
     ("rate", rate::through_a_door),
     ("f3", routes::fail_over),
 ];
 
 fn main() -> ExitCode {
-    let settings = match Settings::parse(std::env::args().skip(1)) {
-        Ok(settings) => settings,
+    match Settings::parse(std::env::args().skip(1)) {
+        Ok(settings) => lines::print(&settings, &settings.lines, &LINES),
         Err(why) => {
             eprintln!("{why}");
-            return ExitCode::from(64);
-        }
-    };
-    let measured = as_root(|| {
-        for (name, measure) in LINES {
-            if settings.lines.is_empty() || settings.lines.iter().any(|line| line == name) {
-                measure(&settings);
-            }
-        }
-        0
-    });
-    match measured {
-        Ok(code) => ExitCode::from(code),
-        Err(error) => {
-            eprintln!("{error}");
-            ExitCode::FAILURE
+            ExitCode::from(64)
         }
     }
 }

@@ -38,6 +38,8 @@ mod switching;
 mod bulk;
 #[path = "../rig/control.rs"]
 mod control;
+#[path = "../rig/lines.rs"]
+mod lines;
 #[path = "../rig/median.rs"]
 mod median;
 #[path = "../rig/read.rs"]
@@ -52,7 +54,9 @@ mod scrape;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use meshd::testbed::{Nat, as_root};
+use meshd::testbed::Nat;
+
+use lines::Line;
 
 /// What the arguments say.
 #[derive(Debug, Clone)]
@@ -110,10 +114,7 @@ impl Settings {
     }
 }
 
-/// The name of a line, and what prints it.
-type Line = (&'static str, fn(&Settings));
-
-const LINES: [Line; 10] = [
+const LINES: [Line<Settings>; 10] = [
     ("a1", opening::first_packets),
     ("a4", switching::losses),
     ("a5", outage::cuts_and_kills),
@@ -127,26 +128,11 @@ const LINES: [Line; 10] = [
 ];
 
 fn main() -> ExitCode {
-    let settings = match Settings::parse(std::env::args().skip(1)) {
-        Ok(settings) => settings,
+    match Settings::parse(std::env::args().skip(1)) {
+        Ok(settings) => lines::print(&settings, &settings.lines, &LINES),
         Err(why) => {
             eprintln!("{why}");
-            return ExitCode::from(64);
-        }
-    };
-    let measured = as_root(|| {
-        for (name, measure) in LINES {
-            if settings.lines.is_empty() || settings.lines.iter().any(|line| line == name) {
-                measure(&settings);
-            }
-        }
-        0
-    });
-    match measured {
-        Ok(code) => ExitCode::from(code),
-        Err(error) => {
-            eprintln!("{error}");
-            ExitCode::FAILURE
+            ExitCode::from(64)
         }
     }
 }
