@@ -84,6 +84,21 @@ fn addresses(mesh: &Mesh, n: usize) -> Vec<IpAddr> {
     data.iter().filter_map(|text| text.parse().ok()).collect()
 }
 
+/// Starts the first node with the configuration `text`, lets both nodes join, and waits until the second one answers the name. Returns
+/// the file of the configuration.
+fn join_with(mesh: &mut Mesh, text: &str) -> String {
+    let file = write(&mesh.nodes[0].host, "/run/meshd.toml", text);
+    mesh.kill_node(0);
+    mesh.start_node_with(0, &["--config", &file]);
+    for n in 0..2 {
+        let token = mesh.token(&[]);
+        let ended = mesh.on(n, &["join", &token]);
+        assert_eq!(ended.code, 0, "{ended:?}");
+    }
+    mesh.wait_until("the name is answered", || !addresses(mesh, 1).is_empty());
+    file
+}
+
 #[test]
 fn a_database_outside_the_mesh_is_reached_by_its_name_through_the_node_that_has_it_in_its_configuration()
  {
@@ -105,15 +120,7 @@ fn a_database_outside_the_mesh_is_reached_by_its_name_through_the_node_that_has_
     let text = format!(
         "[[service]]\nname = \"postgres\"\nport = {PORT}\naddress = \"{DATABASE}\"\ncheck = {{ tcp = true, interval = \"200ms\" }}\n"
     );
-    let file = write(&mesh.nodes[0].host, "/run/meshd.toml", &text);
-    mesh.kill_node(0);
-    mesh.start_node_with(0, &["--config", &file]);
-    for n in 0..2 {
-        let token = mesh.token(&[]);
-        let ended = mesh.on(n, &["join", &token]);
-        assert_eq!(ended.code, 0, "{ended:?}");
-    }
-    mesh.wait_until("the name is answered", || !addresses(&mesh, 1).is_empty());
+    join_with(&mut mesh, &text);
     let [instance] = addresses(&mesh, 1)[..] else {
         panic!("one instance: {:?}", addresses(&mesh, 1));
     };
@@ -231,15 +238,7 @@ fn a_service_outside_with_a_host_name_is_reached_where_the_name_leads_under_the_
     let text = format!(
         "[dns]\nupstreams = [\"{upstream}:5300\"]\n[[service]]\nname = \"postgres\"\nport = {PORT}\naddress = \"db.example.net\"\ncheck = {{ tcp = true, interval = \"200ms\" }}\n"
     );
-    let file = write(&mesh.nodes[0].host, "/run/meshd.toml", &text);
-    mesh.kill_node(0);
-    mesh.start_node_with(0, &["--config", &file]);
-    for n in 0..2 {
-        let token = mesh.token(&[]);
-        let ended = mesh.on(n, &["join", &token]);
-        assert_eq!(ended.code, 0, "{ended:?}");
-    }
-    mesh.wait_until("the name is answered", || !addresses(&mesh, 1).is_empty());
+    let file = join_with(&mut mesh, &text);
     let instance = addresses(&mesh, 1)[0];
     let reached = |mesh: &Mesh| fetch(mesh, 1, (instance, PORT));
     mesh.wait_until("the database answers", || {
