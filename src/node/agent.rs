@@ -15,7 +15,7 @@ use super::departing::DepartureSender;
 use super::join_problem::JoinProblem;
 use super::joined::{Events, JoinedNode, NodeEvent};
 use super::report;
-use super::state::{Identity, StateDir};
+use super::state::{Identity, ServicesFault, StateDir};
 use super::timers::{Timer, Timers};
 use crate::os::proxy::{self, Proxies};
 use crate::os::watchdog::ServiceWatchdog;
@@ -37,8 +37,8 @@ pub(super) struct Agent {
     config: Arc<Config>,
     dir: StateDir,
     phase: Phase,
-    /// Why the file of services could not be read, if it could not.
-    damaged_services: Option<String>,
+    /// Why the services that were added by command are not known, if they are not.
+    services_fault: Option<ServicesFault>,
     departure_sender: DepartureSender,
     /// The problem of a join that nobody waits for: one that continues after a restart, or one with the token file.
     join_problem: Option<JoinProblem>,
@@ -74,7 +74,7 @@ impl Agent {
         let proxy = config.relay.proxy.clone();
         proxy::set_of_process(Proxies::from_environment(proxy));
         leaving::finish(&dir)?;
-        let (stored, damaged_services) = dir.services::<StoredServices>();
+        let (stored, services_fault) = dir.services::<StoredServices>();
         let phase = match dir.identity()? {
             None => Phase::Unjoined,
             Some(identity) => {
@@ -95,7 +95,7 @@ impl Agent {
             config,
             dir,
             phase,
-            damaged_services,
+            services_fault,
             join_problem: None,
             joins: 0,
             readiness: String::new(),

@@ -107,7 +107,7 @@ impl Agent {
 
     fn status(&self) -> Status {
         let mut status = match &self.phase {
-            Phase::Up(node, _) => report::status(node, self.damaged_services.as_deref()),
+            Phase::Up(node, _) => report::status(node, self.services_fault.as_ref()),
             Phase::Unjoined => bare_status(self, NodeState::Unjoined),
             Phase::Joining(_) => bare_status(self, NodeState::Joining),
         };
@@ -190,7 +190,7 @@ fn metrics_page(agent: &Agent) -> String {
     metrics::text(&metrics::Scrape {
         node: agent.joined(),
         settings: agent.config.metrics,
-        damaged_services: agent.damaged_services.as_deref(),
+        services_fault: agent.services_fault.as_ref(),
         join_problems: usize::from(exposed.is_some()) + usize::from(join.is_some()),
     })
 }

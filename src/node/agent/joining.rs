@@ -14,6 +14,7 @@ use crate::node::boot;
 use crate::node::join_problem::JoinProblem;
 use crate::node::joined::JoinedNode;
 use crate::node::joining::{self, Admitted, Attempt, JoinContext};
+use crate::node::state::ServicesFault;
 use crate::os::audit::{Event, What, Who};
 use crate::os::tasks::{TaskHandle, Tasks};
 use crate::protocol::JoinToken;
@@ -148,9 +149,10 @@ impl Agent {
     }
 
     async fn come_up(&mut self, admitted: Admitted) -> Result<Joined, ApiError> {
-        let (stored, damaged) = self.dir.services::<StoredServices>();
-        // The file was read at the start as well, and is then kept under another name.
-        self.damaged_services = damaged.or_else(|| self.damaged_services.take());
+        let (stored, fault) = self.dir.services::<StoredServices>();
+        // The file was read at the start as well. A damaged one is kept under another name since then.
+        let put_aside = |fault: &ServicesFault| matches!(fault, ServicesFault::Damaged(_));
+        self.services_fault = fault.or_else(|| self.services_fault.take().filter(put_aside));
         let registry = Registry::new(self.config.services.clone(), stored);
         let identity = admitted.identity.clone();
         let (node, events) = Box::pin(boot::start(
