@@ -20,6 +20,7 @@ use super::timers::{Timer, Timers};
 use crate::os::proxy::{self, Proxies};
 use crate::os::watchdog::ServiceWatchdog;
 use crate::protocol::api::{ApiError, ErrorCode};
+use crate::protocol::local::Problem;
 use crate::services::registry::{Registry, StoredServices};
 use crate::tunnel::Tunnel;
 
@@ -42,6 +43,8 @@ pub(super) struct Agent {
     departure_sender: DepartureSender,
     /// The problem of a join that nobody waits for: one that continues after a restart, or one with the token file.
     join_problem: Option<JoinProblem>,
+    /// The problems of the API over the network.
+    api_problems: Vec<Problem>,
     /// The number of joins since the start of meshd.
     joins: u64,
     /// The readiness that was last sent to the service manager.
@@ -97,6 +100,7 @@ impl Agent {
             phase,
             services_fault,
             join_problem: None,
+            api_problems: Vec::new(),
             joins: 0,
             readiness: String::new(),
             watchdog: ServiceWatchdog::from_environment(Instant::now()),

@@ -116,6 +116,8 @@ pub(super) struct Scrape<'a> {
     pub settings: MetricsSettings,
     /// Why the services that were added by command are not known, if they are not.
     pub services_fault: Option<&'a ServicesFault>,
+    /// The number of problems of the API over the network.
+    pub api_problems: usize,
     /// The number of problems of a join.
     pub join_problems: usize,
 }
@@ -166,11 +168,13 @@ fn add_problems(page: &mut MetricsPage, scrape: &Scrape<'_>) {
     let help = "Problems that `meshctl status` shows, by what they are about.";
     let mut family = page.family("problems", Kind::Gauge, help);
     for kind in ProblemKind::ALL {
-        let count = match kind {
+        let others = match kind {
             ProblemKind::Join => scrape.join_problems,
-            kind => counts.iter().filter(|counted| **counted == kind).count(),
+            ProblemKind::Device => scrape.api_problems,
+            _ => 0,
         };
-        family.sample(&[("kind", kind.as_str())], count);
+        let count = counts.iter().filter(|counted| **counted == kind).count();
+        family.sample(&[("kind", kind.as_str())], others + count);
     }
 }
 

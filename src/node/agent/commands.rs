@@ -34,6 +34,7 @@ impl Agent {
             Command::Leave(reply) => Box::pin(self.leave(reply)).await,
             Command::Unattended(_) if matches!(self.phase, Phase::Up(..)) => {}
             Command::Unattended(problem) => self.join_problem = Some(problem),
+            Command::ApiProblems(problems) => self.api_problems = problems,
             Command::RotateKey(reply) => carry_out(self.node(), reply, |node, reply| {
                 node.change(ChangeRequest::Key(reply));
             }),
@@ -115,6 +116,7 @@ impl Agent {
         status
             .problems
             .extend(token_file.and_then(unattended::exposed));
+        status.problems.extend(self.api_problems.iter().cloned());
         status
     }
 }
@@ -191,6 +193,7 @@ fn metrics_page(agent: &Agent) -> String {
         node: agent.joined(),
         settings: agent.config.metrics,
         services_fault: agent.services_fault.as_ref(),
+        api_problems: agent.api_problems.len(),
         join_problems: usize::from(exposed.is_some()) + usize::from(join.is_some()),
     })
 }
