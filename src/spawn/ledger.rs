@@ -277,8 +277,8 @@ impl Ledger {
         entries.filter(move |entry| entry.container.is_some() && entry.is_of(granted))
     }
 
-    /// The entry of a caller with this id, or with this id of its container. Otherwise the one with this name, and then the only one with
-    /// an id of its container that begins with this text. So the name of a container never hides the id of another one.
+    /// Returns the entry of a caller with this id, or with this id of its container. If there is none, it returns the one with this name,
+    /// or else the only one whose container has an id that begins with `text`. So a name never hides the id of another container.
     ///
     /// # Errors
     /// The caller has none, or containers of several templates have this name. Those of others are unknown to it.
