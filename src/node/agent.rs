@@ -15,11 +15,12 @@ use super::departing::DepartureSender;
 use super::join_problem::JoinProblem;
 use super::joined::{Events, JoinedNode, NodeEvent};
 use super::report;
-use super::state::{Identity, StateDir};
+use super::state::{Identity, ServicesFault, StateDir};
 use super::timers::{Timer, Timers};
 use crate::os::proxy::{self, Proxies};
 use crate::os::watchdog::ServiceWatchdog;
 use crate::protocol::api::{ApiError, ErrorCode};
+use crate::protocol::local::Problem;
 use crate::services::registry::{Registry, StoredServices};
 use crate::tunnel::Tunnel;
 
@@ -37,11 +38,13 @@ pub(super) struct Agent {
     config: Arc<Config>,
     dir: StateDir,
     phase: Phase,
-    /// Why the file of services could not be read, if it could not.
-    damaged_services: Option<String>,
+    /// Why the services that were added by command are not known, if they are not.
+    services_fault: Option<ServicesFault>,
     departure_sender: DepartureSender,
     /// The problem of a join that nobody waits for: one that continues after a restart, or one with the token file.
     join_problem: Option<JoinProblem>,
+    /// The problems of the API over the network.
+    api_problems: Vec<Problem>,
     /// The number of joins since the start of meshd.
     joins: u64,
     /// The readiness that was last sent to the service manager.
@@ -74,7 +77,7 @@ impl Agent {
         let proxy = config.relay.proxy.clone();
         proxy::set_of_process(Proxies::from_environment(proxy));
         leaving::finish(&dir)?;
-        let (stored, damaged_services) = dir.services::<StoredServices>();
+        let (stored, services_fault) = dir.services::<StoredServices>();
         let phase = match dir.identity()? {
             None => Phase::Unjoined,
             Some(identity) => {
@@ -95,8 +98,9 @@ impl Agent {
             config,
             dir,
             phase,
-            damaged_services,
+            services_fault,
             join_problem: None,
+            api_problems: Vec::new(),
             joins: 0,
             readiness: String::new(),
             watchdog: ServiceWatchdog::from_environment(Instant::now()),

@@ -33,9 +33,9 @@ use crate::page::policy::PolicyFacts;
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::local::{
     AddService, Checkup, ContainerList, DeniedList, GuestKeys, GuestRemoved, Join, Joined,
-    KeyRotated, Left, Netcheck, OwnInstances, Ping, Pong, RemoveGuest, RemoveService, Rename,
-    Renamed, Reserve, Reserved, Resolve, Resolved, ServiceChanged, ServiceList, Status, SystemList,
-    Why, WhyRequest,
+    KeyRotated, Left, Netcheck, OwnInstances, Ping, Pong, Problem, RemoveGuest, RemoveService,
+    Rename, Renamed, Reserve, Reserved, Resolve, Resolved, ServiceChanged, ServiceList, Status,
+    SystemList, Why, WhyRequest,
 };
 use crate::protocol::web::openapi;
 use crate::records::fingerprint::Fingerprint;
@@ -57,6 +57,8 @@ pub enum Command {
     Leave(Reply<Left>),
     /// Store the problem that prevents this node from joining with its token file.
     Unattended(JoinProblem),
+    /// Store the addresses at which the API over the network is not served, as problems.
+    ApiProblems(Vec<Problem>),
     /// Replace the key of the tunnel.
     RotateKey(Reply<KeyRotated>),
     /// Change the name of the node.

@@ -13,6 +13,16 @@ pub struct JoinProblem {
 }
 
 impl JoinProblem {
+    /// The problem of a file of a join that cannot be read.
+    pub(super) fn unreadable(why: String) -> Self {
+        Self::from(Problem {
+            what: "it is not known whether a join was interrupted".to_owned(),
+            why,
+            fix: "correct that, then restart meshd, which finishes such a join, or run `meshctl leave`, which ends it; a coordinator may have admitted this node, so its name may be taken"
+                .to_owned(),
+        })
+    }
+
     /// The problem for `meshctl status`, with the time until the next attempt.
     pub(super) fn shown(&self, now: Instant) -> Problem {
         let Some(next) = self.next else {

@@ -24,6 +24,7 @@ use super::api::{Command, Reply};
 use super::config::MetricsSettings;
 use super::joined::JoinedNode;
 use super::report::{self, ProblemKind};
+use super::state::ServicesFault;
 use crate::model::Path;
 use crate::model::time::Now;
 use crate::os::clock;
@@ -113,8 +114,10 @@ async fn ready(commands: Commands) -> Result<&'static str, (StatusCode, String)>
 pub(super) struct Scrape<'a> {
     pub node: Option<&'a JoinedNode>,
     pub settings: MetricsSettings,
-    /// Why the file of services could not be read, if it could not.
-    pub damaged_services: Option<&'a str>,
+    /// Why the services that were added by command are not known, if they are not.
+    pub services_fault: Option<&'a ServicesFault>,
+    /// The number of problems of the API over the network.
+    pub api_problems: usize,
     /// The number of problems of a join.
     pub join_problems: usize,
 }
@@ -160,16 +163,18 @@ pub(super) fn text(scrape: &Scrape<'_>) -> String {
 fn add_problems(page: &mut MetricsPage, scrape: &Scrape<'_>) {
     let counts = scrape
         .node
-        .map(|node| report::problem_counts(node, scrape.damaged_services));
+        .map(|node| report::problem_counts(node, scrape.services_fault));
     let counts = counts.unwrap_or_default();
     let help = "Problems that `meshctl status` shows, by what they are about.";
     let mut family = page.family("problems", Kind::Gauge, help);
     for kind in ProblemKind::ALL {
-        let count = match kind {
+        let others = match kind {
             ProblemKind::Join => scrape.join_problems,
-            kind => counts.iter().filter(|counted| **counted == kind).count(),
+            ProblemKind::Device => scrape.api_problems,
+            _ => 0,
         };
-        family.sample(&[("kind", kind.as_str())], count);
+        let count = counts.iter().filter(|counted| **counted == kind).count();
+        family.sample(&[("kind", kind.as_str())], others + count);
     }
 }
 

@@ -32,6 +32,7 @@ use crate::os::web::{
 use crate::page::frame::NODE;
 use crate::page::server::with_page;
 use crate::protocol::api::ApiError;
+use crate::protocol::local::Problem;
 use crate::protocol::web::calls::{ApiCall, OF_NODE};
 use crate::protocol::web::{PORT, openapi};
 
@@ -60,18 +61,19 @@ pub(super) async fn serve(api: LocalApi, settings: ApiSettings) {
     // Programs of this machine that hold all places of the page leave those of the mesh free.
     let (places_of_mesh, places_of_machine) = (Places::default(), Places::default());
     let mut listeners: BTreeMap<SocketAddr, AbortOnDrop> = BTreeMap::new();
-    let mut failed: BTreeMap<SocketAddr, String> = BTreeMap::new();
+    let mut failures = Failures::default();
+    let mut reported = Vec::new();
     loop {
         let wanted = wanted(&commands, &settings).await;
         listeners.retain(|address, _| wanted.contains(address));
-        failed.retain(|address, _| wanted.contains(address));
+        failures.0.retain(|address, _| wanted.contains(address));
         for address in wanted {
             let Entry::Vacant(free) = listeners.entry(address) else {
                 continue;
             };
             match listen(address) {
                 Ok(listener) => {
-                    failed.remove(&address);
+                    failures.0.remove(&address);
                     let places = if settings.page == PagePlace::At(address) {
                         &places_of_machine
                     } else {
@@ -83,14 +85,60 @@ pub(super) async fn serve(api: LocalApi, settings: ApiSettings) {
                 }
                 Err(error) => {
                     let why = error.to_string();
-                    if failed.get(&address) != Some(&why) {
+                    if failures.handle_failure(address, why.clone()) {
                         tracing::warn!(address = %address.ip(), port = address.port(), %why, "the API is not served at this address; if another program has the port, `ss -tlpn` names it");
-                        failed.insert(address, why);
                     }
                 }
             }
         }
+        let problems = failures.problems(settings.page);
+        if problems != reported {
+            // An agent that has ended needs no problems.
+            let _ = commands.send(Command::ApiProblems(problems.clone())).await;
+            reported = problems;
+        }
         sleep(LOOK_INTERVAL).await;
+    }
+}
+
+/// The addresses at which this node cannot listen.
+#[derive(Debug, Default)]
+struct Failures(BTreeMap<SocketAddr, Failure>);
+
+#[derive(Debug)]
+struct Failure {
+    why: String,
+    /// Whether an attempt before the last one failed too. An address that is missing from the device for a moment is no problem.
+    is_lasting: bool,
+}
+
+impl Failures {
+    /// Handles an attempt that failed. Returns whether its reason is new.
+    fn handle_failure(&mut self, address: SocketAddr, why: String) -> bool {
+        let before = self.0.get(&address);
+        let is_new = before.is_none_or(|before| before.why != why);
+        let is_lasting = before.is_some();
+        self.0.insert(address, Failure { why, is_lasting });
+        is_new
+    }
+
+    /// The problems for `meshctl status`.
+    fn problems(&self, page: PagePlace) -> Vec<Problem> {
+        let lasting = self.0.iter().filter(|(_, failure)| failure.is_lasting);
+        let problems = lasting.map(|(address, failure)| {
+            let served = if page == PagePlace::At(*address) {
+                "the page"
+            } else {
+                "the API"
+            };
+            Problem {
+                what: format!("{served} is not served at {address}"),
+                why: failure.why.clone(),
+                fix: "if another program has the port, end that program: `ss -tlpn` names it; meshd tries again every few seconds"
+                    .to_owned(),
+            }
+        });
+        problems.collect()
     }
 }
 
@@ -251,6 +299,35 @@ mod tests {
         let router = TowerToHyperService::new(router(api, &settings));
         let answer = router.call(request.expect("a valid request")).await;
         answer.expect("it never fails").status().as_u16()
+    }
+
+    #[test]
+    fn an_address_at_which_nothing_can_be_served_twice_is_a_problem() {
+        let address = SocketAddr::from(([10, 210, 1, 1], PORT));
+        let mut failures = Failures::default();
+        assert!(failures.handle_failure(address, "not there".to_owned()));
+        assert_eq!(failures.problems(PagePlace::WithApi), []);
+        assert!(failures.handle_failure(address, "in use".to_owned()));
+        assert!(!failures.handle_failure(address, "in use".to_owned()));
+        for (page, what) in [
+            (
+                PagePlace::WithApi,
+                "the API is not served at 10.210.1.1:7447",
+            ),
+            (
+                PagePlace::At(address),
+                "the page is not served at 10.210.1.1:7447",
+            ),
+        ] {
+            let problems = failures.problems(page);
+            let [problem] = problems.as_slice() else {
+                panic!("{problems:?}");
+            };
+            assert_eq!(
+                (problem.what.as_str(), problem.why.as_str()),
+                (what, "in use")
+            );
+        }
     }
 
     #[tokio::test]

@@ -164,13 +164,17 @@ fn right_prefix(word: &str) -> String {
             "a service is written as its name alone".to_owned()
         }
         _ => {
-            let nearest = text::nearest(word, PREFIXES, 0.0).unwrap_or_default();
-            format!(
-                "did you mean `{nearest}:`? there are `tag:`, `node:`, `project:`, `guest:` and `route:`"
-            )
+            let known = "there are `tag:`, `node:`, `project:`, `guest:` and `route:`";
+            match text::nearest(word, PREFIXES, SIMILAR) {
+                Some(nearest) => format!("did you mean `{nearest}:`? {known}"),
+                None => known.to_owned(),
+            }
         }
     }
 }
+
+/// How similar a word must be to be the one that was probably meant, from 0 to 1 (Jaro-Winkler).
+const SIMILAR: f64 = 0.7;
 
 /// The words before a colon with which selectors begin.
 pub(super) const PREFIXES: [&str; 5] = ["tag", "node", "project", "guest", "route"];
@@ -244,6 +248,10 @@ mod tests {
         assert_eq!(
             said("tags:ops"),
             "`tags:` begins no selector; did you mean `tag:`? there are `tag:`, `node:`, `project:`, `guest:` and `route:`"
+        );
+        assert_eq!(
+            said("x:ops"),
+            "`x:` begins no selector; there are `tag:`, `node:`, `project:`, `guest:` and `route:`"
         );
         assert_eq!(
             said("group:ops"),

@@ -116,6 +116,15 @@ impl Named {
         self.lookups.contains_key(name) || self.lookups.len() < MAX_NAMES
     }
 
+    /// Whether `name` is looked up, or can be looked up besides `others`, which are all other names from now on.
+    pub fn has_room_beside<'n>(
+        &self,
+        name: &HostName,
+        others: impl Iterator<Item = &'n HostName>,
+    ) -> bool {
+        self.has_room_for(name) || others.collect::<BTreeSet<_>>().len() < MAX_NAMES
+    }
+
     /// The names to look up now. Each of them is returned once until it is answered, or the time for the answer has passed.
     pub fn poll(&mut self, now: Instant) -> Vec<HostName> {
         let mut due = Vec::new();

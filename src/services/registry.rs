@@ -121,9 +121,16 @@ impl Registry {
         registered: RegisteredInstance,
         block: &Block,
     ) -> Result<ServiceChange, RegistryError> {
+        let own = (registered.key.clone(), Source::Cli);
         if let Some(address) = registered.address_outside_block(block) {
             self.target(address)?;
-            if let Some(name) = address.name().filter(|name| !self.named.has_room_for(name)) {
+            // The instance may give up a name for this one.
+            let others = self.entries.iter().filter(|(key, _)| **key != own);
+            let others = others.filter_map(|(_, entry)| entry.registered.address.as_ref()?.name());
+            if let Some(name) = address
+                .name()
+                .filter(|name| !self.named.has_room_beside(name, others))
+            {
                 return Err(Refusal::TooManyNames(name.clone(), MAX_NAMES).into());
             }
         }
@@ -133,7 +140,7 @@ impl Registry {
         {
             return Err(RegistryError::Configured(registered.key.name));
         }
-        let held = self.entries.get(&(registered.key.clone(), Source::Cli));
+        let held = self.entries.get(&own);
         if held.is_none() && self.entries.len() >= MAX_SERVICES {
             return Err(RegistryError::Full);
         }
@@ -892,6 +899,30 @@ mod tests {
         let mut add = |name: &str| registry.add(registered(name, 80, true), &block());
         assert_eq!(add("another"), Err(RegistryError::Full));
         assert_eq!(add("s7"), Ok(ServiceChange::Changed));
+    }
+
+    #[test]
+    fn an_instance_moves_to_another_name_although_no_other_name_can_be_added() {
+        let at = |service: &str, host: &str| RegisteredInstance {
+            address: Some(format!("{host}.example.net").parse().expect("a literal")),
+            ..registered(service, 80, true)
+        };
+        let mut registry = machine();
+        for n in 0..MAX_NAMES {
+            let added = registry.add(at(&format!("s{n}"), &format!("h{n}")), &block());
+            assert_eq!(added, Ok(ServiceChange::New));
+        }
+        let refused = registry.add(at("another", "other"), &block());
+        let host: HostName = "other.example.net".parse().expect("a literal");
+        let full = RegistryError::from(Refusal::TooManyNames(host.clone(), MAX_NAMES));
+        assert_eq!(refused, Err(full.clone()));
+        // Two instances at one name: it stays in use when one of them moves.
+        let shared = registry.add(at("another", "h7"), &block());
+        assert_eq!(shared, Ok(ServiceChange::New));
+        assert_eq!(registry.add(at("s7", "other"), &block()), Err(full));
+        let moved = registry.add(at("s8", "other"), &block());
+        assert_eq!(moved, Ok(ServiceChange::Changed));
+        assert!(registry.named.poll(Instant::now()).contains(&host));
     }
 
     #[test]

@@ -277,15 +277,22 @@ impl Ledger {
         entries.filter(move |entry| entry.container.is_some() && entry.is_of(granted))
     }
 
-    /// The entry of a caller with this id, with this id of its container or a beginning of it that only one has, or with this name.
+    /// Returns the entry of a caller with this id, or with this id of its container. If there is none, it returns the one with this name,
+    /// or else the only one whose container has an id that begins with `text`. So a name never hides the id of another container.
     ///
     /// # Errors
     /// The caller has none, or containers of several templates have this name. Those of others are unknown to it.
     pub fn find(&self, granted: &[Granted], text: &str) -> Result<&Entry, Refused> {
         let text = text.strip_prefix('/').unwrap_or(text);
-        let has_name = |entry: &&Entry| {
-            entry.id.0 == text || entry.name.as_deref() == Some(text) || entry.engine_name == text
+        let has_id = |entry: &&Entry| {
+            let container = entry.container.as_ref().map(ContainerId::as_str);
+            entry.id.0 == text || container == Some(text)
         };
+        if let Some(found) = self.owned(granted).find(has_id) {
+            return Ok(found);
+        }
+        let has_name =
+            |entry: &&Entry| entry.name.as_deref() == Some(text) || entry.engine_name == text;
         let mut by_name = self.owned(granted).filter(has_name);
         match (by_name.next(), by_name.next()) {
             (Some(found), None) => return Ok(found),

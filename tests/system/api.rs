@@ -127,8 +127,10 @@ fn a_stolen_token_that_is_bound_to_a_node_works_from_nowhere_else() {
     }
     let listed = || mesh.on(0, &["service", "list"]).stdout;
     assert!(!listed().contains("draining"), "{}", listed());
-    let ended = drain(1);
-    assert_eq!(ended.code, 0, "{ended:?}");
+    // The program may have used up the calls of the token.
+    mesh.wait_until("a call from the right node is accepted", || {
+        drain(1).code == 0
+    });
     assert!(listed().contains("draining"), "{}", listed());
     // Another call needs another scope, from wherever it comes.
     let ended = ask(&mesh, 1, v4, &token, &["service", "remove", "web"]);

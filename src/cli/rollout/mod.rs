@@ -250,14 +250,13 @@ impl Rollout {
 fn still_drained(services: &[&ServiceName], error: &CliError) -> CliError {
     let commands = services.iter();
     let commands = commands.map(|service| format!("`meshctl service undrain {service}`"));
-    let commands: Vec<String> = commands.collect();
     CliError {
         code: error.code,
         message: format!(
             "{} may still be drained: {}; run {}",
             listed(services, MAX_NAMED),
             error.message,
-            commands.join(" and ")
+            listed(commands, MAX_NAMED)
         ),
     }
 }
@@ -307,7 +306,17 @@ mod tests {
         assert_eq!(error.code, away.code);
         assert_eq!(
             error.message,
-            "web, web.shop may still be drained: meshd is not running; run `meshctl service undrain web` and `meshctl service undrain web.shop`"
+            "web, web.shop may still be drained: meshd is not running; run `meshctl service undrain web`, `meshctl service undrain web.shop`"
         );
+        let services: Vec<ServiceName> = (0..12)
+            .map(|n| ServiceName::parse(&format!("web{n}")).expect("a literal"))
+            .collect();
+        let many: Vec<&ServiceName> = services.iter().collect();
+        let message = still_drained(&many, &away).message;
+        assert_eq!(
+            message.matches("`meshctl service undrain ").count(),
+            MAX_NAMED
+        );
+        assert_eq!(message.matches(", 2 more").count(), 2, "{message}");
     }
 }

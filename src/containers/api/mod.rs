@@ -1,8 +1,7 @@
 //! The JSON of the engine's API, parsed into the values of [`super::inspect`]. Pure.
 //!
-//! The engine decides what it sends, so every field may be missing. Objects and lists may be null, and so may what is an `Option` in
-//! `raw`: Docker and Podman of many years differ in such fields. Both write texts, numbers and truth values never as null. An answer is
-//! refused if the fields that identify its subject are missing.
+//! The engine decides what it sends, so every field may be missing or null: Docker and Podman of many years differ in such fields. An
+//! answer is refused if the fields that identify its subject are missing.
 
 mod raw;
 

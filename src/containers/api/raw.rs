@@ -11,9 +11,9 @@ use crate::containers::labels::Labels;
 #[derive(Default, Deserialize)]
 #[serde(default)]
 pub(super) struct RawEvent {
-    #[serde(rename = "Type")]
+    #[serde(rename = "Type", deserialize_with = "or_default")]
     pub(super) kind: String,
-    #[serde(rename = "Action")]
+    #[serde(rename = "Action", deserialize_with = "or_default")]
     pub(super) action: String,
     #[serde(rename = "Actor")]
     pub(super) actor: Option<RawActor>,
@@ -22,7 +22,7 @@ pub(super) struct RawEvent {
 #[derive(Default, Deserialize)]
 #[serde(default)]
 pub(super) struct RawActor {
-    #[serde(rename = "ID")]
+    #[serde(rename = "ID", deserialize_with = "or_default")]
     pub(super) id: String,
     #[serde(rename = "Attributes")]
     pub(super) attributes: Option<RawAttributes>,
@@ -31,7 +31,9 @@ pub(super) struct RawActor {
 #[derive(Default, Deserialize)]
 #[serde(default)]
 pub(super) struct RawAttributes {
+    #[serde(deserialize_with = "or_default")]
     pub(super) signal: String,
+    #[serde(deserialize_with = "or_default")]
     pub(super) container: String,
 }
 
@@ -39,7 +41,7 @@ pub(super) struct RawAttributes {
 #[serde(rename_all = "PascalCase")]
 pub(super) struct RawListed {
     pub(super) id: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(super) state: String,
     #[serde(default)]
     pub(super) labels: Option<RawLabels>,
@@ -48,8 +50,11 @@ pub(super) struct RawListed {
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub(super) struct RawContainer {
+    #[serde(deserialize_with = "or_default")]
     pub(super) id: String,
+    #[serde(deserialize_with = "or_default")]
     pub(super) name: String,
+    #[serde(deserialize_with = "or_default")]
     pub(super) image: String,
     pub(super) state: Option<RawState>,
     pub(super) config: Option<RawConfig>,
@@ -60,9 +65,13 @@ pub(super) struct RawContainer {
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub(super) struct RawState {
+    #[serde(deserialize_with = "or_default")]
     pub(super) running: bool,
+    #[serde(deserialize_with = "or_default")]
     pub(super) paused: bool,
+    #[serde(deserialize_with = "or_default")]
     pub(super) restarting: bool,
+    #[serde(deserialize_with = "or_default")]
     pub(super) pid: i64,
     pub(super) started_at: Option<String>,
     pub(super) health: Option<RawHealth>,
@@ -92,6 +101,7 @@ pub(super) struct RawHealthcheck {
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub(super) struct RawHostConfig {
+    #[serde(deserialize_with = "or_default")]
     pub(super) network_mode: String,
 }
 
@@ -108,7 +118,9 @@ pub(super) type RawPorts = BTreeMap<String, Option<Vec<RawBinding>>>;
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub(super) struct RawBinding {
+    #[serde(deserialize_with = "or_default")]
     pub(super) host_ip: String,
+    #[serde(deserialize_with = "or_default")]
     pub(super) host_port: String,
 }
 
@@ -139,6 +151,7 @@ pub(super) struct RawImageConfig {
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub(super) struct RawVersion {
+    #[serde(deserialize_with = "or_default")]
     pub(super) version: String,
     pub(super) components: Option<Vec<RawComponent>>,
 }
@@ -146,6 +159,7 @@ pub(super) struct RawVersion {
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub(super) struct RawComponent {
+    #[serde(deserialize_with = "or_default")]
     pub(super) name: String,
 }
 
@@ -167,13 +181,13 @@ pub(super) struct RawFirewall {
 #[derive(Default, Deserialize)]
 #[serde(default)]
 pub(super) struct RawNetwork {
-    #[serde(alias = "Id")]
+    #[serde(alias = "Id", deserialize_with = "or_default")]
     pub(super) id: String,
-    #[serde(alias = "Name")]
+    #[serde(alias = "Name", deserialize_with = "or_default")]
     pub(super) name: String,
-    #[serde(alias = "Driver")]
+    #[serde(alias = "Driver", deserialize_with = "or_default")]
     pub(super) driver: String,
-    #[serde(alias = "Internal")]
+    #[serde(alias = "Internal", deserialize_with = "or_default")]
     pub(super) internal: bool,
     /// Podman's own API calls it otherwise than Docker's.
     #[serde(rename = "EnableIPv6", alias = "ipv6_enabled")]
@@ -197,12 +211,21 @@ pub(super) struct RawIpam {
 #[derive(Default, Deserialize)]
 #[serde(default)]
 pub(super) struct RawSubnet {
-    #[serde(alias = "Subnet")]
+    #[serde(alias = "Subnet", deserialize_with = "or_default")]
     pub(super) subnet: String,
     #[serde(rename = "IPRange")]
     pub(super) range: Option<String>,
     #[serde(alias = "Gateway")]
     pub(super) gateway: Option<String>,
+}
+
+/// The value of a field, or the default if it is null.
+fn or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de> + Default,
+{
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 /// Labels, without those that meshd does not use: anyone may set such labels, and they may be large.
@@ -223,7 +246,8 @@ impl<'de> Deserialize<'de> for RawLabels {
                 let mut labels = Labels::new();
                 while let Some(key) = map.next_key::<String>()? {
                     if key.starts_with("mesh.") || key.starts_with("com.docker.compose.") {
-                        labels.insert(key, map.next_value()?);
+                        let value: Option<String> = map.next_value()?;
+                        labels.insert(key, value.unwrap_or_default());
                     } else {
                         map.next_value::<IgnoredAny>()?;
                     }

@@ -40,6 +40,46 @@ fn a_description_is_read_with_nulls_and_fields_of_later_versions() {
 }
 
 #[test]
+fn a_field_that_is_null_counts_as_missing_and_refuses_no_answer() {
+    let listed = serde_json::json!([
+        {"Id": "a".repeat(64), "State": null, "Labels": null},
+        {"Id": "b".repeat(64), "State": "running", "Labels": {"mesh.service": null, "other": null}},
+    ]);
+    let read = list(listed.to_string().as_bytes()).expect("readable");
+    let labels = Labels::from([("mesh.service".to_owned(), String::new())]);
+    assert_eq!(read, [(id('a'), None), (id('b'), Some(labels))]);
+
+    let described = serde_json::json!({
+        "Id": "a".repeat(64), "Name": null, "Image": null,
+        "State": {"Running": null, "Paused": null, "Restarting": null, "Pid": null, "StartedAt": null, "Health": {"Status": null}},
+        "Config": {"Labels": null, "ExposedPorts": null, "StopSignal": null, "Healthcheck": {"Test": null}},
+        "HostConfig": {"NetworkMode": null},
+        "NetworkSettings": {"Networks": null, "Ports": {"80/tcp": [
+            {"HostIp": null, "HostPort": "8080"}, {"HostIp": "127.0.0.1", "HostPort": null},
+        ], "81/tcp": null}},
+    });
+    let read = container(described.to_string().as_bytes()).expect("readable");
+    assert_eq!((read.name.as_str(), read.pid), ("", None));
+    assert_eq!(read.status, Status::Stopped);
+    let ports = read.published.iter().map(|at| at.host_port.get());
+    assert_eq!(ports.collect::<Vec<u16>>(), [8080]);
+
+    let listed = serde_json::json!([
+        {"Id": null, "Name": null, "Driver": null, "Internal": null, "IPAM": {"Config": [{"Subnet": null}]}},
+        {"Id": "y", "Name": "shop", "Driver": "bridge"},
+    ]);
+    let read = networks(listed.to_string().as_bytes()).expect("readable");
+    let names: Vec<&str> = read.iter().map(|network| network.name.as_str()).collect();
+    assert_eq!(names, ["", "shop"]);
+    assert!(!read[0].internal && read[0].bridge.is_none());
+
+    let nameless = b"{\"Version\":null,\"Components\":[{\"Name\":null}]}";
+    assert_eq!(engine(nameless, None).expect("readable").version, "");
+    let nothing = b"{\"Type\":null,\"Action\":null,\"Actor\":{\"ID\":null,\"Attributes\":{\"signal\":null,\"container\":null}}}";
+    assert_eq!(event(nothing).expect("readable"), Event::Other);
+}
+
+#[test]
 fn events_of_docker_and_podman_are_read() {
     let of = |kind: &str, action: &str, attributes: &str| {
         let id = "c".repeat(64);

@@ -34,6 +34,7 @@ impl Agent {
             Command::Leave(reply) => Box::pin(self.leave(reply)).await,
             Command::Unattended(_) if matches!(self.phase, Phase::Up(..)) => {}
             Command::Unattended(problem) => self.join_problem = Some(problem),
+            Command::ApiProblems(problems) => self.api_problems = problems,
             Command::RotateKey(reply) => carry_out(self.node(), reply, |node, reply| {
                 node.change(ChangeRequest::Key(reply));
             }),
@@ -107,7 +108,7 @@ impl Agent {
 
     fn status(&self) -> Status {
         let mut status = match &self.phase {
-            Phase::Up(node, _) => report::status(node, self.damaged_services.as_deref()),
+            Phase::Up(node, _) => report::status(node, self.services_fault.as_ref()),
             Phase::Unjoined => bare_status(self, NodeState::Unjoined),
             Phase::Joining(_) => bare_status(self, NodeState::Joining),
         };
@@ -115,6 +116,7 @@ impl Agent {
         status
             .problems
             .extend(token_file.and_then(unattended::exposed));
+        status.problems.extend(self.api_problems.iter().cloned());
         status
     }
 }
@@ -190,7 +192,8 @@ fn metrics_page(agent: &Agent) -> String {
     metrics::text(&metrics::Scrape {
         node: agent.joined(),
         settings: agent.config.metrics,
-        damaged_services: agent.damaged_services.as_deref(),
+        services_fault: agent.services_fault.as_ref(),
+        api_problems: agent.api_problems.len(),
         join_problems: usize::from(exposed.is_some()) + usize::from(join.is_some()),
     })
 }

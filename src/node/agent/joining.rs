@@ -11,9 +11,10 @@ use super::{Agent, Phase};
 use crate::model::Label;
 use crate::node::api::Reply;
 use crate::node::boot;
+use crate::node::join_problem::JoinProblem;
 use crate::node::joined::JoinedNode;
 use crate::node::joining::{self, Admitted, Attempt, JoinContext};
-use crate::node::state::StateError;
+use crate::node::state::ServicesFault;
 use crate::os::audit::{Event, What, Who};
 use crate::os::tasks::{TaskHandle, Tasks};
 use crate::protocol::JoinToken;
@@ -106,7 +107,7 @@ impl Agent {
             Ok(None) => return,
             Err(error) => {
                 tracing::warn!(%error, "it is not known whether a join was interrupted");
-                self.join_problem = Some(unreadable(&error).into());
+                self.join_problem = Some(JoinProblem::unreadable(error.to_string()));
                 return;
             }
         };
@@ -148,9 +149,10 @@ impl Agent {
     }
 
     async fn come_up(&mut self, admitted: Admitted) -> Result<Joined, ApiError> {
-        let (stored, damaged) = self.dir.services::<StoredServices>();
-        // The file was read at the start as well, and is then kept under another name.
-        self.damaged_services = damaged.or_else(|| self.damaged_services.take());
+        let (stored, fault) = self.dir.services::<StoredServices>();
+        // The file was read at the start as well. A damaged one is kept under another name since then.
+        let put_aside = |fault: &ServicesFault| matches!(fault, ServicesFault::Damaged(_));
+        self.services_fault = fault.or_else(|| self.services_fault.take().filter(put_aside));
         let registry = Registry::new(self.config.services.clone(), stored);
         let identity = admitted.identity.clone();
         let (node, events) = Box::pin(boot::start(
@@ -239,16 +241,6 @@ fn interrupted() -> Problem {
     }
 }
 
-/// The problem of a file of a join that cannot be read.
-fn unreadable(error: &StateError) -> Problem {
-    Problem {
-        what: "it is not known whether a join was interrupted".to_owned(),
-        why: error.to_string(),
-        fix: "correct that and restart meshd, which then finishes such a join; a coordinator may have admitted this node, so its name may be taken"
-            .to_owned(),
-    }
-}
-
 fn join_context(agent: &Agent) -> JoinContext {
     JoinContext {
         dir: agent.dir.clone(),
@@ -288,8 +280,10 @@ mod tests {
     use super::*;
     use crate::model::{PublicKey, SigningKey};
     use crate::node::config::{Arguments, Config};
-    use crate::node::state::StateDir;
+    use crate::node::state::{Keys, Pending, StateDir, Way};
     use crate::protocol::token::SpkiPin;
+    use crate::records::Envelope;
+    use crate::records::kinds::{Departure, Record};
 
     /// A node that is in no mesh, with its state below `directory`.
     async fn agent(directory: &Path) -> Agent {
@@ -311,6 +305,28 @@ mod tests {
             key: SigningKey::from_seed(&[1; 32]),
         };
         token.to_string()
+    }
+
+    /// A join about which a coordinator was asked. Nobody listens on the discard port of this host.
+    fn asked() -> Pending {
+        let identity = SigningKey::from_seed(&[2; 32]);
+        Pending {
+            membership: Envelope::seal(
+                &Record::Departure(Departure::of(identity.public())),
+                &identity,
+            ),
+            keys: Keys {
+                identity,
+                wireguard: [3; 32].into(),
+            },
+            token: PublicKey([1; 32]),
+            asked: true,
+            way: Some(Way {
+                mesh_key: PublicKey([1; 32]),
+                urls: vec!["https://127.0.0.1:9".parse().expect("a literal")],
+                pin: SpkiPin([1; 32]),
+            }),
+        }
     }
 
     #[tokio::test]
@@ -337,5 +353,33 @@ mod tests {
         };
         tokio::task::yield_now().await;
         assert!(joining.reply.is_none() && !joining.task.is_finished());
+    }
+
+    #[tokio::test]
+    async fn a_join_that_was_ended_and_cannot_be_read_is_a_problem_until_it_is_left() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let mut agent = agent(directory.path()).await;
+        let (ended, _events) = mpsc::channel(1);
+        agent.join_problem = Some(interrupted().into());
+        agent.start_join(None, ended, pending());
+        let path = agent.dir.path("pending.json");
+        std::fs::create_dir(&path).expect("its own directory");
+        let (reply, answer) = oneshot::channel();
+        agent.leave(reply).await;
+        let refused = answer.await.expect("an answer").expect_err("unreadable");
+        assert!(refused.message.contains("pending.json"), "{refused:?}");
+        assert!(matches!(agent.phase, Phase::Unjoined));
+        let problem = agent.join_problem.as_ref().expect("there is one");
+        assert!(problem.problem.why.contains("pending.json"), "{problem:?}");
+
+        std::fs::remove_dir(&path).expect("it is empty");
+        agent
+            .dir
+            .set_pending(&asked())
+            .expect("a writable directory");
+        let (reply, _answer) = oneshot::channel();
+        agent.leave(reply).await;
+        assert_eq!(agent.dir.departing().len(), 1);
+        assert_eq!(agent.join_problem, None);
     }
 }

@@ -14,6 +14,7 @@ use crate::model::time::UnixSeconds;
 use crate::model::{Label, PublicKey};
 use crate::node::api::Reply;
 use crate::node::connections::Confirmation;
+use crate::node::join_problem::JoinProblem;
 use crate::node::joined::{JoinedNode, NodeEvent};
 use crate::node::joining;
 use crate::node::state::StateDir;
@@ -146,7 +147,12 @@ impl Agent {
         let pending = match self.dir.pending() {
             Ok(pending) => pending,
             // A coordinator may have admitted this node, so there may be something to leave.
-            Err(error) => return drop(reply.send(Err(error.into()))),
+            Err(error) => {
+                if self.join_problem.is_none() {
+                    self.join_problem = Some(JoinProblem::unreadable(error.to_string()));
+                }
+                return drop(reply.send(Err(error.into())));
+            }
         };
         let granted = pending.as_ref().is_some_and(|pending| pending.asked);
         if !was_joining && !granted {
@@ -162,6 +168,14 @@ impl Agent {
         {
             let _ = reply.send(Err(error));
             return;
+        }
+        // A problem of the token file stays: with that file, the node tries again to join.
+        if self
+            .join_problem
+            .as_ref()
+            .is_some_and(|held| held.next.is_none())
+        {
+            self.join_problem = None;
         }
         self.departure_sender.wake();
         let dir = self.dir.clone();

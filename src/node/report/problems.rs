@@ -10,6 +10,7 @@ use crate::model::text::listed;
 use crate::node::disk::audit_problem;
 use crate::node::joined::JoinedNode;
 use crate::node::replica::Replica;
+use crate::node::state::ServicesFault;
 use crate::protocol::local::Problem;
 use crate::records::netmap::Netmap;
 
@@ -90,23 +91,23 @@ impl Found {
 /// What each problem of a node is about.
 pub(in crate::node) fn problem_counts(
     node: &JoinedNode,
-    damaged_services: Option<&str>,
+    services_fault: Option<&ServicesFault>,
 ) -> Vec<ProblemKind> {
     let flagged = node.names.zone().load().flagged();
-    let found = found(node, damaged_services, flagged).0;
+    let found = found(node, services_fault, flagged).0;
     found.into_iter().map(|(kind, _)| kind).collect()
 }
 
 pub(super) fn problems(
     node: &JoinedNode,
-    damaged_services: Option<&str>,
+    services_fault: Option<&ServicesFault>,
     flagged: usize,
 ) -> Vec<Problem> {
-    let found = found(node, damaged_services, flagged).0;
+    let found = found(node, services_fault, flagged).0;
     found.into_iter().map(|(_, problem)| problem).collect()
 }
 
-fn found(node: &JoinedNode, damaged_services: Option<&str>, flagged: usize) -> Found {
+fn found(node: &JoinedNode, services_fault: Option<&ServicesFault>, flagged: usize) -> Found {
     let mut problems = Found::default();
     // This problem is the first, because it causes most of the others.
     if node.replica.is_removed() {
@@ -141,16 +142,7 @@ fn found(node: &JoinedNode, damaged_services: Option<&str>, flagged: usize) -> F
         problems.extend(kind, [problem]);
     }
     problems.extend(ProblemKind::Disk, node.disk.lost());
-    if let Some(why) = damaged_services {
-        problems.extend(
-            ProblemKind::Disk,
-            [problem(
-                "the services that were added with `meshctl service add` were lost",
-                why.into(),
-                "add them again with `meshctl service add`",
-            )],
-        );
-    }
+    problems.extend(ProblemKind::Disk, services_fault.map(unknown_services));
     if flagged > 0 {
         problems.extend(ProblemKind::Services, [problem(
             "some names are answered with instances that are not usable",
@@ -190,6 +182,22 @@ fn link_problem(replica: &Replica) -> Option<(ProblemKind, Problem)> {
         "start mesh-coordinator, or check that this host can reach it",
     );
     Some((ProblemKind::Coordinator, away))
+}
+
+/// The problem of services that were added by command and are not known.
+fn unknown_services(fault: &ServicesFault) -> Problem {
+    match fault {
+        ServicesFault::Damaged(why) => problem(
+            "the services that were added with `meshctl service add` were lost",
+            why.clone(),
+            "add them again with `meshctl service add`",
+        ),
+        ServicesFault::Unread(why) => problem(
+            "the services that were added with `meshctl service add` cannot be read",
+            why.clone(),
+            "correct that and restart meshd, before you change these services",
+        ),
+    }
 }
 
 fn problem(what: &str, why: String, fix: &str) -> Problem {

@@ -10,6 +10,7 @@ use crate::model::{Label, PublicKey};
 use crate::node::guests::LastHeard;
 use crate::node::joined::{JoinedNode, standing};
 use crate::node::policy::PolicyInForce;
+use crate::node::state::ServicesFault;
 use crate::os::clock;
 use crate::protocol::local::{
     CoordinatorStatus, DnsStatus, GuestStatus, InterfaceStatus, NodeState, NodeStatus, OutsideName,
@@ -38,7 +39,7 @@ pub(in crate::node) fn bare_status(state: NodeState) -> Status {
 }
 
 /// The status of a joined node.
-pub(in crate::node) fn status(node: &JoinedNode, damaged_services: Option<&str>) -> Status {
+pub(in crate::node) fn status(node: &JoinedNode, services_fault: Option<&ServicesFault>) -> Status {
     let now = Instant::now();
     let zone = node.names.zone().load();
     Status {
@@ -59,7 +60,7 @@ pub(in crate::node) fn status(node: &JoinedNode, damaged_services: Option<&str>)
         routes: routes(node),
         outside: outside(node),
         services: count(node.netmap.services.values(), &node.id()),
-        problems: problems(node, damaged_services, zone.flagged()),
+        problems: problems(node, services_fault, zone.flagged()),
         not_ready: not_ready(node),
         ..bare_status(if node.replica.is_removed() {
             NodeState::Removed

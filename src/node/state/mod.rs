@@ -15,6 +15,8 @@
 //! | `policy.json` | the record of the policy in force | the policy among the records is in force, if this version understands it |
 //! | `spawned.json` | the containers that callers spawned, and whose they are | these containers are removed |
 //! | `services.json` | services added with `meshctl service add`, drains | meshd reports that; the file is kept as `services.json.damaged` |
+//!
+//! A `services.json` that cannot be read stays where it is. Before a change replaces it, it is also kept as `services.json.unread`.
 
 pub(in crate::node) mod calls;
 pub mod departing;
@@ -81,6 +83,15 @@ pub enum StateError {
         /// Why it cannot be used.
         why: String,
     },
+}
+
+/// Why the services that were added by command are not known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ServicesFault {
+    /// Their file cannot be read. It stays where it is, and may be readable at the next start.
+    Unread(String),
+    /// Their file is damaged. It is kept under another name.
+    Damaged(String),
 }
 
 /// The secret keys of a node. `Debug` shows public halves only.
@@ -473,14 +484,19 @@ impl StateDir {
 
     /// The services that were added with `meshctl service add`, and the reason if their file cannot be used.
     #[must_use]
-    pub fn services<T: DeserializeOwned + Default>(&self) -> (T, Option<String>) {
+    pub fn services<T: DeserializeOwned + Default>(&self) -> (T, Option<ServicesFault>) {
         let damage = match self.read("services.json") {
             Ok(None) => return (T::default(), None),
             Ok(Some(text)) => match serde_json::from_slice(&text) {
                 Ok(services) => return (services, None),
                 Err(error) => error.to_string(),
             },
-            Err(error) => error.to_string(),
+            Err(error) => {
+                let link = self.path("services.json.unread");
+                let kept = keep_unread(&self.path("services.json"), &link);
+                let fault = ServicesFault::Unread(format!("{error}; {kept}"));
+                return (T::default(), Some(fault));
+            }
         };
         let aside = self.path("services.json.damaged");
         let kept = match std::fs::rename(self.path("services.json"), &aside) {
@@ -490,7 +506,8 @@ impl StateDir {
                 aside.display()
             ),
         };
-        (T::default(), Some(format!("{damage}; {kept}")))
+        let fault = ServicesFault::Damaged(format!("{damage}; {kept}"));
+        (T::default(), Some(fault))
     }
 
     /// Writes the services that were added with `meshctl service add`.
@@ -576,6 +593,21 @@ impl StateDir {
     }
 }
 
+/// Gives a file that cannot be read a second name, which stays when a change replaces the file. Returns what has become of it.
+fn keep_unread(path: &Path, link: &Path) -> String {
+    let _ = std::fs::remove_file(link);
+    match std::fs::hard_link(path, link) {
+        Ok(()) => format!(
+            "the file stays there until the next change of these services replaces it, and it is also kept as {}",
+            link.display()
+        ),
+        Err(error) => format!(
+            "copy the file now, since the next change of these services replaces it: it cannot be linked to {}: {error}",
+            link.display()
+        ),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -609,9 +641,12 @@ mod tests {
         let (path, aside) = (dir.path("services.json"), dir.path("services.json.damaged"));
         let read = || {
             file::write_atomic(&path, b"{", 0o600).expect("ours");
-            let (services, damage) = dir.services::<BTreeMap<String, String>>();
+            let (services, fault) = dir.services::<BTreeMap<String, String>>();
             assert!(services.is_empty());
-            damage.expect("it is damaged")
+            match fault {
+                Some(ServicesFault::Damaged(why)) => why,
+                other => panic!("{other:?}"),
+            }
         };
         assert!(read().contains("the file is kept as"));
         assert!(!path.exists() && aside.exists());
@@ -619,5 +654,41 @@ mod tests {
         std::fs::create_dir(&aside).expect("ours");
         assert!(read().contains("copy the file now"));
         assert!(path.exists(), "it is where it was");
+    }
+
+    #[test]
+    fn services_that_cannot_be_read_stay_where_they_are_and_a_change_does_not_lose_them() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let parent = tempfile::tempdir().expect("a temporary directory");
+        let dir = StateDir::open(&parent.path().join("state")).expect("a new directory");
+        let (path, kept) = (dir.path("services.json"), dir.path("services.json.unread"));
+        let known = BTreeMap::from([("web".to_owned(), "80".to_owned())]);
+        dir.set_services(&known).expect("ours");
+        let set = |mode| {
+            let mode = std::fs::Permissions::from_mode(mode);
+            std::fs::set_permissions(&path, mode).expect("ours");
+        };
+        let unread = || {
+            let (services, fault) = dir.services::<BTreeMap<String, String>>();
+            assert!(services.is_empty());
+            match fault {
+                Some(ServicesFault::Unread(why)) => why,
+                other => panic!("{other:?}"),
+            }
+        };
+        // A secret file that others can read is not read.
+        set(0o640);
+        for _ in 0..2 {
+            assert!(unread().contains("services.json.unread"));
+        }
+        set(0o600);
+        assert_eq!(dir.services::<BTreeMap<String, String>>(), (known, None));
+        set(0o640);
+        unread();
+        let none = BTreeMap::<String, String>::new();
+        dir.set_services(&none).expect("ours");
+        assert_eq!(dir.services::<BTreeMap<String, String>>(), (none, None));
+        let kept = std::fs::read_to_string(&kept).expect("it is kept");
+        assert!(kept.contains("web"), "{kept}");
     }
 }

@@ -251,6 +251,22 @@ fn a_name_that_containers_of_two_templates_have_names_neither() {
 }
 
 #[test]
+fn an_id_is_found_although_another_container_has_it_as_its_name() {
+    let start = Instant::now();
+    let mine = [granted(template(), token(1))];
+    let ids = [id(1).to_string(), container(1).to_string()];
+    for text in &ids {
+        let mut ledger = Ledger::default();
+        for (n, name) in [(1, None), (2, Some(text.as_str()))] {
+            let entry = ledger.reserve(order(&mine[0], n, name), at(start, 0));
+            let entry = entry.expect("it is permitted");
+            ledger.set_container(&entry.id, container(n));
+        }
+        assert_eq!(ledger.find(&mine, text).map(|e| &e.id), Ok(&id(1)));
+    }
+}
+
+#[test]
 fn names_and_networks_are_those_of_the_template_and_the_owner() {
     let start = Instant::now();
     let (own, other) = (granted(template(), token(1)), granted(template(), token(2)));
