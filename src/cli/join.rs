@@ -70,7 +70,7 @@ pub(super) async fn run(arguments: JoinArguments, globals: &Globals) -> Result<u
     if token.is_empty() {
         return Err(CliError::new(
             ErrorCode::BadRequest,
-            "join: nothing was read; give the whole word that `meshctl token create` printed",
+            "join: the join token is empty; give the whole word that `meshctl token create` printed",
         ));
     }
     JoinToken::parse(&token)

@@ -60,6 +60,11 @@ impl<'de> Deserialize<'de> for HostName {
 /// The reason why a text is no [`ServerAddress`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ServerAddressError {
+    /// There is no text.
+    #[error(
+        "an address cannot be empty; write an IP address such as 10.0.0.5, or a host name such as db.example.net"
+    )]
+    Empty,
     /// It looks like an IP address and is none.
     #[error(
         "`{0}` is not a whole IP address; write one such as 10.0.0.5, or a host name such as db.example.net"
@@ -106,6 +111,9 @@ impl FromStr for ServerAddress {
     type Err = ServerAddressError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.is_empty() {
+            return Err(ServerAddressError::Empty);
+        }
         match text.parse::<IpAddr>() {
             Ok(address) => Ok(Self::At(address.to_canonical())),
             Err(_) => text.parse::<HostName>().map(Self::Named),
