@@ -5,7 +5,7 @@
 //! port is the device that has the namespace id of the container's process and that is a port of the bridge that holds
 //! the container's address.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
@@ -35,7 +35,8 @@ pub(super) struct Port {
 pub(super) struct Ports {
     /// The ports by the container's own address.
     pub(super) found: BTreeMap<IpAddr, Port>,
-    /// The bridges of the wanted state that are not on this machine.
+    /// The bridges of mapped containers that are not on this machine. A bridge without containers may have gone with its network, before
+    /// the engine said so.
     pub(super) absent: Vec<String>,
     /// The tunnel device and the bridges for which IPv4 forwarding is off.
     pub(super) not_forwarding: Vec<String>,
@@ -59,21 +60,16 @@ pub(super) async fn find(
     let links: Vec<LinkMessage> = handle.link().get().execute().try_collect().await?;
     let devices: Vec<Device> = links.iter().map(device).collect();
     let bridge = |name: &str| devices.iter().find(|d| d.name == name).map(|d| d.index);
-    let mut ports = Ports::default();
-    for name in state.bridges.keys() {
-        if bridge(name).is_none() {
-            ports.absent.push(name.clone());
-        }
-    }
+    let mut ports = Ports {
+        absent: absent(state, |name| bridge(name).is_some()),
+        ..Ports::default()
+    };
     let ours = |name: &String| *name == state.interface || state.bridges.contains_key(name);
     let not_forwarding = devices.iter().filter(|d| ours(&d.name) && !d.forwards);
     ports.not_forwarding = not_forwarding.map(|d| d.name.clone()).collect();
     for (container, pid) in state.processes() {
-        let holds = state
-            .subnets()
-            .filter(|(_, net)| net.contains(&container))
-            .max_by_key(|(_, net)| net.prefix_len());
-        let (Some(pid), Some(bridge)) = (pid, holds.and_then(|(name, _)| bridge(name))) else {
+        let holder = holder(state, container);
+        let (Some(pid), Some(bridge)) = (pid, holder.and_then(|name| bridge(name))) else {
             continue;
         };
         let Some(namespace) = namespace_of(handle, pid).await else {
@@ -96,6 +92,21 @@ pub(super) async fn find(
         }
     }
     Ok(ports)
+}
+
+/// The bridge in whose network a container has its address.
+fn holder(state: &FirewallState, container: IpAddr) -> Option<&String> {
+    let holds = state.subnets().filter(|(_, net)| net.contains(&container));
+    let nearest = holds.max_by_key(|(_, net)| net.prefix_len());
+    nearest.map(|(name, _)| name)
+}
+
+/// The bridges of mapped containers for which `is_here` does not hold.
+fn absent(state: &FirewallState, is_here: impl Fn(&str) -> bool) -> Vec<String> {
+    let containers = state.processes();
+    let holders = containers.filter_map(|(container, _)| holder(state, container));
+    let absent: BTreeSet<&String> = holders.filter(|name| !is_here(name)).collect();
+    absent.into_iter().cloned().collect()
 }
 
 /// Sets whether the bridge may send packets back out of the port that they came from.
@@ -161,4 +172,48 @@ async fn namespace_of(handle: &Handle, pid: u32) -> Option<i32> {
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::firewall::{Mapped, Outside};
+
+    #[test]
+    fn a_bridge_is_absent_only_if_it_holds_a_container() {
+        let ip = |text: &str| text.parse::<Ipv4Addr>().expect("a literal");
+        let bridge = |name: &str, net: &str| {
+            let net = net.parse().expect("a literal");
+            (name.to_owned(), vec![net])
+        };
+        let mapped = Mapped {
+            container: ip("172.18.0.2"),
+            pid: Some(7),
+            name: "db".into(),
+            ports: None,
+        };
+        let mut state = FirewallState {
+            interface: "mesh0".into(),
+            prefix: "10.210.0.0/16".parse().expect("a literal"),
+            block: "10.210.1.0/24".parse().expect("a literal"),
+            node: ip("10.210.1.1"),
+            bridges: BTreeMap::from([
+                bridge("docker0", "172.17.0.0/16"),
+                bridge("br-project", "172.18.0.0/16"),
+            ]),
+            mappings: BTreeMap::from([(ip("10.210.1.2"), mapped)]),
+            service_addresses: BTreeMap::new(),
+            native: None,
+            outside: Outside::default(),
+            policy: None,
+            guests: BTreeSet::new(),
+            v6: None,
+        };
+        assert_eq!(absent(&state, |_| false), ["br-project"]);
+        assert!(absent(&state, |name| name == "br-project").is_empty());
+        state.mappings.clear();
+        assert!(absent(&state, |_| false).is_empty());
+    }
 }
