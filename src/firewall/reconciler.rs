@@ -240,11 +240,7 @@ impl<K: Kernel> Work<K> {
                 }
                 sleep(BURST_DELAY).await;
             };
-            let read_rest = Self::read_rest(compared, Instant::now());
-            let requested = async {
-                sleep(read_rest).await;
-                reads.recv().await
-            };
+            let requested = Self::requested(self.notes_packets(), compared, &mut reads);
             let mut asked = None;
             tokio::select! {
                 _ = &mut stop => break,

@@ -87,6 +87,6 @@ fn a_name_of_nothing_is_found() {
     assert!(!exists("hostile::threat_model::a_name_of_nothing"));
     assert!(!exists("hostile::no_module::a_name_of_nothing_is_found"));
     assert!(exists(
-        "records::envelope::tests::a_payload_over_the_bound_is_never_authentic"
+        "records::envelope::tests::a_payload_over_the_bound_is_never_authentic_and_has_no_header"
     ));
 }

@@ -3,6 +3,9 @@
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::sleep;
+
 use super::{MAX_WRITES, READ_INTERVAL, Work};
 use crate::firewall::error::KernelError;
 use crate::firewall::kernel::Kernel;
@@ -10,6 +13,30 @@ use crate::firewall::noted;
 use crate::firewall::ruleset::{TABLE, notes};
 
 impl<K: Kernel> Work<K> {
+    /// Whether rules of the tables note packets.
+    pub(super) fn notes_packets(&self) -> bool {
+        self.applied
+            .tables
+            .values()
+            .any(|(script, _)| notes(script))
+    }
+
+    /// The next request for the packets that the rules noted, once a comparison is due for it. While no rule notes packets, requests are
+    /// answered without one.
+    pub(super) async fn requested(
+        notes_packets: bool,
+        compared: Option<Instant>,
+        reads: &mut mpsc::Receiver<oneshot::Sender<()>>,
+    ) -> Option<oneshot::Sender<()>> {
+        if notes_packets {
+            sleep(Self::read_rest(compared, Instant::now())).await;
+            return reads.recv().await;
+        }
+        loop {
+            let _ = reads.recv().await?.send(());
+        }
+    }
+
     /// How long a request for the packets that the rules noted waits, if the last comparison ended at `compared`.
     pub(super) fn read_rest(compared: Option<Instant>, now: Instant) -> Duration {
         let next = compared.map(|at| at + READ_INTERVAL);
