@@ -269,7 +269,9 @@ fn a_service_outside_with_a_host_name_is_reached_where_the_name_leads_under_the_
     mesh.wait_until("the database answers after a restart", || {
         reached(&mesh) == Some(OTHER.to_string())
     });
-    assert_eq!(addresses(&mesh, 1), [instance]);
+    mesh.wait_until("the name has the same address after the restart", || {
+        addresses(&mesh, 1) == [instance]
+    });
     let ended = mesh.on(
         0,
         &[
