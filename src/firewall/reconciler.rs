@@ -232,6 +232,7 @@ impl<K: Kernel> Work<K> {
         let mut compared = None;
         loop {
             let rest = self.pace.rest(Instant::now());
+            let notes_packets = self.notes_packets();
             let changed_by_others = async {
                 sleep(rest).await;
                 tokio::select! {
@@ -240,7 +241,7 @@ impl<K: Kernel> Work<K> {
                 }
                 sleep(BURST_DELAY).await;
             };
-            let requested = Self::requested(self.notes_packets(), compared, &mut reads);
+            let requested = Self::requested(notes_packets, compared, &mut reads);
             let mut asked = None;
             tokio::select! {
                 _ = &mut stop => break,
