@@ -71,11 +71,22 @@ pub enum ServerAddressError {
     )]
     Neither(String),
     /// It is no host name.
-    #[error(transparent)]
+    #[error("{}", with_example(.0))]
     Host(PublicHostError),
     /// It stands for many names.
-    #[error("`{0}` stands for many names; write the host name of the one server")]
+    #[error(
+        "`{0}` stands for many names; write the host name of the one server, such as db.example.net"
+    )]
     Wildcard(PublicHost),
+}
+
+/// The reason with an example of what is right, unless it has one.
+fn with_example(why: &PublicHostError) -> String {
+    let why = why.to_string();
+    if why.contains("such as") {
+        return why;
+    }
+    format!("{why}; write an IP address such as 10.0.0.5, or a host name such as db.example.net")
 }
 
 /// The address of a server. It is stored and sent as text.
